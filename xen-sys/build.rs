@@ -1,1 +1,104 @@
-fn main(){}
+//! Generates the bindings from the installed Xen headers, for an allow-list of names, so that the generated file stays
+//! small enough to read: `target/<profile>/build/xen-sys-*/out/bindings.rs`.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::exit;
+
+/// pkg-config name and the functions that are used of each library.
+const LIBRARIES: &[(&str, &str)] = &[
+    (
+        "xencontrol",
+        "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
+         |set_memory_map|claim_pages|populate_physmap_exact|hvm_[gs]etcontext)|set_paging_mempool_size\
+         |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy)",
+    ),
+    // Nothing but xc_cpuid_apply_policy, which xenctrl.h declares and libxenguest defines.
+    ("xenguest", ""),
+    (
+        "xengnttab",
+        "xen(gnttab|gntshr)_(open|close|fd|set_max_grants|map_domain_grant_refs|map_grant_ref_notify|unmap\
+                   |share_pages|share_page_notify|unshare)",
+    ),
+    (
+        "xenevtchn",
+        "xenevtchn_(open|close|fd|notify|bind_unbound_port|bind_interdomain|unbind|pending|unmask)",
+    ),
+    ("xenforeignmemory", "xenforeignmemory_(open|close|map|unmap|map_resource|unmap_resource)"),
+    (
+        "xenstore",
+        "xs_(open|close|directory|read|write|mkdir|rm|get_permissions|set_permissions|watch|unwatch|fileno|check_watch\
+         |transaction_start|transaction_end|introduce_domain|release_domain|is_domain_introduced|get_domain_path)",
+    ),
+    ("xentoollog", ""),
+];
+
+const TYPES: &str = "xentoollog_logger|xc_physinfo_t|xc_domaininfo_t|xen_domctl_(createdomain|getdomaininfo)|xen_sysctl_physinfo|xen_arch_domainconfig\
+    |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
+    |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
+
+const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*\
+    |GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
+    |__XEN_LATEST_INTERFACE_VERSION__";
+
+fn main() {
+    println!("cargo::rerun-if-changed=wrapper.h");
+    println!("cargo::rerun-if-changed=build.rs");
+
+    let mut includes = Vec::new();
+    for (name, _) in LIBRARIES {
+        match pkg_config::Config::new().probe(name) {
+            Ok(library) => includes.extend(library.include_paths),
+            Err(_) => fail(&format!(
+                "Xen's library {name} was not found by pkg-config: install the Debian packages libxen-dev and pkg-config"
+            )),
+        }
+    }
+
+    // bindgen panics where it cannot load libclang; a panic's text is no error message.
+    std::panic::set_hook(Box::new(|_| ()));
+    let clang = std::panic::catch_unwind(bindgen::clang_version);
+    let _ = std::panic::take_hook();
+    if clang.is_err() {
+        fail(
+            "bindgen needs libclang: install the Debian package libclang-dev (or point LIBCLANG_PATH at one)",
+        );
+    }
+
+    let functions = LIBRARIES.iter().map(|(_, f)| *f).filter(|f| !f.is_empty()).collect::<Vec<_>>().join("|");
+    let generated = bindgen::Builder::default()
+        .header("wrapper.h")
+        .clang_args(includes.iter().map(|path| format!("-I{}", path.display())))
+        .allowlist_function(functions)
+        .allowlist_type(TYPES)
+        .allowlist_var(CONSTANTS)
+        .opaque_type("xc_xend_cpuid|xc_msr")
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .wrap_unsafe_ops(true)
+        .layout_tests(true)
+        .derive_default(true)
+        .generate_comments(false)
+        .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
+        .generate();
+    match generated {
+        Ok(bindings) => {
+            let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("bindings.rs");
+            if let Err(error) = bindings.write_to_file(&out) {
+                fail(&format!("{} cannot be written: {error}", out.display()));
+            }
+        }
+        Err(error) => fail(&format!(
+            "Xen's headers were not understood ({}): install the Debian package libxen-dev of Xen 4.17",
+            one_line(&error.to_string())
+        )),
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    exit(1)
+}

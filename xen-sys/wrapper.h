@@ -1,0 +1,13 @@
+/* The headers of libxen-dev from which build.rs generates the bindings. */
+#include <xenctrl.h>
+#include <xenevtchn.h>
+#include <xenforeignmemory.h>
+#include <xengnttab.h>
+#include <xenstore.h>
+#include <xentoollog.h>
+#include <xen/grant_table.h>
+#include <xen/hvm/e820.h>
+#include <xen/hvm/params.h>
+#include <xen/hvm/save.h>
+#include <xen/arch-x86/hvm/start_info.h>
+#include <xen/io/libxenvchan.h>

@@ -1,0 +1,247 @@
+//! Domain control: how dom0 makes, fills, inspects and ends domains.
+
+use crate::{DomId, Gfn, Port, Result};
+
+/// What a new domain is given for life (`xen_domctl_createdomain`, xen/include/public/domctl.h). PVH: hardware
+/// virtualisation with nested paging and a local APIC, no device model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CreateDomain {
+    /// The UUID, big-endian.
+    pub uuid: [u8; 16],
+    /// 1 to 128 for PVH.
+    pub max_vcpus: u32,
+    /// The highest event-channel port; libxl's default is 1,023.
+    pub max_event_channel_port: u32,
+    /// Frames of the grant table; `None` for the hypervisor's default (64).
+    pub max_grant_frames: Option<u32>,
+    /// Frames for tracking mapped grants; `None` for the hypervisor's default (1,024).
+    pub max_maptrack_frames: Option<u32>,
+}
+
+/// The HVM parameters that a builder sets (xen/include/public/hvm/params.h).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[allow(missing_docs, reason = "the header's own names")]
+#[repr(u32)]
+pub enum HvmParam {
+    StorePfn = xen_sys::HVM_PARAM_STORE_PFN,
+    StoreEvtchn = xen_sys::HVM_PARAM_STORE_EVTCHN,
+    IoreqPfn = xen_sys::HVM_PARAM_IOREQ_PFN,
+    BufioreqPfn = xen_sys::HVM_PARAM_BUFIOREQ_PFN,
+    TimerMode = xen_sys::HVM_PARAM_TIMER_MODE,
+    IdentPt = xen_sys::HVM_PARAM_IDENT_PT,
+    ConsolePfn = xen_sys::HVM_PARAM_CONSOLE_PFN,
+    ConsoleEvtchn = xen_sys::HVM_PARAM_CONSOLE_EVTCHN,
+    PagingRingPfn = xen_sys::HVM_PARAM_PAGING_RING_PFN,
+    MonitorRingPfn = xen_sys::HVM_PARAM_MONITOR_RING_PFN,
+    SharingRingPfn = xen_sys::HVM_PARAM_SHARING_RING_PFN,
+}
+
+/// What a range of guest-physical memory is (xen/include/public/hvm/e820.h).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum E820Kind {
+    /// Usable memory.
+    Ram = xen_sys::E820_RAM,
+    /// Not for the guest's allocator.
+    Reserved = xen_sys::E820_RESERVED,
+    /// ACPI tables.
+    Acpi = xen_sys::E820_ACPI,
+}
+
+/// A range of the guest's memory map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct E820Entry {
+    /// Guest-physical address of the first byte.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: E820Kind,
+}
+
+/// Why a domain shut down (`SHUTDOWN_*`, xen/include/public/sched.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShutdownReason {
+    /// The guest powered itself off.
+    Poweroff,
+    /// The guest asked to be restarted.
+    Reboot,
+    /// The guest is suspended.
+    Suspend,
+    /// The guest crashed.
+    Crash,
+    /// A watchdog ended it.
+    Watchdog,
+    /// The guest asked for a soft reset.
+    SoftReset,
+    /// A number that this version does not know.
+    Unknown(u8),
+}
+
+impl ShutdownReason {
+    /// From Xen's number.
+    #[must_use]
+    pub fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Poweroff,
+            1 => Self::Reboot,
+            2 => Self::Suspend,
+            3 => Self::Crash,
+            4 => Self::Watchdog,
+            5 => Self::SoftReset,
+            other => Self::Unknown(other),
+        }
+    }
+}
+
+/// What Xen says of a domain (`XEN_DOMCTL_getdomaininfo`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DomainInfo {
+    /// Its id.
+    pub domid: DomId,
+    /// Its UUID, big-endian.
+    pub uuid: [u8; 16],
+    /// Hardware-virtualised (HVM or PVH), not PV.
+    pub hvm: bool,
+    /// Being torn down.
+    pub dying: bool,
+    /// Paused by the toolstack.
+    pub paused: bool,
+    /// All vCPUs wait for events.
+    pub blocked: bool,
+    /// A vCPU runs.
+    pub running: bool,
+    /// It shut down, and why.
+    pub shutdown: Option<ShutdownReason>,
+    /// Pages that it has now.
+    pub pages: u64,
+    /// Pages that it may have.
+    pub max_pages: u64,
+    /// Pages claimed and not yet allocated.
+    pub outstanding_pages: u64,
+    /// Pages shared by memory sharing.
+    pub shared_pages: u64,
+    /// Pages paged out.
+    pub paged_pages: u64,
+    /// CPU time, in nanoseconds.
+    pub cpu_time: u64,
+    /// vCPUs on line.
+    pub online_vcpus: u32,
+    /// The highest vCPU id; `None` before any vCPU was made.
+    pub max_vcpu_id: Option<u32>,
+    /// XSM security id.
+    pub ssidref: u32,
+    /// The CPU pool.
+    pub cpupool: u32,
+}
+
+/// What Xen says of the machine (`XEN_SYSCTL_physinfo`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PhysInfo {
+    /// Hardware threads a core.
+    pub threads_per_core: u32,
+    /// Cores a socket.
+    pub cores_per_socket: u32,
+    /// CPUs on line.
+    pub cpus: u32,
+    /// The highest CPU id.
+    pub max_cpu_id: u32,
+    /// NUMA nodes.
+    pub nodes: u32,
+    /// CPU clock in kHz.
+    pub cpu_khz: u32,
+    /// CPUID words as `xl info` prints them.
+    pub hw_caps: [u32; 8],
+    /// `XEN_SYSCTL_PHYSCAP_*` bits: 0 HVM, 1 PV, 2 direct I/O, 3 HAP, 4 shadow …
+    pub capabilities: u32,
+    /// Memory in pages.
+    pub total_pages: u64,
+    /// Free pages, those still to be scrubbed included.
+    pub free_pages: u64,
+    /// Pages to be scrubbed.
+    pub scrub_pages: u64,
+    /// Pages claimed and not yet allocated.
+    pub outstanding_pages: u64,
+}
+
+impl PhysInfo {
+    /// Whether the machine can run PVH domains: hardware virtualisation and nested paging.
+    #[must_use]
+    pub fn runs_pvh(&self) -> bool {
+        let needed = xen_sys::XEN_SYSCTL_PHYSCAP_hvm | xen_sys::XEN_SYSCTL_PHYSCAP_hap;
+        self.capabilities & needed == needed
+    }
+}
+
+/// What Xen says of itself (`XENVER_*`, xen/include/public/version.h).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct XenVersion {
+    /// Such as 4.
+    pub major: u16,
+    /// Such as 17.
+    pub minor: u16,
+    /// Such as `.4`.
+    pub extra: String,
+    /// Kinds of guests, such as `xen-3.0-x86_64 hvm-3.0-x86_32`.
+    pub capabilities: String,
+    /// The source's revision.
+    pub changeset: String,
+    /// Xen's command line.
+    pub command_line: String,
+    /// Who compiled it, where, with what and when.
+    pub compiler: String,
+    /// Who compiled it.
+    pub compile_by: String,
+    /// Where.
+    pub compile_domain: String,
+    /// When.
+    pub compile_date: String,
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Where the hypervisor's part of the address space begins.
+    pub virt_start: u64,
+}
+
+/// What dom0's toolstack may do with domains. One method is one hypercall of libxenctrl unless it says otherwise.
+pub trait DomainControl: Send + Sync {
+    /// Makes an empty PVH domain, paused, and returns the id that Xen chose.
+    fn create_domain(&self, domain: &CreateDomain) -> Result<DomId>;
+    /// Ends a domain: Xen frees all of it. Returns when that is done.
+    fn destroy(&self, domid: DomId) -> Result<()>;
+    /// Stops a domain's vCPUs; counts, as `unpause` does.
+    fn pause(&self, domid: DomId) -> Result<()>;
+    /// Takes one `pause` back.
+    fn unpause(&self, domid: DomId) -> Result<()>;
+    /// The number of vCPUs; once, before anything runs.
+    fn set_max_vcpus(&self, domid: DomId, vcpus: u32) -> Result<()>;
+    /// The most memory the domain may have, in KiB.
+    fn set_max_mem(&self, domid: DomId, kib: u64) -> Result<()>;
+    /// Memory for the domain's nested page tables, in bytes.
+    fn set_paging_mempool_size(&self, domid: DomId, bytes: u64) -> Result<()>;
+    /// Gives the domain the host's default CPUID and MSR policy for its kind. Five hypercalls (libxenguest).
+    fn apply_default_cpu_policy(&self, domid: DomId) -> Result<()>;
+    /// A port of `domid` to which `remote` may bind.
+    fn alloc_unbound_port(&self, domid: DomId, remote: DomId) -> Result<Port>;
+    /// Sets an HVM parameter.
+    fn set_hvm_param(&self, domid: DomId, param: HvmParam, value: u64) -> Result<()>;
+    /// Reads an HVM parameter.
+    fn hvm_param(&self, domid: DomId, param: HvmParam) -> Result<u64>;
+    /// What the domain gets when it asks for its memory map.
+    fn set_memory_map(&self, domid: DomId, map: &[E820Entry]) -> Result<()>;
+    /// Sets `pages` of host memory aside for the domain, all or none; 0 gives back what was not used.
+    fn claim_pages(&self, domid: DomId, pages: u64) -> Result<()>;
+    /// Puts new memory at each of `gfns`, `1 << order` pages each; all of them or an error.
+    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn]) -> Result<()>;
+    /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).
+    fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>>;
+    /// Loads HVM save records.
+    fn set_hvm_context(&self, domid: DomId, records: &[u8]) -> Result<()>;
+    /// What Xen says of one domain; [`NotFound`](crate::ErrorKind::NotFound) when there is none of that id.
+    fn domain_info(&self, domid: DomId) -> Result<DomainInfo>;
+    /// What Xen says of all domains, by id. One hypercall for each 1,024 domains.
+    fn domains(&self) -> Result<Vec<DomainInfo>>;
+    /// What Xen says of the machine.
+    fn phys_info(&self) -> Result<PhysInfo>;
+    /// What Xen says of itself. Eight hypercalls.
+    fn version(&self) -> Result<XenVersion>;
+}

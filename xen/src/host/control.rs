@@ -1,0 +1,347 @@
+//! Domain control through libxenctrl, and libxenguest for the CPUID policy.
+#![allow(unsafe_code, reason = "calls of the C libraries")]
+
+use super::logger;
+use crate::{
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HvmParam, PhysInfo, Port, Result,
+    ShutdownReason, XenVersion,
+};
+use std::ffi::CStr;
+use std::ptr::{self, NonNull};
+use xen_sys::{self as sys, xc_interface};
+
+pub(super) struct Control(NonNull<xc_interface>);
+
+// SAFETY: the handle is file descriptors, loggers and a lock-protected cache of hypercall buffers; hypercalls are ioctls.
+unsafe impl Send for Control {}
+// SAFETY: as above (the buffer cache is kept by libxencall under a mutex; the last-error field is thread-local).
+unsafe impl Sync for Control {}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // SAFETY: opened by `open`, and not used afterwards.
+        unsafe { sys::xc_interface_close(self.0.as_ptr()) };
+    }
+}
+
+/// Domains that are asked for in one hypercall by [`DomainControl::domains`].
+const DOMAINS_AT_ONCE: usize = 1_024;
+
+impl Control {
+    pub(super) fn open() -> Result<Self> {
+        // SAFETY: the logger lives for ever; no flags.
+        let raw = unsafe { sys::xc_interface_open(logger::silent(), logger::silent(), 0) };
+        NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xc_interface_open", ""))
+    }
+
+    fn handle(&self) -> *mut xc_interface {
+        self.0.as_ptr()
+    }
+
+    /// A string of Xen's version interface.
+    fn version_text<const N: usize>(&self, command: u32) -> Result<String> {
+        let mut text = [0_u8; N];
+        self.version_into(command, text.as_mut_ptr().cast())?;
+        Ok(text_of(&text))
+    }
+
+    /// `out` must be what the header says for `command`.
+    fn version_into(&self, command: u32, out: *mut libc::c_void) -> Result<libc::c_int> {
+        // SAFETY: each caller passes the type that version.h gives for the command.
+        let result = unsafe { sys::xc_version(self.handle(), command as libc::c_int, out) };
+        if result < 0 { Err(Error::last("xc_version", format!("command {command}"))) } else { Ok(result) }
+    }
+}
+
+/// The text before the first NUL.
+fn text_of(bytes: &[u8]) -> String {
+    CStr::from_bytes_until_nul(bytes).map_or_else(
+        |_| String::from_utf8_lossy(bytes).into_owned(),
+        |text| text.to_string_lossy().into_owned(),
+    )
+}
+
+fn bytes_of(chars: &[libc::c_char]) -> Vec<u8> {
+    chars.iter().map(|c| *c as u8).collect()
+}
+
+/// The functions' 0 for success and -1 for failure.
+fn done(result: libc::c_int, call: &'static str, args: impl FnOnce() -> String) -> Result<()> {
+    if result < 0 { Err(Error::last(call, args())) } else { Ok(()) }
+}
+
+fn domain_info(raw: &sys::xen_domctl_getdomaininfo) -> DomainInfo {
+    let flag = |bit: u32| raw.flags & bit != 0;
+    let code = raw.flags >> sys::XEN_DOMINF_shutdownshift & sys::XEN_DOMINF_shutdownmask;
+    DomainInfo {
+        domid: DomId(raw.domain),
+        uuid: raw.handle,
+        hvm: flag(sys::XEN_DOMINF_hvm_guest),
+        dying: flag(sys::XEN_DOMINF_dying),
+        paused: flag(sys::XEN_DOMINF_paused),
+        blocked: flag(sys::XEN_DOMINF_blocked),
+        running: flag(sys::XEN_DOMINF_running),
+        shutdown: flag(sys::XEN_DOMINF_shutdown).then(|| ShutdownReason::from_code(code as u8)),
+        pages: raw.tot_pages,
+        max_pages: raw.max_pages,
+        outstanding_pages: raw.outstanding_pages,
+        shared_pages: raw.shr_pages,
+        paged_pages: raw.paged_pages,
+        cpu_time: raw.cpu_time,
+        online_vcpus: raw.nr_online_vcpus,
+        max_vcpu_id: (raw.max_vcpu_id != u32::MAX).then_some(raw.max_vcpu_id),
+        ssidref: raw.ssidref,
+        cpupool: raw.cpupool,
+    }
+}
+
+impl DomainControl for Control {
+    fn create_domain(&self, domain: &CreateDomain) -> Result<DomId> {
+        // The two limits are signed in the ABI, with -1 for the hypervisor's default.
+        let frames =
+            |limit: Option<u32>| limit.map_or(-1, |frames| i32::try_from(frames).unwrap_or(i32::MAX));
+        let mut config = sys::xen_domctl_createdomain {
+            handle: domain.uuid,
+            flags: sys::XEN_DOMCTL_CDF_hvm | sys::XEN_DOMCTL_CDF_hap,
+            max_vcpus: domain.max_vcpus,
+            max_evtchn_port: domain.max_event_channel_port,
+            max_grant_frames: frames(domain.max_grant_frames),
+            max_maptrack_frames: frames(domain.max_maptrack_frames),
+            // Both versions of the grant table, as libxl allows by default.
+            grant_opts: 2,
+            arch: sys::xen_arch_domainconfig { emulation_flags: sys::XEN_X86_EMU_LAPIC, misc_flags: 0 },
+            ..Default::default()
+        };
+        // 0 asks Xen to choose the id.
+        let mut domid = 0;
+        // SAFETY: both pointers are to live values of the types that the function takes.
+        let result = unsafe { sys::xc_domain_create(self.handle(), &raw mut domid, &raw mut config) };
+        done(result, "xc_domain_create", || format!("{} vCPUs", domain.max_vcpus))?;
+        Ok(DomId(domid as u16))
+    }
+
+    fn destroy(&self, domid: DomId) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_destroy(self.handle(), domid.0.into()) };
+        done(result, "xc_domain_destroy", || format!("domid {domid}"))
+    }
+
+    fn pause(&self, domid: DomId) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_pause(self.handle(), domid.0.into()) };
+        done(result, "xc_domain_pause", || format!("domid {domid}"))
+    }
+
+    fn unpause(&self, domid: DomId) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_unpause(self.handle(), domid.0.into()) };
+        done(result, "xc_domain_unpause", || format!("domid {domid}"))
+    }
+
+    fn set_max_vcpus(&self, domid: DomId, vcpus: u32) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_max_vcpus(self.handle(), domid.0.into(), vcpus) };
+        done(result, "xc_domain_max_vcpus", || format!("domid {domid}, {vcpus} vCPUs"))
+    }
+
+    fn set_max_mem(&self, domid: DomId, kib: u64) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_setmaxmem(self.handle(), domid.0.into(), kib) };
+        done(result, "xc_domain_setmaxmem", || format!("domid {domid}, {kib} KiB"))
+    }
+
+    fn set_paging_mempool_size(&self, domid: DomId, bytes: u64) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_set_paging_mempool_size(self.handle(), domid.0.into(), bytes) };
+        done(result, "xc_set_paging_mempool_size", || format!("domid {domid}, {bytes} bytes"))
+    }
+
+    fn apply_default_cpu_policy(&self, domid: DomId) -> Result<()> {
+        // SAFETY: the null pointers stand for "no featureset, no CPUID edits, no MSR edits", as the function documents.
+        let result = unsafe {
+            sys::xc_cpuid_apply_policy(
+                self.handle(),
+                domid.0.into(),
+                false,
+                ptr::null(),
+                0,
+                true,
+                false,
+                false,
+                ptr::null(),
+                ptr::null(),
+            )
+        };
+        // This function alone returns a negative errno.
+        if result < 0 {
+            return Err(Error::errno("xc_cpuid_apply_policy", format!("domid {domid}"), -result));
+        }
+        Ok(())
+    }
+
+    fn alloc_unbound_port(&self, domid: DomId, remote: DomId) -> Result<Port> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_evtchn_alloc_unbound(self.handle(), domid.0.into(), remote.0.into()) };
+        done(result, "xc_evtchn_alloc_unbound", || format!("domid {domid}, remote {remote}"))?;
+        Ok(Port(result as u32))
+    }
+
+    fn set_hvm_param(&self, domid: DomId, param: HvmParam, value: u64) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_hvm_param_set(self.handle(), domid.0.into(), param as u32, value) };
+        done(result, "xc_hvm_param_set", || format!("domid {domid}, {param:?} = {value:#x}"))
+    }
+
+    fn hvm_param(&self, domid: DomId, param: HvmParam) -> Result<u64> {
+        let mut value = 0;
+        // SAFETY: `value` is live and of the type that the function writes.
+        let result =
+            unsafe { sys::xc_hvm_param_get(self.handle(), domid.0.into(), param as u32, &raw mut value) };
+        done(result, "xc_hvm_param_get", || format!("domid {domid}, {param:?}"))?;
+        Ok(value)
+    }
+
+    fn set_memory_map(&self, domid: DomId, map: &[E820Entry]) -> Result<()> {
+        let mut entries: Vec<sys::e820entry> = map
+            .iter()
+            .map(|entry| sys::e820entry { addr: entry.start, size: entry.size, type_: entry.kind as u32 })
+            .collect();
+        let count = entries.len() as u32;
+        // SAFETY: the function reads `count` entries.
+        let result = unsafe {
+            sys::xc_domain_set_memory_map(self.handle(), domid.0.into(), entries.as_mut_ptr(), count)
+        };
+        done(result, "xc_domain_set_memory_map", || format!("domid {domid}, {count} entries"))
+    }
+
+    fn claim_pages(&self, domid: DomId, pages: u64) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_domain_claim_pages(self.handle(), domid.0.into(), pages) };
+        done(result, "xc_domain_claim_pages", || format!("domid {domid}, {pages} pages"))
+    }
+
+    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn]) -> Result<()> {
+        let mut extents: Vec<sys::xen_pfn_t> = gfns.iter().map(|gfn| gfn.0).collect();
+        // SAFETY: the function reads and writes `extents.len()` frame numbers.
+        let result = unsafe {
+            sys::xc_domain_populate_physmap_exact(
+                self.handle(),
+                domid.0.into(),
+                extents.len() as libc::c_ulong,
+                order,
+                0,
+                extents.as_mut_ptr(),
+            )
+        };
+        done(result, "xc_domain_populate_physmap_exact", || {
+            format!("domid {domid}, {} extents of order {order}", gfns.len())
+        })
+    }
+
+    fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>> {
+        let args = || format!("domid {domid}");
+        // SAFETY: a null buffer asks for the size.
+        let size =
+            unsafe { sys::xc_domain_hvm_getcontext(self.handle(), domid.0.into(), ptr::null_mut(), 0) };
+        done(size, "xc_domain_hvm_getcontext", args)?;
+        let mut records = vec![0; size as usize];
+        // SAFETY: `records` has room for `size` bytes.
+        let used = unsafe {
+            sys::xc_domain_hvm_getcontext(self.handle(), domid.0.into(), records.as_mut_ptr(), size as u32)
+        };
+        done(used, "xc_domain_hvm_getcontext", args)?;
+        records.truncate(used as usize);
+        Ok(records)
+    }
+
+    fn set_hvm_context(&self, domid: DomId, records: &[u8]) -> Result<()> {
+        // SAFETY: the function reads `records.len()` bytes (and writes none, in spite of its type).
+        let result = unsafe {
+            sys::xc_domain_hvm_setcontext(
+                self.handle(),
+                domid.0.into(),
+                records.as_ptr().cast_mut(),
+                records.len() as u32,
+            )
+        };
+        done(result, "xc_domain_hvm_setcontext", || format!("domid {domid}, {} bytes", records.len()))
+    }
+
+    fn domain_info(&self, domid: DomId) -> Result<DomainInfo> {
+        let mut info = sys::xen_domctl_getdomaininfo::default();
+        // SAFETY: room for the one entry that is asked for.
+        let found = unsafe { sys::xc_domain_getinfolist(self.handle(), domid.0.into(), 1, &raw mut info) };
+        let args = || format!("domid {domid}");
+        done(found, "xc_domain_getinfolist", args)?;
+        // The call answers with the first domain from that id on.
+        if found == 0 || info.domain != domid.0 {
+            return Err(Error::errno("xc_domain_getinfolist", args(), libc::ESRCH));
+        }
+        Ok(domain_info(&info))
+    }
+
+    fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let mut domains = Vec::new();
+        let mut first = 0;
+        loop {
+            let mut part = vec![sys::xen_domctl_getdomaininfo::default(); DOMAINS_AT_ONCE];
+            // SAFETY: room for as many entries as are asked for.
+            let found = unsafe {
+                sys::xc_domain_getinfolist(self.handle(), first, DOMAINS_AT_ONCE as u32, part.as_mut_ptr())
+            };
+            done(found, "xc_domain_getinfolist", || format!("from domid {first}"))?;
+            domains.extend(part[..found as usize].iter().map(domain_info));
+            match domains.last() {
+                Some(last) if found as usize == DOMAINS_AT_ONCE => first = u32::from(last.domid.0) + 1,
+                _ => return Ok(domains),
+            }
+        }
+    }
+
+    fn phys_info(&self) -> Result<PhysInfo> {
+        let mut raw = sys::xen_sysctl_physinfo::default();
+        // SAFETY: `raw` is live and of the type that the function writes.
+        let result = unsafe { sys::xc_physinfo(self.handle(), &raw mut raw) };
+        done(result, "xc_physinfo", String::new)?;
+        Ok(PhysInfo {
+            threads_per_core: raw.threads_per_core,
+            cores_per_socket: raw.cores_per_socket,
+            cpus: raw.nr_cpus,
+            max_cpu_id: raw.max_cpu_id,
+            nodes: raw.nr_nodes,
+            cpu_khz: raw.cpu_khz,
+            hw_caps: raw.hw_cap,
+            capabilities: raw.capabilities,
+            total_pages: raw.total_pages,
+            free_pages: raw.free_pages,
+            scrub_pages: raw.scrub_pages,
+            outstanding_pages: raw.outstanding_pages,
+        })
+    }
+
+    fn version(&self) -> Result<XenVersion> {
+        let number = self.version_into(sys::XENVER_version, ptr::null_mut())?;
+        let page_size = self.version_into(sys::XENVER_pagesize, ptr::null_mut())?;
+        let mut compile = sys::xen_compile_info::default();
+        self.version_into(sys::XENVER_compile_info, (&raw mut compile).cast())?;
+        let mut platform = sys::xen_platform_parameters::default();
+        self.version_into(sys::XENVER_platform_parameters, (&raw mut platform).cast())?;
+        Ok(XenVersion {
+            major: (number >> 16) as u16,
+            minor: number as u16,
+            extra: self.version_text::<{ size_of::<sys::xen_extraversion_t>() }>(sys::XENVER_extraversion)?,
+            capabilities: self
+                .version_text::<{ size_of::<sys::xen_capabilities_info_t>() }>(sys::XENVER_capabilities)?,
+            changeset: self
+                .version_text::<{ size_of::<sys::xen_changeset_info_t>() }>(sys::XENVER_changeset)?,
+            command_line: self
+                .version_text::<{ size_of::<sys::xen_commandline_t>() }>(sys::XENVER_commandline)?,
+            compiler: text_of(&bytes_of(&compile.compiler)),
+            compile_by: text_of(&bytes_of(&compile.compile_by)),
+            compile_domain: text_of(&bytes_of(&compile.compile_domain)),
+            compile_date: text_of(&bytes_of(&compile.compile_date)),
+            page_size: page_size as u64,
+            virt_start: platform.virt_start,
+        })
+    }
+}

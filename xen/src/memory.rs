@@ -1,0 +1,406 @@
+//! Memory that another domain can write while we look at it.
+//!
+//! The two rules of such memory stand here, once:
+//!
+//! 1. **It is never a `&[u8]` or `&mut [u8]`.** A reference promises the compiler that nobody else writes; a peer keeps
+//!    no promises. So bytes are copied in and out by volatile accesses, and the few words that both sides use to
+//!    synchronise are atomics. What was copied out is private, and only that is looked at ("read once, check, use").
+//! 2. **It lives as long as the [`Mapping`].** The mapping owns what keeps the pages mapped and gives it up when it is
+//!    dropped.
+#![allow(unsafe_code, reason = "the one place where shared pages are touched")]
+
+use crate::{PAGE_SIZE, Result, error::Error};
+use rustix::mm::{self, MapFlags, ProtFlags};
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
+
+/// What a mapping may be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reading; a write is refused by the processor.
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+impl Access {
+    /// The C libraries' `PROT_*`.
+    pub(crate) fn prot(self) -> libc::c_int {
+        match self {
+            Self::ReadOnly => libc::PROT_READ,
+            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+/// What unmaps the pages when it is dropped.
+pub(crate) trait Owner: Send + Sync {}
+
+/// A run of pages that somebody else may write at the same time.
+///
+/// All offsets are bytes from the first page's start. They are the caller's own: a method panics, as indexing does,
+/// when an offset lies outside; a value that a peer chose is to be checked before it becomes an offset.
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    access: Access,
+    _owner: Box<dyn Owner>,
+}
+
+// SAFETY: a mapping is an address that stays valid until `_owner` (itself Send) is dropped, from any thread.
+unsafe impl Send for Mapping {}
+// SAFETY: every access through `&self` is volatile or atomic, as memory that others write concurrently demands anyway;
+// the thread on the other side may as well be one of ours.
+unsafe impl Sync for Mapping {}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("len", &self.len)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Mapping {
+    /// Takes charge of `len` bytes at `base`.
+    ///
+    /// # Safety
+    /// `base` is page-aligned and `len` bytes from it stay mapped for `access` until `owner` is dropped.
+    pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, access: Access, owner: Box<dyn Owner>) -> Self {
+        debug_assert!(base.as_ptr().addr().is_multiple_of(PAGE_SIZE));
+        Self { base, len, access, _owner: owner }
+    }
+
+    /// Bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a mapping has at least a page")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What it may be used for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The byte at `offset`, for synchronisation.
+    ///
+    /// # Panics
+    /// When `offset` lies outside, or the mapping is read-only.
+    #[must_use]
+    pub fn atomic_u8(&self, offset: usize) -> &AtomicU8 {
+        let at = self.word(offset, 1);
+        // SAFETY: `word` checked bounds, alignment and write access; an atomic is the one reference that allows others
+        // to write, and the mapping outlives the borrow of self.
+        unsafe { AtomicU8::from_ptr(at) }
+    }
+
+    /// The 16-bit word at `offset`, for synchronisation.
+    ///
+    /// # Panics
+    /// When the word lies outside or is not aligned, or the mapping is read-only.
+    #[must_use]
+    pub fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
+        let at = self.word(offset, 2);
+        // SAFETY: as in `atomic_u8`.
+        unsafe { AtomicU16::from_ptr(at.cast()) }
+    }
+
+    /// The 32-bit word at `offset`, for synchronisation.
+    ///
+    /// # Panics
+    /// When the word lies outside or is not aligned, or the mapping is read-only.
+    #[must_use]
+    pub fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
+        let at = self.word(offset, 4);
+        // SAFETY: as in `atomic_u8`.
+        unsafe { AtomicU32::from_ptr(at.cast()) }
+    }
+
+    /// Copies `bytes` to `offset`. A reader may see them arrive in any order until a release store tells it of them.
+    ///
+    /// # Panics
+    /// When they do not fit, or the mapping is read-only.
+    pub fn copy_from(&self, offset: usize, bytes: &[u8]) {
+        assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
+        self.check(offset, bytes.len());
+        // SAFETY: `check` put the whole range inside the mapping, which is writable; `bytes` is private memory.
+        unsafe { store_volatile(self.base.as_ptr().add(offset), bytes) }
+    }
+
+    /// Copies bytes from `offset` out to `bytes`: each is read once.
+    ///
+    /// # Panics
+    /// When the range lies outside.
+    pub fn copy_to(&self, offset: usize, bytes: &mut [u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: `check` put the whole range inside the mapping; `bytes` is private memory.
+        unsafe { load_volatile(self.base.as_ptr().add(offset), bytes) }
+    }
+
+    /// Sets `len` bytes from `offset` to 0.
+    ///
+    /// # Panics
+    /// When the range lies outside, or the mapping is read-only.
+    pub fn zero(&self, offset: usize, len: usize) {
+        const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(PAGE_SIZE);
+            self.copy_from(offset + done, &ZEROS[..part]);
+            done += part;
+        }
+    }
+
+    /// The memory as a slice, for a builder that fills it.
+    ///
+    /// # Safety
+    /// Until the borrow ends nobody else reads or writes these pages: they belong to a domain that has never run, and
+    /// no other mapping of them exists. Never for pages that a running domain can reach.
+    ///
+    /// # Panics
+    /// When the mapping is read-only.
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
+        // SAFETY: base and len describe memory mapped for writing as long as self; exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
+    }
+
+    fn word(&self, offset: usize, size: usize) -> *mut u8 {
+        assert_eq!(self.access, Access::ReadWrite, "a synchronising word in a read-only mapping");
+        assert!(offset.is_multiple_of(size), "offset {offset} is not aligned to {size}");
+        self.check(offset, size);
+        // SAFETY: `check` put the offset inside the mapping.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    fn check(&self, offset: usize, len: usize) {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "{len} bytes at {offset} of a mapping of {} bytes",
+            self.len
+        );
+    }
+}
+
+/// Copies `from` to shared memory at `to`: 8 bytes at a time where `to` is aligned.
+///
+/// # Safety
+/// `from.len()` bytes at `to` are mapped for writing.
+unsafe fn store_volatile(to: *mut u8, from: &[u8]) {
+    let head = to.align_offset(8).min(from.len());
+    let (first, rest) = from.split_at(head);
+    let (words, last) = rest.as_chunks::<8>();
+    let middle = to.wrapping_add(head);
+    let end = middle.wrapping_add(words.len() * 8);
+    for (i, byte) in first.iter().enumerate() {
+        // SAFETY: i < head <= from.len().
+        unsafe { to.add(i).write_volatile(*byte) }
+    }
+    for (i, word) in words.iter().enumerate() {
+        // SAFETY: aligned to 8 by `head`; the 8 bytes end at or before head + words.len() * 8 <= from.len().
+        unsafe { middle.cast::<u64>().add(i).write_volatile(u64::from_ne_bytes(*word)) }
+    }
+    for (i, byte) in last.iter().enumerate() {
+        // SAFETY: the last bytes begin where the words end and are as many as `from` has left.
+        unsafe { end.add(i).write_volatile(*byte) }
+    }
+}
+
+/// Copies shared memory at `from` to `to`: 8 bytes at a time where `from` is aligned.
+///
+/// # Safety
+/// `to.len()` bytes at `from` are mapped for reading.
+unsafe fn load_volatile(from: *const u8, to: &mut [u8]) {
+    let head = from.align_offset(8).min(to.len());
+    let (first, rest) = to.split_at_mut(head);
+    let (words, last) = rest.as_chunks_mut::<8>();
+    let middle = from.wrapping_add(head);
+    let end = middle.wrapping_add(words.len() * 8);
+    for (i, byte) in first.iter_mut().enumerate() {
+        // SAFETY: i < head <= to.len().
+        *byte = unsafe { from.add(i).read_volatile() };
+    }
+    for (i, word) in words.iter_mut().enumerate() {
+        // SAFETY: aligned to 8 by `head`; the 8 bytes end at or before head + words.len() * 8 <= to.len().
+        *word = unsafe { middle.cast::<u64>().add(i).read_volatile() }.to_ne_bytes();
+    }
+    for (i, byte) in last.iter_mut().enumerate() {
+        // SAFETY: the last bytes begin where the words end and are as many as `to` has left.
+        *byte = unsafe { end.add(i).read_volatile() };
+    }
+}
+
+/// Page frames in a memory file: what the mock hands out in place of machine memory. Sparse: a frame that nobody wrote
+/// takes no memory and reads as zeros.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    file: OwnedFd,
+    frames: u64,
+}
+
+impl Frames {
+    /// Room for `frames` frames, numbered from 0.
+    pub(crate) fn new(frames: u64) -> Result<Self> {
+        let call =
+            |error: rustix::io::Errno| Error::new("memfd_create", format!("{frames} frames"), error.into());
+        let file = rustix::fs::memfd_create("xen-mock", rustix::fs::MemfdFlags::CLOEXEC).map_err(call)?;
+        rustix::fs::ftruncate(&file, frames * PAGE_SIZE as u64).map_err(call)?;
+        Ok(Self { file, frames })
+    }
+
+    /// Maps `frames`, contiguously and in that order; `release` is dropped after the pages were unmapped.
+    pub(crate) fn map(
+        self: &Arc<Self>,
+        frames: &[u64],
+        access: Access,
+        release: Box<dyn Owner>,
+    ) -> Result<Mapping> {
+        let call =
+            |errno: rustix::io::Errno| Error::new("mmap", format!("{} frames", frames.len()), errno.into());
+        if frames.is_empty() || frames.iter().any(|frame| *frame >= self.frames) {
+            return Err(call(rustix::io::Errno::INVAL));
+        }
+        let len = frames.len() * PAGE_SIZE;
+        // SAFETY: a new anonymous mapping where the kernel likes; it replaces nothing.
+        let base =
+            unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE) }
+                .map_err(call)?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| call(rustix::io::Errno::NOMEM))?;
+        // From here on the reservation is owned, and unmapped also when a step below fails.
+        let owner = Reservation { base, len, frames: Arc::clone(self), _release: release };
+        let mut at = 0;
+        while at < frames.len() {
+            let run = frames[at..].windows(2).take_while(|pair| pair[1] == pair[0] + 1).count() + 1;
+            let mut prot = ProtFlags::READ;
+            if access == Access::ReadWrite {
+                prot |= ProtFlags::WRITE;
+            }
+            // SAFETY: MAP_FIXED over a part of the reservation just made, which nobody else knows of.
+            unsafe {
+                mm::mmap(
+                    base.as_ptr().add(at * PAGE_SIZE).cast(),
+                    run * PAGE_SIZE,
+                    prot,
+                    MapFlags::SHARED | MapFlags::FIXED,
+                    owner.frames.file.as_fd(),
+                    frames[at] * PAGE_SIZE as u64,
+                )
+            }
+            .map_err(call)?;
+            at += run;
+        }
+        // SAFETY: `len` bytes at the page-aligned `base` are mapped for `access` until `owner` unmaps them.
+        Ok(unsafe { Mapping::new(base, len, access, Box::new(owner)) })
+    }
+
+    /// Makes a frame read as zeros again.
+    pub(crate) fn discard(&self, frame: u64) {
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        // A frame of a memory file can always be punched; were it not, the next owner would be told by its own zeroing.
+        let _ = rustix::fs::fallocate(&self.file, flags, frame * PAGE_SIZE as u64, PAGE_SIZE as u64);
+    }
+}
+
+struct Reservation {
+    base: NonNull<u8>,
+    len: usize,
+    frames: Arc<Frames>,
+    _release: Box<dyn Owner>,
+}
+
+// SAFETY: an address range that this value alone unmaps; which thread does it makes no difference.
+unsafe impl Send for Reservation {}
+// SAFETY: nothing of it can be reached through a shared reference.
+unsafe impl Sync for Reservation {}
+impl Owner for Reservation {}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `Frames::map`, and the `Mapping` that gave access to it is being dropped.
+        let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nothing;
+    impl Owner for Nothing {}
+
+    fn pages(frames: &[u64], access: Access) -> (Arc<Frames>, Mapping) {
+        let pool = Arc::new(Frames::new(16).unwrap());
+        let mapping = pool.map(frames, access, Box::new(Nothing)).unwrap();
+        (pool, mapping)
+    }
+
+    #[test]
+    fn bytes_come_back_from_every_alignment_and_length() {
+        let (_pool, mapping) = pages(&[3, 4], Access::ReadWrite);
+        let pattern: Vec<u8> = (0..97).map(|i| i as u8 ^ 0x5a).collect();
+        for offset in (0..24).chain(PAGE_SIZE - 40..PAGE_SIZE + 8) {
+            for len in 0..pattern.len() {
+                mapping.zero(offset.saturating_sub(8), 128);
+                mapping.copy_from(offset, &pattern[..len]);
+                let mut back = vec![0; len + 1];
+                mapping.copy_to(offset, &mut back);
+                assert_eq!(back[..len], pattern[..len]);
+                assert_eq!(back[len], 0, "nothing is written past the end");
+            }
+        }
+    }
+
+    #[test]
+    fn frames_are_mapped_in_the_order_given() {
+        let (pool, mapping) = pages(&[5, 2, 3], Access::ReadWrite);
+        for (i, frame) in [5_u64, 2, 3].into_iter().enumerate() {
+            mapping.copy_from(i * PAGE_SIZE, &[frame as u8]);
+        }
+        for frame in [2_u64, 3, 5] {
+            let single = pool.map(&[frame], Access::ReadOnly, Box::new(Nothing)).unwrap();
+            let mut byte = [0];
+            single.copy_to(0, &mut byte);
+            assert_eq!(u64::from(byte[0]), frame);
+        }
+        pool.discard(5);
+        let mut byte = [1];
+        mapping.copy_to(0, &mut byte);
+        assert_eq!(byte[0], 0);
+    }
+
+    #[test]
+    fn frames_outside_the_pool_are_refused() {
+        let pool = Arc::new(Frames::new(16).unwrap());
+        for frames in [&[][..], &[16], &[0, u64::MAX]] {
+            assert!(pool.map(frames, Access::ReadOnly, Box::new(Nothing)).is_err());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "2 bytes at 4095 of a mapping of 4096 bytes")]
+    fn an_offset_outside_panics() {
+        pages(&[0], Access::ReadWrite).1.copy_from(PAGE_SIZE - 1, &[0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "write to a read-only mapping")]
+    fn writing_to_a_read_only_mapping_panics() {
+        pages(&[0], Access::ReadOnly).1.copy_from(0, &[0]);
+    }
+
+    #[test]
+    fn atomics_are_seen_through_another_mapping_of_the_page() {
+        let (pool, mapping) = pages(&[7], Access::ReadWrite);
+        let other = pool.map(&[7], Access::ReadWrite, Box::new(Nothing)).unwrap();
+        mapping.atomic_u32(8).store(0xdead_beef, std::sync::atomic::Ordering::Release);
+        assert_eq!(other.atomic_u32(8).load(std::sync::atomic::Ordering::Acquire), 0xdead_beef);
+        assert_eq!(other.atomic_u8(8).load(std::sync::atomic::Ordering::Relaxed), 0xef);
+        assert_eq!(other.atomic_u16(10).load(std::sync::atomic::Ordering::Relaxed), 0xdead);
+    }
+}
