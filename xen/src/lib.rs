@@ -34,7 +34,7 @@ mod grant;
 pub mod host;
 mod id;
 mod memory;
-//MOCK
+pub mod mock;
 mod store;
 
 pub use control::{
