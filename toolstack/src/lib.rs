@@ -1,1 +1,3 @@
-//! toolstack
+//! Builds Xen domains from kernels and NixOS closures, without libxl.
+
+pub mod image;
