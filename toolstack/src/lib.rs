@@ -1,3 +1,9 @@
 //! Builds Xen domains from kernels and NixOS closures, without libxl.
 
+pub mod boot;
 pub mod image;
+pub mod qubes;
+pub mod store;
+mod userdata;
+
+pub use userdata::UserData;
