@@ -258,15 +258,19 @@ impl Qubes {
         if !kinds.is_empty() {
             return Err(QubeError::ForeignDevices { domid, kinds: kinds.join(", ") });
         }
+        self.end(domid, qube.uuid())
+    }
+
+    /// Ends a domain without further questions, and removes all that was made for it.
+    pub(crate) fn end(&self, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
         match self.control.destroy(domid) {
             Ok(()) => {}
             // Gone between being found and now: what is left of it is removed all the same.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        store::remove(&*self.store, domid, qube.uuid(), self.daemon_domid("xenconsoled")?)?;
-        self.userdata.remove(domid, qube.uuid())?;
-        Ok(())
+        store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?)?;
+        self.userdata.remove(domid, uuid)
     }
 
     /// Where `xenstored` or `xenconsoled` runs; dom0 unless it says otherwise.
