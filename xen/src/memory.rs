@@ -299,6 +299,26 @@ impl Frames {
         Ok(unsafe { Mapping::new(base, len, access, Box::new(owner)) })
     }
 
+    /// Bytes from `address` on, counted from frame 0; what lies beyond the last frame is left out.
+    pub(crate) fn read(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut done = 0;
+        while done < len {
+            match rustix::io::pread(&self.file, &mut bytes[done..], address + done as u64) {
+                Ok(0) | Err(_) => break,
+                Ok(part) => done += part,
+            }
+        }
+        bytes.truncate(done);
+        bytes
+    }
+
+    /// Sets one byte of a frame to 0, as the kernel does when a page with an unmap notification goes.
+    pub(crate) fn clear_byte(&self, frame: u64, offset: u16) {
+        // Within the file by construction of `frame`; a write of one byte into memory does not fail.
+        let _ = rustix::io::pwrite(&self.file, &[0], frame * PAGE_SIZE as u64 + u64::from(offset));
+    }
+
     /// Makes a frame read as zeros again.
     pub(crate) fn discard(&self, frame: u64) {
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
