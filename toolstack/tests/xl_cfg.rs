@@ -1,5 +1,7 @@
 //! What is an `xl.cfg`, and what it says: the same as libxlutil answers, for texts chosen and random.
 
+#![allow(clippy::unwrap_used, reason = "what fails in here fails the test")]
+
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
