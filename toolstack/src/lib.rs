@@ -1,6 +1,7 @@
 //! Builds Xen domains from kernels and NixOS closures, without libxl.
 
 pub mod boot;
+pub mod config;
 pub mod create;
 pub mod image;
 pub mod qubes;
