@@ -210,25 +210,41 @@ impl Qubes {
     /// # Errors
     /// [`QubeError::Timeout`], or what Xen or xenstored says.
     pub fn wait_for_shutdown(&self, qube: &Qube, limit: Option<Duration>) -> Result<(), QubeError> {
+        let gone =
+            self.watched("@releaseDomain", limit, || match self.control.domain_info(qube.info.domid) {
+                Ok(info) if info.shutdown.is_none() && !info.dying && info.uuid == qube.info.uuid => Ok(None),
+                Ok(_) => Ok(Some(())),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),
+                Err(error) => Err(error.into()),
+            })?;
+        gone.ok_or(QubeError::Timeout { domid: qube.info.domid, waited: limit.unwrap_or_default() })
+    }
+
+    /// Asks `question` whenever the watch on `path` fires, until it has an answer; `None` after `limit`.
+    fn watched<T>(
+        &self,
+        path: &str,
+        limit: Option<Duration>,
+        mut question: impl FnMut() -> Result<Option<T>, QubeError>,
+    ) -> Result<Option<T>, QubeError> {
+        const TOKEN: &str = "nxl";
         let begun = Instant::now();
-        self.store.watch("@releaseDomain", "shutdown")?;
-        let result = loop {
-            match self.control.domain_info(qube.info.domid) {
-                Ok(info) if info.shutdown.is_none() && !info.dying && info.uuid == qube.info.uuid => {}
-                Ok(_) => break Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => break Ok(()),
-                Err(error) => break Err(error.into()),
+        self.store.watch(path, TOKEN)?;
+        let answer = loop {
+            match question() {
+                Ok(None) => {}
+                answer => break answer,
             }
             let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
             if left == Some(Duration::ZERO) {
-                break Err(QubeError::Timeout { domid: qube.info.domid, waited: begun.elapsed() });
+                break Ok(None);
             }
             if let Err(error) = self.wait_for_watch(left) {
                 break Err(error);
             }
         };
-        self.store.unwatch("@releaseDomain", "shutdown")?;
-        result
+        self.store.unwatch(path, TOKEN)?;
+        answer
     }
 
     /// Waits until a watch fires, at most `limit`, and takes all events that are there.
@@ -279,13 +295,18 @@ impl Qubes {
         Ok(domid.and_then(|text| text.trim().parse().ok()).map_or(DomId::DOM0, DomId))
     }
 
-    /// The pseudo-terminal on which xenconsoled offers a domain's console; `None` while it does not.
+    /// The pseudo-terminal on which xenconsoled offers a domain's console, which for a new domain takes it a moment:
+    /// `None` when there is none after `limit`, or the domain is gone.
     ///
     /// # Errors
     /// What xenstored says.
-    pub fn console_tty(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
-        let tty = self.read(&format!("{}/console/tty", home(qube.info.domid)))?;
-        Ok(tty.filter(|tty| !tty.is_empty()))
+    pub fn wait_for_console(&self, qube: &Qube, limit: Duration) -> Result<Option<String>, QubeError> {
+        let path = format!("{}/console/tty", home(qube.info.domid));
+        self.watched(&path, Some(limit), || match self.read(&path)? {
+            Some(tty) if tty.is_empty() => Ok(None),
+            found => Ok(Some(found)),
+        })
+        .map(Option::flatten)
     }
 
     /// The configuration that was stored when the domain was made, in libxl's JSON.

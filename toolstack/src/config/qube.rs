@@ -252,6 +252,12 @@ impl TimerMode {
         ("no_missed_ticks_pending", Self::NoMissedTicksPending),
         ("one_missed_tick_pending", Self::OneMissedTickPending),
     ];
+
+    /// libxl's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
 }
 
 /// Everything that one has to know to make a PVH qube.
