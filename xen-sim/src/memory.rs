@@ -108,14 +108,7 @@ impl Area {
             // SAFETY: replaces a piece of the reservation above, which nobody else knows of; the lengths add up to its
             // size.
             unsafe {
-                mmap(
-                    address,
-                    length,
-                    protection,
-                    MapFlags::SHARED | MapFlags::FIXED,
-                    part.file,
-                    offset,
-                )?;
+                mmap(address, length, protection, MapFlags::SHARED | MapFlags::FIXED, part.file, offset)?;
             }
             address = address.wrapping_byte_add(length);
         }

@@ -13,12 +13,14 @@ use crate::wire::Domid;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::io::Write as _;
 use std::{env, fs, io};
 
 /// The folder of the simulated host.
@@ -93,7 +95,8 @@ impl Door {
     /// Connects to the host, and starts it when there is none.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
+        let lock =
+            fs::OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE))?;
         retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))?;
         let lock = Some(lock.into());
         let folder = open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -219,9 +222,9 @@ fn settle_down(dir: &Path) -> io::Result<()> {
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)?;
     let limit = match env::var(GRANT_LIMIT) {
-        Ok(text) => text
-            .parse()
-            .map_err(|_| io::Error::other(format!("{GRANT_LIMIT} is {text:?}: it must be a number of pages")))?,
+        Ok(text) => text.parse().map_err(|_| {
+            io::Error::other(format!("{GRANT_LIMIT} is {text:?}: it must be a number of pages"))
+        })?,
         Err(_) => host::DEFAULT_GRANT_LIMIT,
     };
     host::serve(dir, listener, limit)

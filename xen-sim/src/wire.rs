@@ -84,55 +84,121 @@ pub(crate) struct Run {
 pub(crate) enum Request {
     /// First request on a connection. `Done` for grants; for events with three descriptors (slot table, ports to read,
     /// ports to write); for the store with one (readable while a watch event waits).
-    Open { domid: Domid, role: Role },
+    Open {
+        domid: Domid,
+        role: Role,
+    },
     /// Last request: everything that the handle holds is given back before the reply.
     Close,
 
     /// Grants zeroed pages to a domain. `Shared`, with one descriptor: the memory.
-    Share { grantee: Domid, count: u32, writable: bool, notify: Notify },
+    Share {
+        grantee: Domid,
+        count: u32,
+        writable: bool,
+        notify: Notify,
+    },
     /// Maps granted pages. `Mapped`, with descriptors.
-    Map { refs: Vec<(Domid, Gref)>, writable: bool, notify: Notify },
+    Map {
+        refs: Vec<(Domid, Gref)>,
+        writable: bool,
+        notify: Notify,
+    },
     /// Undoes a `Share` or a `Map`.
-    Release { id: u64 },
+    Release {
+        id: u64,
+    },
 
     /// `Bound`.
-    BindUnbound { remote: Domid },
+    BindUnbound {
+        remote: Domid,
+    },
     /// `Bound`.
-    BindInterdomain { remote: Domid, port: Port },
+    BindInterdomain {
+        remote: Domid,
+        port: Port,
+    },
     /// `Bound`.
-    BindVirq { virq: u32 },
-    Unbind { port: Port },
+    BindVirq {
+        virq: u32,
+    },
+    Unbind {
+        port: Port,
+    },
     /// Who hears when this port notifies. `Peer`, with one descriptor: the other side's ports to write.
-    Peer { port: Port },
+    Peer {
+        port: Port,
+    },
     /// From now on this handle may bind ports with that domain alone.
-    Restrict { domid: Domid },
+    Restrict {
+        domid: Domid,
+    },
 
     /// `transaction` 0 is none.
-    Store { transaction: u32, request: StoreRequest },
+    Store {
+        transaction: u32,
+        request: StoreRequest,
+    },
 }
 
 /// What a process asks xenstore for (xen/io/xs_wire.h, docs/misc/xenstore.txt).
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum StoreRequest {
-    Read { path: String },
-    Write { path: String, value: Vec<u8> },
-    Mkdir { path: String },
-    Remove { path: String },
-    List { path: String },
-    Permissions { path: String },
-    SetPermissions { path: String, permissions: Vec<Permission> },
+    Read {
+        path: String,
+    },
+    Write {
+        path: String,
+        value: Vec<u8>,
+    },
+    Mkdir {
+        path: String,
+    },
+    Remove {
+        path: String,
+    },
+    List {
+        path: String,
+    },
+    Permissions {
+        path: String,
+    },
+    SetPermissions {
+        path: String,
+        permissions: Vec<Permission>,
+    },
     Begin,
-    End { commit: bool },
-    Watch { path: String, token: Vec<u8> },
+    End {
+        commit: bool,
+    },
+    Watch {
+        path: String,
+        token: Vec<u8>,
+    },
     /// With `forget`, events of this watch that nobody fetched yet are dropped.
-    Unwatch { path: String, token: Vec<u8>, forget: bool },
+    Unwatch {
+        path: String,
+        token: Vec<u8>,
+        forget: bool,
+    },
     /// The next watch event. `Event`, or EAGAIN.
     NextEvent,
-    Introduce { domid: Domid },
-    Release { domid: Domid },
-    Resume { domid: Domid },
-    SetTarget { domid: Domid, target: Domid },
-    IsIntroduced { domid: Domid },
+    Introduce {
+        domid: Domid,
+    },
+    Release {
+        domid: Domid,
+    },
+    Resume {
+        domid: Domid,
+    },
+    SetTarget {
+        domid: Domid,
+        target: Domid,
+    },
+    IsIntroduced {
+        domid: Domid,
+    },
 }
 
 /// What the host answers.
@@ -204,7 +270,8 @@ pub(crate) fn receive<M: DeserializeOwned>(
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let received = retry_on_intr(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(&mut *buffer)], &mut control, flags).map(|message| message.bytes)
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut *buffer)], &mut control, flags)
+            .map(|message| message.bytes)
     })?;
     let fds = control
         .drain()

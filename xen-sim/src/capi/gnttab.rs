@@ -43,7 +43,8 @@ unsafe fn share(
     writable: c_int,
     notify: Notify,
 ) -> Result<*mut c_void, Errno> {
-    let count = u32::try_from(count).ok().filter(|count| *count > 0 && !refs.is_null()).ok_or(Errno::INVAL)?;
+    let count =
+        u32::try_from(count).ok().filter(|count| *count > 0 && !refs.is_null()).ok_or(Errno::INVAL)?;
     let (address, first) = handle.share(domid(grantee)?, count, writable != 0, notify)?;
     for index in 0..count {
         // SAFETY: not null, and room for `count` references is the caller's word.
@@ -247,7 +248,11 @@ unsafe extern "C" fn xengntshr_unshare(xgs: *mut GrantHandle, start: *mut c_void
 /// # Safety
 /// Any argument is fine.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn xengnttab_grant_copy(_xgt: *mut GrantHandle, _count: u32, _segments: *mut c_void) -> c_int {
+unsafe extern "C" fn xengnttab_grant_copy(
+    _xgt: *mut GrantHandle,
+    _count: u32,
+    _segments: *mut c_void,
+) -> c_int {
     done(|| Err(Errno::NOTTY))
 }
 
@@ -272,7 +277,11 @@ unsafe extern "C" fn xengnttab_dmabuf_exp_from_refs(
 /// # Safety
 /// Any argument is fine.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn xengnttab_dmabuf_exp_wait_released(_xgt: *mut GrantHandle, _fd: u32, _wait_ms: u32) -> c_int {
+unsafe extern "C" fn xengnttab_dmabuf_exp_wait_released(
+    _xgt: *mut GrantHandle,
+    _fd: u32,
+    _wait_ms: u32,
+) -> c_int {
     done(|| Err(Errno::NOTTY))
 }
 

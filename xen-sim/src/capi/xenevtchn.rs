@@ -75,7 +75,11 @@ unsafe extern "C" fn xenevtchn_bind_unbound_port(xce: *mut EventHandle, remote: 
 /// # Safety
 /// `xce` is null or open.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn xenevtchn_bind_interdomain(xce: *mut EventHandle, remote: u32, remote_port: Port) -> c_int {
+unsafe extern "C" fn xenevtchn_bind_interdomain(
+    xce: *mut EventHandle,
+    remote: u32,
+    remote_port: Port,
+) -> c_int {
     // SAFETY: the caller's word.
     call(-1, || port(unsafe { open(xce) }?.bind_interdomain(domid(remote)?, remote_port)?))
 }

@@ -345,7 +345,12 @@ unsafe extern "C" fn xs_transaction_end(h: *mut StoreHandle, t: Transaction, abo
 /// # Safety
 /// `h` is null or open.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn xs_introduce_domain(h: *mut StoreHandle, domid: c_uint, _mfn: c_ulong, port: c_uint) -> bool {
+unsafe extern "C" fn xs_introduce_domain(
+    h: *mut StoreHandle,
+    domid: c_uint,
+    _mfn: c_ulong,
+    port: c_uint,
+) -> bool {
     worked(|| {
         if port == 0 {
             return Err(Errno::INVAL);

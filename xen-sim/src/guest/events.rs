@@ -104,7 +104,9 @@ impl EventHandle {
         // A new peer: the first event to it.
         let mut bound = self.bound.write();
         let local = bound.get_mut(&port).ok_or(Errno::NOTCONN)?;
-        let (Reply::Peer(peer), fds) = self.link.ask(&Request::Peer { port })? else { return Err(Errno::PROTO) };
+        let (Reply::Peer(peer), fds) = self.link.ask(&Request::Peer { port })? else {
+            return Err(Errno::PROTO);
+        };
         local.peer = peer.zip(fds.into_iter().next()).map(|((slot, port), ports)| Peer { slot, port, ports });
         local.peer.as_ref().map_or(Ok(()), |peer| self.raise(peer))
     }

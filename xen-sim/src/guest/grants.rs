@@ -179,7 +179,12 @@ struct Held<'a> {
 
 impl Held<'_> {
     fn keep(mut self, kind: Kind, count: usize) -> Pages {
-        Pages { link: Arc::clone(self.link), ids: std::mem::take(&mut self.ids), kind, mapped: vec![true; count] }
+        Pages {
+            link: Arc::clone(self.link),
+            ids: std::mem::take(&mut self.ids),
+            kind,
+            mapped: vec![true; count],
+        }
     }
 }
 

@@ -36,12 +36,16 @@ impl Link {
         {
             return Ok(opened);
         }
-        Door::open(&place.dir).map_err(|error| error.to_string()).and_then(|door| {
-            Self::enter(door, &place, role).map_err(|error| format!("it does not answer ({error}), see host.log there"))
-        }).map_err(|error| {
-            complain(&format!("no host in {}: {error}", place.dir.display()));
-            Errno::NODEV
-        })
+        Door::open(&place.dir)
+            .map_err(|error| error.to_string())
+            .and_then(|door| {
+                Self::enter(door, &place, role)
+                    .map_err(|error| format!("it does not answer ({error}), see host.log there"))
+            })
+            .map_err(|error| {
+                complain(&format!("no host in {}: {error}", place.dir.display()));
+                Errno::NODEV
+            })
     }
 
     fn enter(door: Door, place: &Place, role: Role) -> Result<(Self, Vec<OwnedFd>), Errno> {

@@ -105,13 +105,7 @@ impl Mapped {
 
 impl GrantTable {
     pub(super) fn new(limit: u32) -> Self {
-        Self {
-            limit,
-            granters: HashMap::new(),
-            entries: HashMap::new(),
-            held: HashMap::new(),
-            next_id: 1,
-        }
+        Self { limit, granters: HashMap::new(), entries: HashMap::new(), held: HashMap::new(), next_id: 1 }
     }
 
     fn hold(&mut self, held: Held) -> u64 {
@@ -225,7 +219,8 @@ impl GrantTable {
 
     /// Undoes all that was done through a handle; in the order in which it was done, as the kernel walks its list.
     pub(super) fn release_all(&mut self, by: ConnectionId) -> Vec<PortKey> {
-        let mut ids: Vec<u64> = self.held.iter().filter(|(_, held)| held.by == by).map(|(id, _)| *id).collect();
+        let mut ids: Vec<u64> =
+            self.held.iter().filter(|(_, held)| held.by == by).map(|(id, _)| *id).collect();
         ids.sort_unstable();
         ids.into_iter().filter_map(|id| self.release(by, id).ok().flatten()).collect()
     }
@@ -292,8 +287,9 @@ mod tests {
     fn consecutive_pages_come_in_one_piece() {
         let mut table = GrantTable::new(16);
         let (a, b) = (share(&mut table, 4, true), share(&mut table, 2, true));
-        let refs: Vec<_> =
-            [a.first, a.first + 1, a.first + 2, b.first, b.first + 1, a.first + 3].map(|gref| (1, gref)).into();
+        let refs: Vec<_> = [a.first, a.first + 1, a.first + 2, b.first, b.first + 1, a.first + 3]
+            .map(|gref| (1, gref))
+            .into();
         let mapped = table.map(CLIENT, 2, &refs, true, OnUnmap::default()).unwrap();
         let run = |file, page, count| Run { file, page, count };
         assert_eq!(mapped.runs, [run(0, 0, 3), run(1, 0, 2), run(0, 3, 1)]);
@@ -304,12 +300,15 @@ mod tests {
     fn a_domain_grants_no_more_pages_than_its_limit() {
         let mut table = GrantTable::new(4);
         let three = share(&mut table, 3, true);
-        let mut more = |table: &mut GrantTable, count| table.share(SERVER, 1, 2, count, true, OnUnmap::default());
+        let more = |table: &mut GrantTable, count| table.share(SERVER, 1, 2, count, true, OnUnmap::default());
         assert_eq!(more(&mut table, 2).unwrap_err(), Errno::NOSPC);
         assert_eq!(more(&mut table, u32::MAX).unwrap_err(), Errno::NOSPC);
         assert_eq!(more(&mut table, 0).unwrap_err(), Errno::INVAL);
         more(&mut table, 1).unwrap();
-        assert!(table.share(SERVER, 9, 2, 4, true, OnUnmap::default()).is_ok(), "the limit is a domain's own");
+        assert!(
+            table.share(SERVER, 9, 2, 4, true, OnUnmap::default()).is_ok(),
+            "the limit is a domain's own"
+        );
         table.release(SERVER, three.id).unwrap();
         more(&mut table, 3).unwrap();
     }

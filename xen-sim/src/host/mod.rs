@@ -244,7 +244,10 @@ impl Tables {
             StoreRequest::Unwatch { path, token, forget: true } => {
                 let about = |event: &store::Event| {
                     event.token == token
-                        && event.path.strip_prefix(&path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                        && event
+                            .path
+                            .strip_prefix(&path)
+                            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
                 };
                 waiting.retain(|event| !about(event));
                 settle(waiting, readable);
@@ -273,7 +276,8 @@ impl Tables {
 /// Makes the descriptor readable exactly while there are events.
 fn settle(waiting: &VecDeque<store::Event>, readable: &OwnedFd) {
     // Neither can block, and a counter that is 0 already is what reading it is for.
-    let _ = if waiting.is_empty() { read(readable, &mut [0; 8]) } else { write(readable, &1u64.to_ne_bytes()) };
+    let _ =
+        if waiting.is_empty() { read(readable, &mut [0; 8]) } else { write(readable, &1u64.to_ne_bytes()) };
 }
 
 /// The process' state.
@@ -327,7 +331,9 @@ impl Host {
         loop {
             let patience = self.connections.is_empty().then_some(&LINGER);
             events.clear();
-            retry_on_intr(|| epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience))?;
+            retry_on_intr(|| {
+                epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience)
+            })?;
             if events.is_empty() && self.connections.is_empty() && self.leave()? {
                 return Ok(());
             }
@@ -363,11 +369,13 @@ impl Host {
 
     /// False: nobody was there.
     fn accept(&mut self) -> io::Result<bool> {
-        let socket = match retry_on_intr(|| accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)) {
-            Ok(socket) => socket,
-            Err(Errno::AGAIN | Errno::CONNABORTED) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
+        let socket =
+            match retry_on_intr(|| accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK))
+            {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN | Errno::CONNABORTED) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
         let id = self.next_connection;
         self.next_connection += 1;
         epoll::add(&self.epoll, &socket, EventData::new_u64(id), EventFlags::IN)?;

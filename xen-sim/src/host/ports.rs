@@ -209,7 +209,8 @@ impl Ports {
     /// # Errors
     /// `NOTCONN`: the handle has not bound it.
     pub(super) fn unbind(&mut self, handle: ConnectionId, key: PortKey) -> Result<(), Errno> {
-        let entry = self.ports.get_mut(&key).filter(|entry| entry.handle == Some(handle)).ok_or(Errno::NOTCONN)?;
+        let entry =
+            self.ports.get_mut(&key).filter(|entry| entry.handle == Some(handle)).ok_or(Errno::NOTCONN)?;
         entry.handle = None;
         self.close_unused(key);
         Ok(())
@@ -225,7 +226,9 @@ impl Ports {
             .map(|(key, _)| *key)
             .collect();
         for key in own {
-            if !clean && let Some(Binding::Interdomain(peer)) = self.ports.get(&key).map(|entry| entry.binding) {
+            if !clean
+                && let Some(Binding::Interdomain(peer)) = self.ports.get(&key).map(|entry| entry.binding)
+            {
                 let slot = self.ports.get(&peer).and_then(|entry| self.table.slot(entry.slot.index));
                 if slot.is_some_and(|slot| !slot.is_idle()) {
                     self.deliver(peer);
@@ -263,7 +266,8 @@ impl Ports {
     /// # Errors
     /// `NOTCONN`: the handle has not bound it.
     pub(super) fn peer(&self, handle: ConnectionId, key: PortKey) -> Result<Option<Peer>, Errno> {
-        let entry = self.ports.get(&key).filter(|entry| entry.handle == Some(handle)).ok_or(Errno::NOTCONN)?;
+        let entry =
+            self.ports.get(&key).filter(|entry| entry.handle == Some(handle)).ok_or(Errno::NOTCONN)?;
         let Binding::Interdomain(peer) = entry.binding else { return Ok(None) };
         Ok(self.ports.get(&peer).map(|theirs| Peer {
             slot: theirs.slot,

@@ -17,8 +17,8 @@ pub(super) fn save(store: &Store) -> String {
 pub(super) fn load(text: &str) -> Result<Store, String> {
     let mut store = Store::new();
     for (number, line) in (1..).zip(text.lines()) {
-        let restored = parse(line)
-            .and_then(|(path, permissions, value)| store.restore(path, permissions, value).ok());
+        let restored =
+            parse(line).and_then(|(path, permissions, value)| store.restore(path, permissions, value).ok());
         restored.ok_or_else(|| format!("line {number} describes no node: {line}"))?;
     }
     Ok(store)
@@ -103,7 +103,13 @@ mod tests {
             Permission { domid: 2, read: true, write: true },
             Permission { domid: 3, read: true, write: false },
         ];
-        store.request(caller, 0, StoreRequest::SetPermissions { path: path(), permissions: permissions.clone() }).unwrap();
+        store
+            .request(
+                caller,
+                0,
+                StoreRequest::SetPermissions { path: path(), permissions: permissions.clone() },
+            )
+            .unwrap();
 
         let text = save(&store);
         assert!(text.contains("\n/local/domain/1/domid n0,r1 \"1\"\n"), "{text}");

@@ -360,12 +360,8 @@ impl View<'_> {
 
 impl Store {
     pub(super) fn new() -> Self {
-        let root = Node {
-            value: Vec::new(),
-            permissions: vec![only(0)],
-            children: BTreeSet::new(),
-            generation: 0,
-        };
+        let root =
+            Node { value: Vec::new(), permissions: vec![only(0)], children: BTreeSet::new(), generation: 0 };
         Self {
             nodes: BTreeMap::from([("/".to_owned(), Rc::new(root))]),
             generation: 1,
@@ -430,7 +426,11 @@ impl Store {
         let wanted = [
             (home.clone(), mine.clone(), Vec::new()),
             (child(&home, "data"), mine, Vec::new()),
-            (domid_node.clone(), if domid == 0 { vec![only(0)] } else { told }, domid.to_string().into_bytes()),
+            (
+                domid_node.clone(),
+                if domid == 0 { vec![only(0)] } else { told },
+                domid.to_string().into_bytes(),
+            ),
         ];
         // As dom0 it cannot fail.
         let mut changes = Changes::default();
@@ -501,7 +501,9 @@ impl Store {
             StoreRequest::Begin => self.begin(caller, transaction).map(Reply::Transaction),
             StoreRequest::End { commit } => self.end(caller, transaction, commit).map(|()| Reply::Done),
             StoreRequest::Watch { path, token } => self.watch(caller, path, token).map(|()| Reply::Done),
-            StoreRequest::Unwatch { path, token, .. } => self.unwatch(caller, path, &token).map(|()| Reply::Done),
+            StoreRequest::Unwatch { path, token, .. } => {
+                self.unwatch(caller, path, &token).map(|()| Reply::Done)
+            }
             StoreRequest::IsIntroduced { domid: asked } => {
                 Ok(Reply::Truth(asked == DOMID_FIRST_RESERVED || self.is_introduced(asked)))
             }
@@ -559,8 +561,7 @@ impl Store {
     ) -> Result<T, Errno> {
         let Self { nodes, targets, transactions, .. } = self;
         if transaction != 0 {
-            let (_, changes) =
-                transactions.get_mut(&(caller.connection, transaction)).ok_or(Errno::NOENT)?;
+            let (_, changes) = transactions.get_mut(&(caller.connection, transaction)).ok_or(Errno::NOENT)?;
             return work(&mut View { nodes, targets, changes, domid: caller.domid });
         }
         let mut changes = Changes::default();
@@ -627,8 +628,11 @@ impl Store {
 
     /// Whether a watcher may hear of a node: it may read it, or might before, or may read the parent.
     fn may_hear(&self, domid: Domid, path: &str, before: Option<&Node>) -> bool {
-        let candidates =
-            [before, self.nodes.get(path).map(|node| &**node), self.nodes.get(parent(path)).map(|node| &**node)];
+        let candidates = [
+            before,
+            self.nodes.get(path).map(|node| &**node),
+            self.nodes.get(parent(path)).map(|node| &**node),
+        ];
         let readable = |node: &Node| rights(&self.targets, domid, &node.permissions).read;
         candidates.into_iter().flatten().any(readable)
     }
@@ -837,7 +841,11 @@ mod tests {
         assert_eq!(rig.read(2, 0, path), Err(Errno::ACCESS));
         assert_eq!(rig.write(2, 0, path, "x"), Err(Errno::ACCESS));
         assert_eq!(rig.remove(2, 0, path), Err(Errno::ACCESS));
-        assert_eq!(rig.read(2, 0, "/local/domain/1/data/absent"), Err(Errno::ACCESS), "nor is told what is not there");
+        assert_eq!(
+            rig.read(2, 0, "/local/domain/1/data/absent"),
+            Err(Errno::ACCESS),
+            "nor is told what is not there"
+        );
         assert_eq!(rig.read(0, 0, path).unwrap(), b"s");
         assert_eq!(rig.write(2, 0, "/local/domain/1/data/mine", "x"), Err(Errno::ACCESS));
         assert_eq!(rig.write(2, 0, "/elsewhere", "x"), Err(Errno::ACCESS));
@@ -862,7 +870,11 @@ mod tests {
         assert_eq!(rig.permissions(0, "/local/domain/1/data/from-2"), inherited);
         assert_eq!(rig.permissions(0, "/local/domain/1/data/from-2/deep"), inherited);
         rig.write(0, 0, "/local/domain/1/data/from-0", "x").unwrap();
-        assert_eq!(rig.permissions(0, "/local/domain/1/data/from-0"), [only(1), writer(2)], "dom0 gives it away");
+        assert_eq!(
+            rig.permissions(0, "/local/domain/1/data/from-0"),
+            [only(1), writer(2)],
+            "dom0 gives it away"
+        );
     }
 
     #[test]
@@ -947,7 +959,7 @@ mod tests {
     #[test]
     fn a_domain_has_its_share_of_nodes_bytes_and_watches() {
         let mut rig = rig();
-        let mut made = 0;
+        let mut made: usize = 0;
         let refused = loop {
             match rig.write(1, 0, &format!("data/{}/{}", made / 200, made % 200), "") {
                 Ok(()) => made += 1,
@@ -974,7 +986,11 @@ mod tests {
         rig.watch(1, "/local/domain/1/data", "u").unwrap();
         rig.events();
         rig.write(1, 0, "data/a/b", "x").unwrap();
-        assert_eq!(rig.events(), ["1 data/a/b t", "1 /local/domain/1/data/a/b u"], "named as it was asked for");
+        assert_eq!(
+            rig.events(),
+            ["1 data/a/b t", "1 /local/domain/1/data/a/b u"],
+            "named as it was asked for"
+        );
         rig.write(1, 0, "database", "x").unwrap();
         assert_eq!(rig.events(), [""; 0], "not below");
         rig.unwatch(1, "data", "t").unwrap();
