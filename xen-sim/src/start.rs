@@ -103,8 +103,10 @@ impl Door {
         let socket = match dial(&folder) {
             Ok(socket) => socket,
             Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                start(dir, listener(&folder, dir)?)?;
-                dial(&folder)?
+                let listener = listener(&folder, dir)?;
+                let socket = dial(&folder)?;
+                start(dir, listener)?;
+                socket
             }
             Err(error) => return Err(error.into()),
         };
