@@ -16,9 +16,11 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs, io};
@@ -146,8 +148,9 @@ fn start(dir: &Path, listener: OwnedFd) -> io::Result<()> {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join(LOG_FILE))?;
     let mut command = Command::new("/bin/sh");
     command
-        .arg("-c")
-        .arg("echo xensim: this shell should have become the host >&2; exit 1")
+        .arg0("xensim-host")
+        .args(["-c", "echo xensim: this shell should have become the host >&2; exit 1"])
+        .arg(dir)
         .current_dir("/")
         .env_clear()
         .env("LD_PRELOAD", own_path()?)
@@ -216,13 +219,16 @@ extern "C" fn become_host() {
 
 fn settle_down(dir: &Path) -> io::Result<()> {
     // A session of its own: Ctrl-C is for the program that came first.
-    rustix::process::setsid()?;
+    setsid()?;
     // What the program left open across exec, a pipe to whoever waits for its output for example, is not the host's to
     // keep open.
     // SAFETY: the process has opened nothing yet but its standard descriptors: nobody owns one of those from 3 on.
     unsafe { libc::close_range(3, u32::MAX, 0) };
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)?;
+    // Each end of a channel takes a dozen descriptors here: as many as the machine allows.
+    let most = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: most.maximum, ..most })?;
     let limit = match env::var(GRANT_LIMIT) {
         Ok(text) => text.parse().map_err(|_| {
             io::Error::other(format!("{GRANT_LIMIT} is {text:?}: it must be a number of pages"))

@@ -38,6 +38,9 @@ const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// Pages that one domain may grant at a time unless `XENSIM_GRANT_LIMIT` says otherwise: gntalloc's default.
 pub(crate) const DEFAULT_GRANT_LIMIT: u32 = 1024;
 
+/// "The domain that asks" (xen/xen.h).
+const DOMID_SELF: Domid = DOMID_FIRST_RESERVED;
+
 /// What a connection is to be used for; nothing until its first request.
 #[derive(Debug)]
 enum Purpose {
@@ -186,13 +189,16 @@ impl Tables {
             _ => Ok(()),
         };
         let bound = |(port, slot)| Reply::Bound { port, slot }.into();
+        let meant = |remote| if remote == DOMID_SELF { domid } else { remote };
         match request {
             Request::BindUnbound { remote } => {
                 allowed(Some(remote))?;
+                let remote = meant(remote);
                 self.ports.bind_unbound(id, bell, domid, remote).map(bound)
             }
             Request::BindInterdomain { remote, port } => {
                 allowed(Some(remote))?;
+                let remote = meant(remote);
                 if !self.store.is_introduced(remote) {
                     return Err(Errno::SRCH);
                 }

@@ -5,7 +5,7 @@
 
 use super::ConnectionId;
 use crate::memory::{SLOTS, SlotTable};
-use crate::wire::{DOMID_FIRST_RESERVED, Domid, Port, SlotId};
+use crate::wire::{Domid, Port, SlotId};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, write};
@@ -21,8 +21,6 @@ pub(super) type PortKey = (Domid, Port);
 const PORTS_PER_DOMAIN: usize = 1023;
 /// Virtual interrupts: `NR_VIRQS` (xen/xen.h).
 const NR_VIRQS: u32 = 24;
-/// `DOMID_SELF` (xen/xen.h).
-const DOMID_SELF: Domid = DOMID_FIRST_RESERVED;
 
 /// The pipe that carries port numbers, 4 bytes each in native order, to the handle that bound them.
 ///
@@ -151,7 +149,6 @@ impl Ports {
         domid: Domid,
         remote: Domid,
     ) -> Result<(Port, SlotId), Errno> {
-        let remote = if remote == DOMID_SELF { domid } else { remote };
         self.open(handle, bell, domid, Binding::Unbound(remote))
     }
 

@@ -4,7 +4,7 @@
 //! for a node that it may not know about. A request outside of a transaction is a transaction of its own here, so there
 //! is one way in which the tree changes.
 
-use super::ConnectionId;
+use super::{ConnectionId, DOMID_SELF};
 use crate::wire::{DOMID_FIRST_RESERVED, Domid, Permission, Reply, StoreRequest};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -505,7 +505,7 @@ impl Store {
                 self.unwatch(caller, path, &token).map(|()| Reply::Done)
             }
             StoreRequest::IsIntroduced { domid: asked } => {
-                Ok(Reply::Truth(asked == DOMID_FIRST_RESERVED || self.is_introduced(asked)))
+                Ok(Reply::Truth(asked == DOMID_SELF || self.is_introduced(asked)))
             }
             StoreRequest::Introduce { domid: new } => {
                 self.privileged(caller)?;

@@ -451,6 +451,8 @@ static void binding_follows_xen(void)
     FAILS(xenevtchn_notify(one, local) == -1, ENOTCONN);
     FAILS(xenevtchn_notify(three, port) == -1, ENOTCONN);
     FAILS(xenevtchn_unbind(two, port) == -1, ENOTCONN);
+    CHECK((port = xenevtchn_bind_unbound_port(one, DOMID_SELF)) > 0);
+    CHECK(xenevtchn_bind_interdomain(one, DOMID_SELF, port) > 0);
     CHECK(xenevtchn_bind_virq(one, 3) > 0);
     FAILS(xenevtchn_bind_virq(one, 3) == -1, EEXIST);
     FAILS(xenevtchn_bind_virq(one, 24) == -1, EINVAL);
@@ -891,6 +893,13 @@ int main(int argc, char **argv)
                 return 0;
             }
         }
+    }
+    if (argc == 3 && !strcmp(argv[1], "limit_is")) {
+        uint32_t refs[4096];
+        int limit = atoi(argv[2]);
+        FAILS(!xengntshr_share_pages(sharer(1), 2, limit + 1, refs, 1), ENOSPC);
+        CHECK(xengntshr_share_pages(sharer(1), 2, limit, refs, 1));
+        return 0;
     }
     if (argc == 3 && !strcmp(argv[1], "count_to")) {
         count_to(atoi(argv[2]));

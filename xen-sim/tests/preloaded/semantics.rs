@@ -52,6 +52,20 @@ fn processes_count_together_in_transactions() {
 }
 
 #[test]
+fn the_grant_limit_is_the_environments() {
+    let sim = Sim::new("limit");
+    let mut command = sim.command(1, &program("semantics"));
+    command.args(["limit_is", "2000"]).env("XENSIM_GRANT_LIMIT", "2000");
+    assert!(command.status().unwrap().success());
+    let wrong = Sim::new("wrong-limit");
+    let mut command = wrong.command(1, &program("semantics"));
+    command.args(["print", "domid"]).env("XENSIM_GRANT_LIMIT", "many");
+    assert!(stderr_of(command).1.contains("see host.log there"));
+    let log = fs::read_to_string(wrong.dir().join("host.log")).unwrap();
+    assert!(log.contains("XENSIM_GRANT_LIMIT is \"many\": it must be a number of pages"), "{log}");
+}
+
+#[test]
 fn the_store_outlives_its_host() {
     let sim = Sim::new("persistent");
     let program = program("semantics");
