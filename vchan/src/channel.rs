@@ -526,3 +526,6 @@ impl Read for Channel {
         self.receiver.read(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,12 +230,16 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::Ordering::SeqCst;
 
-    /// Both ends of both rings, with all indices at `start`.
+    /// Who fills a ring, and who empties it.
+    type Pair = (Producer<Arc<Pages>>, Consumer<Arc<Pages>>);
+
+    /// Both ends of both rings.
     struct Ends {
         shared: Shared,
-        rings: [(Producer<Arc<Pages>>, Consumer<Arc<Pages>>); 2],
+        rings: [Pair; 2],
     }
 
+    /// With all indices at `start`.
     fn ends(left_min: usize, right_min: usize, start: u32) -> Ends {
         let shared = shared(left_min, right_min);
         let orders =

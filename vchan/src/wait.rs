@@ -261,3 +261,161 @@ impl Deadline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use xen::mock::Machine;
+    use xen::{DomId, Platform};
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(20);
+
+    struct Ends {
+        machine: Machine,
+        near: Waiter,
+        far: BoundPort,
+    }
+
+    fn ends() -> Ends {
+        let machine = Machine::new();
+        let near = machine.domain(DomId(1)).event_channels().unwrap();
+        let port = near.bind_unbound(DomId(2)).unwrap();
+        let far = machine.domain(DomId(2)).event_channels().unwrap();
+        let far_port = far.bind_interdomain(DomId(1), port).unwrap();
+        let near = Waiter::new(BoundPort::new(near, port));
+        machine.reset_counts();
+        Ends { machine, near, far: BoundPort::new(far, far_port) }
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + SHORT)
+    }
+
+    fn late() -> Option<Instant> {
+        Some(Instant::now() + LONG)
+    }
+
+    #[test]
+    fn an_event_ends_a_sleep_and_is_taken() {
+        let Ends { near, far, .. } = ends();
+        let ticket = near.ticket();
+        assert_eq!(near.sleep(ticket, soon()).unwrap(), Woken::TimedOut);
+        far.notify().unwrap();
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look);
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look, "since the ticket there was one");
+        assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut);
+        far.notify().unwrap();
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look, "the port was unmasked");
+    }
+
+    #[test]
+    fn an_event_that_another_thread_took_since_the_ticket_prevents_the_sleep() {
+        let Ends { near, far, machine } = ends();
+        let ticket = near.ticket();
+        far.notify().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look));
+        });
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look);
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 1, "it was taken once");
+    }
+
+    #[test]
+    fn one_event_wakes_both_sleepers() {
+        let Ends { near, far, machine } = ends();
+        thread::scope(|scope| {
+            let ticket = near.ticket();
+            let near = &near;
+            let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(ticket, late()).unwrap()));
+            thread::sleep(SHORT);
+            far.notify().unwrap();
+            for sleeper in sleepers {
+                assert_eq!(sleeper.join().unwrap(), Woken::Look);
+            }
+        });
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 1, "one slept on the descriptor for both");
+    }
+
+    #[test]
+    fn the_follower_leads_when_the_leader_leaves() {
+        let Ends { near, far, .. } = ends();
+        thread::scope(|scope| {
+            let (near, ticket) = (&near, near.ticket());
+            let leader =
+                scope.spawn(move || near.sleep(near.ticket(), Some(Instant::now() + 2 * SHORT)).unwrap());
+            thread::sleep(SHORT);
+            let follower = scope.spawn(move || near.sleep(ticket, late()).unwrap());
+            assert_eq!(leader.join().unwrap(), Woken::TimedOut);
+            far.notify().unwrap();
+            assert_eq!(follower.join().unwrap(), Woken::Look);
+        });
+    }
+
+    #[test]
+    fn a_follower_gives_up_in_time() {
+        let Ends { near, far, .. } = ends();
+        thread::scope(|scope| {
+            let leader = scope.spawn(|| near.sleep(near.ticket(), late()).unwrap());
+            thread::sleep(SHORT);
+            let begin = Instant::now();
+            assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut);
+            assert!(begin.elapsed() < LONG / 2);
+            far.notify().unwrap();
+            assert_eq!(leader.join().unwrap(), Woken::Look);
+        });
+    }
+
+    #[test]
+    fn draining_takes_what_is_there_and_does_not_sleep() {
+        let Ends { near, far, machine } = ends();
+        near.drain().unwrap();
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 0);
+        let ticket = near.ticket();
+        far.notify().unwrap();
+        near.drain().unwrap();
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look, "it was counted");
+        assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut, "and taken");
+    }
+
+    #[test]
+    fn an_interruption_wakes_both_sleepers_and_lasts() {
+        let Ends { near, far, .. } = ends();
+        near.allow_interruption().unwrap();
+        near.allow_interruption().unwrap();
+        thread::scope(|scope| {
+            let near = &near;
+            let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(near.ticket(), late()).unwrap()));
+            thread::sleep(SHORT);
+            near.interrupt();
+            for sleeper in sleepers {
+                assert_eq!(sleeper.join().unwrap(), Woken::Look);
+            }
+        });
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
+        drop(far);
+    }
+
+    #[test]
+    fn a_leader_that_fails_says_so_and_lets_the_next_one_try() {
+        let Ends { near, far, machine } = ends();
+        far.notify().unwrap();
+        machine.fail(Some("xenevtchn_pending"), 0, ErrorKind::Other);
+        assert!(matches!(near.sleep(near.ticket(), late()), Err(Error::Xen(_))));
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
+    }
+
+    #[test]
+    fn a_deadline_counts_from_the_first_wait() {
+        let mut deadline = Deadline::new(Some(SHORT));
+        thread::sleep(SHORT);
+        deadline.passed().unwrap();
+        thread::sleep(SHORT);
+        assert!(matches!(deadline.passed(), Err(Error::TimedOut(SHORT))));
+        for mut deadline in [Deadline::new(None), Deadline::new(Some(Duration::MAX))] {
+            assert_eq!(deadline.at(), None);
+            deadline.passed().unwrap();
+        }
+    }
+}
