@@ -62,6 +62,38 @@ fn both_directions_at_once_through_every_pair_of_rings() {
 }
 
 #[test]
+fn the_control_page_is_libxenvchans_byte_for_byte() {
+    for (read_min, write_min, left, right) in SIZES {
+        let host = Host::new();
+        let listener = host.listen(&sizes(read_min, write_min));
+        let page = host.control_page();
+        // What libxenvchan's init_gnt_srv leaves there: the header, the references, zeros.
+        let mut expected = vec![0; 16];
+        expected.extend([left, right].iter().flat_map(|order: &u16| order.to_le_bytes()));
+        expected.extend([2, 1, 1, 0]);
+        let own_pages: usize = [left, right].iter().map(|order| (1_usize << order) >> 12).sum();
+        // The mock hands out references from 8 on, in the order in which the pages are shared.
+        expected.extend((8..).take(own_pages).flat_map(|gref: u32| gref.to_le_bytes()));
+        expected.resize(4096, 0);
+        let mut bytes = vec![0; 4096];
+        page.copy_to(0, &mut bytes);
+        assert_eq!(bytes, expected, "for {read_min}, {write_min}");
+
+        let client = host.connect();
+        // The client is there, and asks to be told of bytes.
+        (expected[20], expected[23]) = (1, 1);
+        page.copy_to(0, &mut bytes);
+        assert_eq!(bytes, expected, "for {read_min}, {write_min}");
+        drop(client);
+        expected[20] = 0;
+        drop(listener);
+        expected[21] = 0;
+        page.copy_to(0, &mut bytes);
+        assert_eq!(bytes, expected, "for {read_min}, {write_min}");
+    }
+}
+
+#[test]
 fn set_up_and_close_leave_nothing_behind() {
     let host = Host::new();
     host.server.xenstore().unwrap().mkdir(Transaction::NONE, "data/vchan/2").unwrap();
