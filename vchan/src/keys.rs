@@ -200,7 +200,9 @@ mod tests {
     fn the_keys_of_a_killed_server_are_replaced() {
         let machine = Machine::new();
         let server = machine.domain(SERVER);
-        std::mem::forget(publish(&server, Rendezvous { gref: GrantRef(9), port: Port(4) }).unwrap());
+        let store = server.xenstore().unwrap();
+        store.write(NONE, &gref_key(PATH), b"9").unwrap();
+        store.write(NONE, &port_key(PATH), b"4").unwrap();
         let _published = publish(&server, HERE).unwrap();
         let store = machine.domain(CLIENT).xenstore().unwrap();
         assert_eq!(find(&*store, SERVER, &format!("/local/domain/1/{PATH}")).unwrap(), HERE);

@@ -971,7 +971,7 @@ fn dom0_notices_that_xenstored_no_longer_knows_the_domain() {
     let listener = Listener::open(&host.server, DomId::DOM0, PATH, &ListenOptions::default()).unwrap();
     let options = ConnectOptions { probe_interval: SHORT, server_keeps_keys: false, ..Default::default() };
     let mut client = Channel::connect(&dom0, SERVER, PATH, &options).unwrap();
-    listener.accept().map(std::mem::forget).unwrap();
+    let _server = listener.accept().unwrap();
     client.set_timeout(Some(3 * SHORT));
     assert!(matches!(client.recv(&mut [0]), Err(Error::TimedOut(_))), "it lives");
     store.release(SERVER).unwrap();
