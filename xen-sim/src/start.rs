@@ -206,13 +206,7 @@ extern "C" fn become_host() {
         // SAFETY: ends the process without running what its libraries left to be run at exit, which is the child's now.
         child => unsafe { libc::_exit(i32::from(child < 0)) },
     }
-    let status = std::panic::catch_unwind(|| match settle_down(Path::new(&dir)) {
-        Ok(()) => 0,
-        Err(error) => {
-            complain(&format!("the host of {} ends: {error}", dir.display()));
-            1
-        }
-    });
+    let status = std::panic::catch_unwind(|| i32::from(settle_down(Path::new(&dir)).is_err()));
     // SAFETY: as above. The panic, if any, is in the log.
     unsafe { libc::_exit(status.unwrap_or(2)) }
 }
@@ -229,13 +223,19 @@ fn settle_down(dir: &Path) -> io::Result<()> {
     // Each end of a channel takes a dozen descriptors here: as many as the machine allows.
     let most = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: most.maximum, ..most })?;
-    let limit = match env::var(GRANT_LIMIT) {
-        Ok(text) => text.parse().map_err(|_| {
-            io::Error::other(format!("{GRANT_LIMIT} is {text:?}: it must be a number of pages"))
-        })?,
-        Err(_) => host::DEFAULT_GRANT_LIMIT,
-    };
-    host::serve(dir, listener, limit)
+    let served = listener.try_clone().and_then(|listener| host::serve(dir, listener, grant_limit()?));
+    // Before the listener goes: who waits for an answer shall find the reason when the connection ends.
+    if let Err(error) = &served {
+        complain(&format!("the host of {} ends: {error}", dir.display()));
+    }
+    drop(listener);
+    served
+}
+
+fn grant_limit() -> io::Result<u32> {
+    let Some(text) = env::var_os(GRANT_LIMIT) else { return Ok(host::DEFAULT_GRANT_LIMIT) };
+    let limit = text.to_str().and_then(|text| text.parse().ok());
+    limit.ok_or_else(|| io::Error::other(format!("{GRANT_LIMIT} is {text:?}: it must be a number of pages")))
 }
 
 /// Says a line on stderr. There is nobody to tell if that fails.

@@ -101,7 +101,7 @@ pub(super) struct Peer {
 /// The lowest port a domain has. Not the same for all: code that takes the local port for the remote one shall not work
 /// by luck.
 fn first_port(domid: Domid) -> Port {
-    8 + u32::from(domid % 64)
+    16 + u32::from(domid % 64)
 }
 
 impl Ports {
