@@ -10,8 +10,8 @@ const LIBRARIES: &[(&str, &str)] = &[
     (
         "xencontrol",
         "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
-         |set_memory_map|claim_pages|populate_physmap_exact|hvm_[gs]etcontext)|set_paging_mempool_size\
-         |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy)",
+         |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
+         |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo)",
     ),
     // Nothing but xc_cpuid_apply_policy, which xenctrl.h declares and libxenguest defines.
     ("xenguest", ""),
@@ -37,7 +37,7 @@ const TYPES: &str = "xentoollog_logger|xc_physinfo_t|xc_domaininfo_t|xen_domctl_
     |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
     |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
 
-const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*\
+const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
     |GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
     |__XEN_LATEST_INTERFACE_VERSION__";
 

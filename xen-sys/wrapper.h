@@ -11,3 +11,4 @@
 #include <xen/hvm/save.h>
 #include <xen/arch-x86/hvm/start_info.h>
 #include <xen/io/libxenvchan.h>
+#include <xen/memory.h>

@@ -1,1 +1,11 @@
-//! toolstack
+//! Builds Xen domains from kernels and NixOS closures, without libxl.
+
+pub mod boot;
+pub mod config;
+pub mod create;
+pub mod image;
+pub mod qubes;
+pub mod store;
+mod userdata;
+
+pub use userdata::UserData;

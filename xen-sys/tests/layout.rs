@@ -42,7 +42,9 @@ fn layouts_are_those_of_the_c_compiler() {
     let (source, program) = (folder.join("layout.c"), folder.join("layout"));
     let lines: String = layouts
         .iter()
-        .map(|(expression, _)| format!("    printf(\"%zu\\n\", (size_t){});\n", expression.replace("type_", "type")))
+        .map(|(expression, _)| {
+            format!("    printf(\"%zu\\n\", (size_t){});\n", expression.replace("type_", "type"))
+        })
         .collect();
     let text = format!(
         "#include <stddef.h>\n#include <stdio.h>\n#include \"{}\"\nint main(void) {{\n{lines}    return 0;\n}}\n",

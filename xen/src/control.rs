@@ -173,6 +173,45 @@ impl PhysInfo {
     }
 }
 
+/// What else `xl info` tells of the machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostInfo {
+    /// The scheduler's number (`XEN_SCHEDULER_*`, xen/include/public/domctl.h).
+    pub scheduler: u32,
+    /// Pages that memory sharing saved.
+    pub sharing_freed_pages: u64,
+    /// Frames that are shared.
+    pub sharing_used_frames: u64,
+    /// CPUs in no pool.
+    pub free_cpus: u32,
+}
+
+impl HostInfo {
+    /// The scheduler's name.
+    #[must_use]
+    pub fn scheduler_name(&self) -> &'static str {
+        match self.scheduler {
+            4 => "sedf",
+            5 => "credit",
+            6 => "credit2",
+            7 => "arinc653",
+            8 => "rtds",
+            9 => "null",
+            _ => "unknown",
+        }
+    }
+}
+
+/// How a range of guest memory gets its pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Populate {
+    /// Now.
+    Now,
+    /// When the guest first touches them (`XENMEMF_populate_on_demand`), out of the pages that
+    /// [`DomainControl::set_pod_target`] gave it: for a guest that starts with less memory than it may have.
+    OnDemand,
+}
+
 /// What Xen says of itself (`XENVER_*`, xen/include/public/version.h).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct XenVersion {
@@ -200,6 +239,8 @@ pub struct XenVersion {
     pub page_size: u64,
     /// Where the hypervisor's part of the address space begins.
     pub virt_start: u64,
+    /// The linker's build id, in hexadecimal; empty when it has none.
+    pub build_id: String,
 }
 
 /// What dom0's toolstack may do with domains. One method is one hypercall of libxenctrl unless it says otherwise.
@@ -230,8 +271,11 @@ pub trait DomainControl: Send + Sync {
     fn set_memory_map(&self, domid: DomId, map: &[E820Entry]) -> Result<()>;
     /// Sets `pages` of host memory aside for the domain, all or none; 0 gives back what was not used.
     fn claim_pages(&self, domid: DomId, pages: u64) -> Result<()>;
-    /// Puts new memory at each of `gfns`, `1 << order` pages each; all of them or an error.
-    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn]) -> Result<()>;
+    /// Puts new memory at each of `gfns`, `1 << order` pages each, and returns for how many of them there was memory:
+    /// the first so many have it.
+    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn], kind: Populate) -> Result<usize>;
+    /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
+    fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
     /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>>;
     /// Loads HVM save records.
@@ -242,6 +286,8 @@ pub trait DomainControl: Send + Sync {
     fn domains(&self) -> Result<Vec<DomainInfo>>;
     /// What Xen says of the machine.
     fn phys_info(&self) -> Result<PhysInfo>;
-    /// What Xen says of itself. Eight hypercalls.
+    /// What Xen says of itself. Nine hypercalls.
     fn version(&self) -> Result<XenVersion>;
+    /// What else `xl info` tells of the machine. Four hypercalls.
+    fn host_info(&self) -> Result<HostInfo>;
 }

@@ -32,14 +32,15 @@ mod event;
 mod foreign;
 mod grant;
 pub mod host;
+pub mod hvm_context;
 mod id;
 mod memory;
 pub mod mock;
 mod store;
 
 pub use control::{
-    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, HvmParam, PhysInfo, ShutdownReason,
-    XenVersion,
+    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, HostInfo, HvmParam, PhysInfo, Populate,
+    ShutdownReason, XenVersion,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use event::EventChannels;

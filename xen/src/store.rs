@@ -142,7 +142,11 @@ pub fn transaction<T, E: From<Error>>(
                 attempt += 1;
                 thread::sleep(Duration::from_micros(100 * u64::from(attempt)));
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // Whether xenstored heard of the end at all is not known; if it did, this finds no transaction.
+                let _ = store.end(tx, false);
+                return Err(error.into());
+            }
         }
     }
 }

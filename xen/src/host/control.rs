@@ -3,8 +3,8 @@
 
 use super::logger;
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HvmParam, PhysInfo, Port, Result,
-    ShutdownReason, XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, HostInfo, HvmParam,
+    PhysInfo, Populate, Port, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
@@ -43,6 +43,28 @@ impl Control {
         let mut text = [0_u8; N];
         self.version_into(command, text.as_mut_ptr().cast())?;
         Ok(text_of(&text))
+    }
+
+    /// The build id, whose length is not known beforehand.
+    fn build_id(&self) -> Result<String> {
+        /// `xen_build_id_t` with room for any hash that a linker makes.
+        #[repr(C)]
+        struct BuildId {
+            len: u32,
+            bytes: [u8; 64],
+        }
+        let mut id = BuildId { len: 64, bytes: [0; 64] };
+        match self.version_into(sys::XENVER_build_id, (&raw mut id).cast()) {
+            Ok(len) => {
+                let len = usize::try_from(len).unwrap_or(0).min(id.bytes.len());
+                Ok(id.bytes[..len].iter().map(|byte| format!("{byte:02x}")).collect())
+            }
+            // A hypervisor linked without one.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) => {
+                Ok(String::new())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// `out` must be what the header says for `command`.
@@ -220,22 +242,42 @@ impl DomainControl for Control {
         done(result, "xc_domain_claim_pages", || format!("domid {domid}, {pages} pages"))
     }
 
-    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn]) -> Result<()> {
+    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn], kind: Populate) -> Result<usize> {
         let mut extents: Vec<sys::xen_pfn_t> = gfns.iter().map(|gfn| gfn.0).collect();
+        let flags = match kind {
+            Populate::Now => 0,
+            Populate::OnDemand => sys::XENMEMF_populate_on_demand,
+        };
         // SAFETY: the function reads and writes `extents.len()` frame numbers.
         let result = unsafe {
-            sys::xc_domain_populate_physmap_exact(
+            sys::xc_domain_populate_physmap(
                 self.handle(),
                 domid.0.into(),
                 extents.len() as libc::c_ulong,
                 order,
-                0,
+                flags,
                 extents.as_mut_ptr(),
             )
         };
-        done(result, "xc_domain_populate_physmap_exact", || {
+        done(result, "xc_domain_populate_physmap", || {
             format!("domid {domid}, {} extents of order {order}", gfns.len())
-        })
+        })?;
+        Ok(result as usize)
+    }
+
+    fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
+        // SAFETY: the null pointers stand for answers that are not wanted.
+        let result = unsafe {
+            sys::xc_domain_set_pod_target(
+                self.handle(),
+                domid.0.into(),
+                pages,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+            )
+        };
+        done(result, "xc_domain_set_pod_target", || format!("domid {domid}, {pages} pages"))
     }
 
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>> {
@@ -342,6 +384,37 @@ impl DomainControl for Control {
             compile_date: text_of(&bytes_of(&compile.compile_date)),
             page_size: page_size as u64,
             virt_start: platform.virt_start,
+            build_id: self.build_id()?,
+        })
+    }
+
+    fn host_info(&self) -> Result<HostInfo> {
+        let mut scheduler = 0;
+        // SAFETY: `scheduler` is live and of the type that the function writes.
+        let result = unsafe { sys::xc_sched_id(self.handle(), &raw mut scheduler) };
+        done(result, "xc_sched_id", String::new)?;
+        // SAFETY: an open handle. A hypervisor without memory sharing answers with an error, and shares nothing.
+        let [freed, used] = unsafe {
+            [sys::xc_sharing_freed_pages(self.handle()), sys::xc_sharing_used_frames(self.handle())]
+        };
+        // SAFETY: an open handle.
+        let size = unsafe { sys::xc_get_cpumap_size(self.handle()) };
+        done(size, "xc_get_cpumap_size", String::new)?;
+        // SAFETY: an open handle; the answer is `size` bytes from malloc, or null.
+        let map = unsafe { sys::xc_cpupool_freeinfo(self.handle()) };
+        let map = NonNull::new(map).ok_or_else(|| Error::last("xc_cpupool_freeinfo", ""))?;
+        // SAFETY: as above.
+        let free_cpus = unsafe { std::slice::from_raw_parts(map.as_ptr(), size as usize) }
+            .iter()
+            .map(|byte| byte.count_ones())
+            .sum();
+        // SAFETY: came from malloc, and is not used afterwards.
+        unsafe { libc::free(map.as_ptr().cast()) };
+        Ok(HostInfo {
+            scheduler: scheduler as u32,
+            sharing_freed_pages: u64::try_from(freed).unwrap_or(0),
+            sharing_used_frames: u64::try_from(used).unwrap_or(0),
+            free_cpus,
         })
     }
 }

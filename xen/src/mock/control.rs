@@ -3,8 +3,8 @@
 use super::Machine;
 use crate::memory::Frames;
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HvmParam, PAGE_SHIFT, PAGE_SIZE,
-    PhysInfo, Port, Result, XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HostInfo, HvmParam, PAGE_SHIFT,
+    PAGE_SIZE, PhysInfo, Populate, Port, Result, XenVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -134,6 +134,20 @@ impl Domain {
         }
     }
 
+    /// Takes pages from the host for this domain: claimed ones first.
+    fn take(&mut self, host: &mut HostMemory, pages: u64) -> bool {
+        let others = host.claimed - self.claimed;
+        if self.pages + pages > self.max_pages || pages > host.free - others {
+            return false;
+        }
+        let claimed = self.claimed.min(pages);
+        host.free -= pages;
+        host.claimed -= claimed;
+        self.claimed -= claimed;
+        self.pages += pages;
+        true
+    }
+
     /// Puts a run of memory at `start`, unless something is there.
     fn add_run(&mut self, start: u64, len: u64) -> bool {
         let end = start.saturating_add(len);
@@ -141,7 +155,6 @@ impl Domain {
             && self.populated.range(..end).next_back().is_none_or(|(at, pages)| at + pages <= start);
         if free {
             self.populated.insert(start, len);
-            self.pages += len;
         }
         free
     }
@@ -223,6 +236,14 @@ fn initial_context() -> Vec<u8> {
     records.extend(0x5452_4345_u32.to_le_bytes());
     records.extend(2_u32.to_le_bytes());
     records.extend([0x17; 16]);
+    // HVM_SAVE_CODE(MTRR) of vCPU 0: PAT, 16 variable and 11 fixed registers, capabilities, default type.
+    records.extend(14_u16.to_le_bytes());
+    records.extend(0_u16.to_le_bytes());
+    records.extend((size_of::<xen_sys::hvm_hw_mtrr>() as u32).to_le_bytes());
+    records.extend(0x0007_0406_0007_0406_u64.to_le_bytes());
+    records.extend([0; 27 * 8]);
+    records.extend(0x508_u64.to_le_bytes());
+    records.extend(0_u64.to_le_bytes());
     records.extend([0; 8]);
     records
 }
@@ -373,24 +394,29 @@ impl DomainControl for Control {
         })
     }
 
-    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn]) -> Result<()> {
+    fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn], kind: Populate) -> Result<usize> {
         let args = format!("{} extents of order {order}", gfns.len());
-        self.on_domain("xc_domain_populate_physmap_exact", domid, &args, |domain, host| {
-            for gfn in gfns {
-                let pages = 1 << order;
-                let claimed = domain.claimed.min(pages);
-                let others = host.claimed - domain.claimed;
-                if domain.pages + pages > domain.max_pages || pages > host.free - others {
-                    return Err(libc::EBUSY);
-                }
-                if !gfn.0.is_multiple_of(pages) || !domain.add_run(gfn.0, pages) {
+        self.on_domain("xc_domain_populate_physmap", domid, &args, |domain, host| {
+            let pages = 1 << order;
+            for (done, gfn) in gfns.iter().enumerate() {
+                if !gfn.0.is_multiple_of(pages) {
                     return Err(libc::EINVAL);
                 }
-                host.free -= pages;
-                host.claimed -= claimed;
-                domain.claimed -= claimed;
+                if kind == Populate::Now && !domain.take(host, pages) {
+                    return Ok(done);
+                }
+                if !domain.add_run(gfn.0, pages) {
+                    return Err(libc::EINVAL);
+                }
             }
-            Ok(())
+            Ok(gfns.len())
+        })
+    }
+
+    fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
+        self.on_domain("xc_domain_set_pod_target", domid, &format!("{pages} pages"), |domain, host| {
+            let more = pages.checked_sub(domain.pages).ok_or(libc::EINVAL)?;
+            if domain.take(host, more) { Ok(()) } else { Err(libc::ENOMEM) }
         })
     }
 
@@ -443,7 +469,7 @@ impl DomainControl for Control {
     }
 
     fn version(&self) -> Result<XenVersion> {
-        self.0.enter_hypercalls("xc_version", 8, String::new)?;
+        self.0.enter_hypercalls("xc_version", 9, String::new)?;
         Ok(XenVersion {
             major: 4,
             minor: 17,
@@ -457,7 +483,13 @@ impl DomainControl for Control {
             compile_date: String::new(),
             page_size: PAGE_SIZE as u64,
             virt_start: 0,
+            build_id: String::new(),
         })
+    }
+
+    fn host_info(&self) -> Result<HostInfo> {
+        self.0.enter_hypercalls("xc_sched_id", 4, String::new)?;
+        Ok(HostInfo { scheduler: 6, sharing_freed_pages: 0, sharing_used_frames: 0, free_cpus: 0 })
     }
 }
 
@@ -485,15 +517,19 @@ mod tests {
         result.err().map(|error| error.kind())
     }
 
+    fn populate(control: &Arc<dyn DomainControl>, domid: DomId, order: u32, gfn: u64) -> Option<usize> {
+        control.populate_physmap(domid, order, &[Gfn(gfn)], Populate::Now).ok()
+    }
+
     #[test]
     fn memory_is_bounded_by_the_domain_and_by_the_machine() {
         let machine = Machine::with_memory(1_024);
         let (control, domid) = domain(&machine, 600);
-        control.populate_physmap(domid, 9, &[Gfn(0)]).unwrap();
-        assert!(control.populate_physmap(domid, 9, &[Gfn(512)]).is_err(), "over the domain's limit");
+        assert_eq!(populate(&control, domid, 9, 0), Some(1));
+        assert_eq!(populate(&control, domid, 9, 512), Some(0), "over the domain's limit");
         control.set_max_mem(domid, 4_096 << 2).unwrap();
-        control.populate_physmap(domid, 9, &[Gfn(512)]).unwrap();
-        assert!(control.populate_physmap(domid, 0, &[Gfn(1_024)]).is_err(), "the machine has no more");
+        assert_eq!(populate(&control, domid, 9, 512), Some(1));
+        assert_eq!(populate(&control, domid, 0, 1_024), Some(0), "the machine has no more");
         control.destroy(domid).unwrap();
         assert_eq!(control.phys_info().unwrap().free_pages, 1_024);
     }
@@ -505,24 +541,24 @@ mod tests {
         let (_, second) = domain(&machine, 900);
         control.claim_pages(first, 800).unwrap();
         assert_eq!(kind(control.claim_pages(second, 300)), Some(ErrorKind::Exhausted));
-        assert!(control.populate_physmap(second, 8, &[Gfn(0)]).is_err());
-        control.populate_physmap(first, 9, &[Gfn(0)]).unwrap();
+        assert_eq!(populate(&control, second, 8, 0), Some(0));
+        assert_eq!(populate(&control, first, 9, 0), Some(1));
         control.claim_pages(first, 0).unwrap();
-        control.populate_physmap(second, 8, &[Gfn(0)]).unwrap();
+        assert_eq!(populate(&control, second, 8, 0), Some(1));
     }
 
     #[test]
     fn only_populated_frames_can_be_mapped() {
         let machine = Machine::new();
         let (control, domid) = domain(&machine, 1_024);
-        control.populate_physmap(domid, 0, &[Gfn(3), Gfn(5)]).unwrap();
+        control.populate_physmap(domid, 0, &[Gfn(3), Gfn(5)], Populate::Now).unwrap();
         let foreign = machine.domain(DomId::DOM0).foreign_memory().unwrap();
         foreign.map(domid, &[Gfn(5), Gfn(3)], Access::ReadWrite).unwrap().copy_from(0, b"five");
         assert_eq!(machine.guest(domid).unwrap().read(5 << 12, 4), b"five");
         assert_eq!(kind(foreign.map(domid, &[Gfn(4)], Access::ReadWrite)), Some(ErrorKind::Invalid));
         assert_eq!(kind(foreign.map(DomId(99), &[Gfn(3)], Access::ReadWrite)), Some(ErrorKind::NotFound));
-        assert!(control.populate_physmap(domid, 0, &[Gfn(3)]).is_err(), "taken");
-        assert!(control.populate_physmap(domid, 9, &[Gfn(1)]).is_err(), "not aligned");
+        assert_eq!(populate(&control, domid, 0, 3), None, "taken");
+        assert_eq!(populate(&control, domid, 9, 1), None, "not aligned");
     }
 
     #[test]
@@ -544,6 +580,17 @@ mod tests {
     }
 
     #[test]
+    fn a_domain_that_is_populated_on_demand_has_its_target() {
+        let machine = Machine::with_memory(2_048);
+        let (control, domid) = domain(&machine, 4_096);
+        assert_eq!(control.populate_physmap(domid, 9, &[Gfn(0), Gfn(512)], Populate::OnDemand).unwrap(), 2);
+        assert_eq!(machine.guest(domid).unwrap().pages, 0);
+        control.set_pod_target(domid, 700).unwrap();
+        assert_eq!(machine.guest(domid).unwrap().pages, 700);
+        assert_eq!(kind(control.set_pod_target(domid, 3_000)), Some(ErrorKind::Exhausted));
+    }
+
+    #[test]
     fn a_destroyed_domain_leaves_nothing() {
         let machine = Machine::new();
         let before = machine.domain(DomId::DOM0).machine.inventory();
@@ -551,7 +598,7 @@ mod tests {
         control.alloc_unbound_port(domid, DomId::DOM0).unwrap();
         control.set_paging_mempool_size(domid, 1 << 20).unwrap();
         control.claim_pages(domid, 600).unwrap();
-        control.populate_physmap(domid, 9, &[Gfn(0)]).unwrap();
+        assert_eq!(populate(&control, domid, 9, 0), Some(1));
         assert_ne!(machine.inventory(), before);
         control.destroy(domid).unwrap();
         assert_eq!(machine.inventory(), before);

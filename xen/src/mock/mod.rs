@@ -104,7 +104,7 @@ impl Machine {
     }
 
     /// Lets the `nth` call from now on fail (0: the very next), with an errno of that kind. A `call` narrows it to the
-    /// calls of that name, such as `"xc_domain_populate_physmap_exact"`.
+    /// calls of that name, such as `"xc_domain_populate_physmap"`.
     pub fn fail(&self, call: Option<&'static str>, nth: u64, kind: ErrorKind) {
         self.0.faults.lock().add(call, nth, kind);
     }

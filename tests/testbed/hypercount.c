@@ -1,0 +1,2 @@
+/* placeholder until the next step */
+int hypercount_loaded = 1;

@@ -1,0 +1,115 @@
+//! The checks: shell scripts in `checks/`, and which of them share a boot.
+//!
+//! A check's file is named `NN-NAME`: the number orders, the name says what is shown. Its first comment lines may
+//! say `# boot: NAME` (default `qubes`) and `# limit: SECONDS`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::At as _;
+use crate::{Error, Result};
+
+/// How long a check may take under emulation unless it says otherwise.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// One machine that checks run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boot {
+    /// The name by which checks ask for it.
+    pub name: &'static str,
+    /// The emulated machine's memory in MiB, of which dom0 has 768.
+    pub memory: u32,
+}
+
+/// The machines, in the order in which they are booted.
+pub const BOOTS: [Boot; 2] = [
+    Boot { name: "qubes", memory: 3072 },
+    // A guest of 3 GiB does not fit in between.
+    Boot { name: "memory", memory: 6144 },
+];
+
+/// One check.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// What it shows.
+    pub name: String,
+    /// Its script.
+    pub path: PathBuf,
+    /// The machine it runs on.
+    pub boot: Boot,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// All checks, in the order in which they run.
+pub fn all() -> Result<Vec<Check>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("checks");
+    let mut paths = Vec::new();
+    for file in fs::read_dir(&folder).at(&folder)? {
+        paths.push(file.at(&folder)?.path());
+    }
+    paths.sort();
+    paths.into_iter().map(read).collect()
+}
+
+fn read(path: PathBuf) -> Result<Check> {
+    let text = fs::read_to_string(&path).at(&path)?;
+    let refuse = |what| Error::Check { path: path.clone(), what };
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str()?.split_once('-'))
+        .map(|(_, name)| name.to_owned())
+        .ok_or_else(|| refuse("is not named NN-NAME".to_owned()))?;
+
+    let header = |key: &str| {
+        let lines = text.lines().take_while(|line| line.starts_with('#'));
+        lines.filter_map(|line| line.strip_prefix("# ")?.strip_prefix(key)?.strip_prefix(": ")).next()
+    };
+    let boot = header("boot").unwrap_or(BOOTS[0].name);
+    let boot = BOOTS
+        .into_iter()
+        .find(|known| known.name == boot)
+        .ok_or_else(|| refuse(format!("asks for the unknown boot '{boot}'")))?;
+    let limit = match header("limit") {
+        None => LIMIT,
+        Some(seconds) => Duration::from_secs(
+            seconds.parse().map_err(|_| refuse(format!("limit '{seconds}' is no number of seconds")))?,
+        ),
+    };
+    Ok(Check { name, path, boot, limit })
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for anything.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len()).any(|skip| rest.get(skip..).is_some_and(|r| matches(tail, r)))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        assert!(matches("vchan*guest", "vchan_dom0_guest"));
+        assert!(matches("*", ""));
+        assert!(matches("a*b*c", "abc"));
+        assert!(!matches("a*b", "abc"));
+        assert!(!matches("abc", "abcd"));
+    }
+
+    #[test]
+    fn every_check_can_be_read_and_no_name_is_used_twice() {
+        let mut names: Vec<_> = all().unwrap().into_iter().map(|check| check.name).collect();
+        assert!(!names.is_empty());
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,107 @@
+//! The guests: closures with the shape of a NixOS generation, built by Nix from `nixos/testing`.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::{Cache, checkout};
+use crate::debian::Debian;
+use crate::error::At as _;
+use crate::products::Products;
+use crate::{Error, Result, elf, process};
+
+/// The systems that `nixos/testing/default.nix` defines.
+const SYSTEMS: [&str; 3] = ["work", "vault", "office"];
+
+/// What the guests run beside busybox and our own programs.
+const TOOLS: [&str; 9] = [
+    "usr/bin/xenstore-chmod",
+    "usr/bin/xenstore-exists",
+    "usr/bin/xenstore-list",
+    "usr/bin/xenstore-ls",
+    "usr/bin/xenstore-read",
+    "usr/bin/xenstore-rm",
+    "usr/bin/xenstore-watch",
+    "usr/bin/xenstore-write",
+    "usr/lib/xen-4.17/bin/vchan-socket-proxy",
+];
+
+/// Without a network, without a daemon and without build users: the machine needs nothing but the program.
+const NIX_CONFIG: &str = "substituters =\nbuild-users-group =\nsandbox = true\n";
+
+/// A system and everything that it refers to.
+#[derive(Debug)]
+pub struct Closure {
+    /// The system's name: `work`.
+    pub name: &'static str,
+    /// Its toplevel, `/nix/store/…-nixos-system-NAME-…`.
+    pub toplevel: String,
+    /// The store paths of the closure, the toplevel among them.
+    pub paths: Vec<String>,
+    /// The folder below which the store paths lie on this machine.
+    pub store: PathBuf,
+}
+
+/// Builds the closures of all systems. `folder` takes what goes into them.
+pub fn build(cache: &Cache, debian: &Debian, products: &Products, folder: &Path) -> Result<Vec<Closure>> {
+    let busybox = folder.join("busybox");
+    fs::create_dir_all(&busybox).at(&busybox)?;
+    let binary = debian.tree.file("usr/bin/busybox")?;
+    fs::copy(&binary, busybox.join("busybox")).at(&binary)?;
+    symlink("busybox", busybox.join("sh")).at(&busybox)?;
+    let tools = gather_tools(debian, products, folder)?;
+
+    // A store of its own, so that a machine's /nix is neither needed nor touched. Nix shows it to the builders
+    // as /nix/store, and the paths inside the closures say so.
+    let store = cache.folder("nix")?;
+    let nix = |program: &str| {
+        let mut command = Command::new(program);
+        command.env("NIX_CONFIG", NIX_CONFIG).arg("--store").arg(&store);
+        command
+    };
+    let mut closures = Vec::new();
+    for name in SYSTEMS {
+        let mut build = nix("nix-build");
+        build.arg(checkout().join("nixos/testing")).args(["--attr", name, "--out-link"]);
+        build.arg(folder.join(format!("system-{name}")));
+        for (argument, path) in [("busybox", &busybox), ("kernels", &debian.kernels), ("tools", &tools)] {
+            build.args(["--arg", argument]).arg(path);
+        }
+        let toplevel = process::output(&mut build)?.trim().to_owned();
+        let toplevel = toplevel.strip_prefix(&*store.to_string_lossy()).unwrap_or(&toplevel).to_owned();
+        let query = process::output(nix("nix-store").args(["--query", "--requisites"]).arg(&toplevel))?;
+        let paths = query.lines().map(str::to_owned).collect();
+        closures.push(Closure { name, toplevel, paths, store: store.clone() });
+    }
+    Ok(closures)
+}
+
+/// A folder with `bin/` and, flat, `lib/`.
+fn gather_tools(debian: &Debian, products: &Products, folder: &Path) -> Result<PathBuf> {
+    let place = folder.join("tools");
+    for part in ["bin", "lib"] {
+        let path = place.join(part);
+        fs::create_dir_all(&path).at(&path)?;
+    }
+    let mut binaries = Vec::new();
+    for tool in TOOLS {
+        binaries.push(debian.tree.file(tool)?);
+    }
+    binaries.extend(products.in_guests().map(Path::to_owned));
+    for binary in &binaries {
+        let name = binary.file_name().unwrap_or_default();
+        fs::copy(binary, place.join("bin").join(name)).at(binary)?;
+    }
+    let folders = debian.tree.library_folders();
+    let mut libraries = elf::libraries(&binaries, &folders)?;
+    // libxenstore cancels its thread when it closes, and that loads libgcc_s.
+    let unwinder = "libgcc_s.so.1";
+    let path = elf::locate(unwinder, &folders)
+        .ok_or_else(|| Error::NoLibrary { binary: "libxenstore".into(), library: unwinder.to_owned() })?;
+    libraries.insert(unwinder.to_owned(), path);
+    for (name, path) in libraries {
+        fs::copy(&path, place.join("lib").join(name)).at(&path)?;
+    }
+    Ok(place)
+}

@@ -1,0 +1,208 @@
+//! What QEMU boots: Xen, dom0's kernel, and dom0's initrd as a cached base followed by a run's overlay.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::archive::Archive;
+use crate::cache::Cache;
+use crate::checks::Check;
+use crate::closure::Closure;
+use crate::debian::{Debian, MODULES};
+use crate::error::At as _;
+use crate::products::Products;
+use crate::{Error, Result, elf, process};
+
+/// Programs of the packages: where they lie there, and where they go in dom0.
+const PROGRAMS: [(&str, &str); 20] = [
+    ("usr/bin/bash", "usr/bin/bash"),
+    ("usr/bin/busybox", "usr/bin/busybox"),
+    ("usr/bin/xenstore-chmod", "usr/bin/xenstore-chmod"),
+    ("usr/bin/xenstore-exists", "usr/bin/xenstore-exists"),
+    ("usr/bin/xenstore-list", "usr/bin/xenstore-list"),
+    ("usr/bin/xenstore-ls", "usr/bin/xenstore-ls"),
+    ("usr/bin/xenstore-read", "usr/bin/xenstore-read"),
+    ("usr/bin/xenstore-rm", "usr/bin/xenstore-rm"),
+    ("usr/bin/xenstore-watch", "usr/bin/xenstore-watch"),
+    ("usr/bin/xenstore-write", "usr/bin/xenstore-write"),
+    // Debian puts a wrapper at /usr/sbin/xl that picks the version of the running Xen. Here there is one.
+    ("usr/lib/xen-4.17/bin/xl", "usr/sbin/xl"),
+    ("usr/lib/xen-4.17/bin/xenconsole", "usr/lib/xen-4.17/bin/xenconsole"),
+    ("usr/lib/xen-4.17/bin/libxl-save-helper", "usr/lib/xen-4.17/bin/libxl-save-helper"),
+    ("usr/lib/xen-4.17/bin/lsevtchn", "usr/sbin/lsevtchn"),
+    ("usr/lib/xen-4.17/bin/vchan-socket-proxy", "usr/bin/vchan-socket-proxy"),
+    ("usr/lib/xen-4.17/bin/xen-init-dom0", "usr/sbin/xen-init-dom0"),
+    ("usr/lib/xen-4.17/bin/xenconsoled", "usr/sbin/xenconsoled"),
+    ("usr/lib/xen-4.17/bin/xenstored", "usr/sbin/xenstored"),
+    ("usr/lib/xen-4.17/bin/xen-diag", "usr/sbin/xen-diag"),
+    ("usr/lib/xen-4.17/bin/xenstore-control", "usr/sbin/xenstore-control"),
+];
+
+/// Libraries that are loaded without being asked for by name in an ELF header.
+const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
+
+/// Raised when what goes into the base changes otherwise than by the lists above.
+const REVISION: u32 = 1;
+
+/// The machine's part of a boot, the same for every run.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The hypervisor, an ELF file that QEMU loads as multiboot.
+    pub xen: PathBuf,
+    /// dom0's kernel, unpacked: under emulation Xen would take 5 s for that, every time.
+    pub kernel: PathBuf,
+    /// The initrd that overlays follow.
+    pub initrd: PathBuf,
+}
+
+impl Base {
+    /// The base made of `debian`'s packages.
+    pub fn assemble(cache: &Cache, debian: &Debian) -> Result<Self> {
+        let recipe = format!("{REVISION} {PROGRAMS:?} {LOADED_LATER:?} {}", debian.kernels.display());
+        let place = cache.entry("dom0", &recipe, |place| {
+            let hypervisor = debian.tree.file("boot/xen-4.17-amd64.gz")?;
+            decompress("gzip", &fs::read(&hypervisor).at(&hypervisor)?, &place.join("xen"))?;
+            unpack_kernel(&debian.kernels.join("xz/vmlinuz"), &place.join("vmlinux"))?;
+            let initrd = place.join("initrd");
+            fs::write(&initrd, base_archive(debian)?).at(&initrd)
+        })?;
+        Ok(Self { xen: place.join("xen"), kernel: place.join("vmlinux"), initrd: place.join("initrd") })
+    }
+}
+
+fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for merged in ["bin", "sbin", "lib", "lib64"] {
+        archive.link(merged, &format!("usr/{merged}"));
+    }
+    for folder in ["proc", "sys", "dev", "run", "tmp", "root", "var/lib/xen", "var/log/xen", "usr/lib64"] {
+        archive.directory(folder);
+    }
+    archive.link("var/run", "/run");
+    archive.link("usr/bin/sh", "busybox");
+
+    let mut binaries = Vec::new();
+    for (packaged, path) in PROGRAMS {
+        let source = debian.tree.file(packaged)?;
+        archive.copy(path, &source)?;
+        binaries.push(source);
+    }
+    let folders = debian.tree.library_folders();
+    let mut libraries = elf::libraries(&binaries, &folders)?;
+    for name in LOADED_LATER {
+        let path = elf::locate(name, &folders)
+            .ok_or_else(|| Error::NoLibrary { binary: "xl".into(), library: name.to_owned() })?;
+        libraries.insert(name.to_owned(), path);
+    }
+    // Our own programs are built against these; some use more of them than xl does.
+    for name in ["libxengnttab.so.1", "libxenvchan.so.4.17", "libm.so.6"] {
+        let path = elf::locate(name, &folders)
+            .ok_or_else(|| Error::NoLibrary { binary: "nxl".into(), library: name.to_owned() })?;
+        libraries.insert(name.to_owned(), path);
+    }
+    for (name, path) in libraries {
+        let contents = fs::read(&path).at(&path)?;
+        archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
+    }
+    archive.link("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+
+    for module in MODULES {
+        let source = debian.kernels.join("xz/modules").join(format!("{module}.ko"));
+        archive.copy(&format!("usr/lib/modules/{module}.ko"), &source)?;
+    }
+    archive.copy("etc/xen/xl.conf", &debian.tree.file("etc/xen/xl.conf")?)?;
+    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
+    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    Ok(archive.finish())
+}
+
+/// What dom0 does once it is up.
+#[derive(Debug, Clone)]
+pub enum Task<'a> {
+    /// Runs checks and powers off.
+    Checks(&'a [Check]),
+    /// Runs the demo and powers off.
+    Demo,
+    /// Gives a shell on the console.
+    Shell,
+}
+
+/// The overlay of one run: our programs, the closures, the checks and what to do with them.
+pub fn overlay(
+    folder: &Path,
+    debian: &Debian,
+    products: &Products,
+    closures: &[Closure],
+    task: &Task<'_>,
+) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("dom0");
+    let init = scripts.join("init");
+    archive.file("init", 0o755, &fs::read(&init).at(&init)?);
+    archive.copy("testbed", &scripts)?;
+
+    let mut binaries = Vec::new();
+    for (path, source) in products.in_dom0() {
+        archive.copy(path, source)?;
+        binaries.push(source.to_owned());
+    }
+    // The base has the libraries of stock tools; ours may use another of the same packages.
+    for (name, path) in elf::libraries(&binaries, &debian.tree.library_folders())? {
+        let contents = fs::read(&path).at(&path)?;
+        archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
+    }
+    for closure in closures {
+        archive.link(&format!("testbed/systems/{}", closure.name), &closure.toplevel);
+        for path in &closure.paths {
+            archive.copy(path.trim_start_matches('/'), &closure.store.join(path.trim_start_matches('/')))?;
+        }
+    }
+    match task {
+        Task::Checks(checks) => {
+            let mut order = String::new();
+            for check in *checks {
+                archive.copy(&format!("testbed/checks/{}", check.name), &check.path)?;
+                order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
+            }
+            archive.file("testbed/order", 0o644, order.as_bytes());
+        }
+        Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),
+        Task::Shell => archive.file("testbed/task", 0o644, b"shell\n"),
+    }
+    let bytes = archive.finish();
+    fs::create_dir_all(folder).at(folder)?;
+    Ok(bytes)
+}
+
+/// The ELF file inside a bzImage with an xz payload (Documentation/arch/x86/boot.rst: setup_sects at 0x1f1,
+/// payload_offset at 0x248, payload_length at 0x24c).
+fn unpack_kernel(image: &Path, target: &Path) -> Result<()> {
+    let bytes = fs::read(image).at(image)?;
+    let refuse = |what| Error::Kernel { path: image.to_owned(), what };
+    let word = |offset: usize| {
+        let bytes = bytes.get(offset..offset + 4).and_then(|slice| slice.try_into().ok());
+        bytes.map(|bytes| u32::from_le_bytes(bytes) as usize).ok_or_else(|| refuse("it is too short"))
+    };
+    if bytes.get(0x202..0x206) != Some(b"HdrS") {
+        return Err(refuse("no HdrS"));
+    }
+    let setup_sectors = bytes[0x1f1] as usize;
+    let start = (setup_sectors + 1) * 512 + word(0x248)?;
+    let payload = bytes.get(start..start + word(0x24c)?).ok_or_else(|| refuse("its payload is cut off"))?;
+    if !payload.starts_with(b"\xfd7zXZ\0") {
+        return Err(refuse("the payload is no xz stream"));
+    }
+    // After the stream stands its unpacked size, which xz would take for garbage.
+    decompress("xz", &payload[..payload.len() - 4], target)
+}
+
+fn decompress(program: &str, bytes: &[u8], target: &Path) -> Result<()> {
+    let packed = target.with_extension("packed");
+    fs::write(&packed, bytes).at(&packed)?;
+    let output = fs::File::create(target).at(target)?;
+    let input = fs::File::open(&packed).at(&packed)?;
+    let mut command = Command::new(program);
+    command.args(["--decompress", "--stdout"]).stdin(input).stdout(output).stderr(Stdio::inherit());
+    process::run_connected(&mut command)?;
+    fs::remove_file(&packed).at(&packed)
+}

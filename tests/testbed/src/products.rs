@@ -1,0 +1,61 @@
+//! What this checkout builds and the testbed runs: our programs, and the small C programs that face them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cache::checkout;
+use crate::{Error, Result, process};
+
+/// Our programs: the package, how cargo is asked for it, and where it lies below `target/release`.
+const PROGRAMS: [(&str, &[&str], &str); 0] = [];
+
+/// The built programs.
+#[derive(Debug)]
+pub struct Products {
+    programs: Vec<(String, PathBuf)>,
+}
+
+impl Products {
+    /// Builds what is not built or is older than its sources. `folder` takes what a C compiler makes.
+    pub fn build(folder: &Path) -> Result<Self> {
+        let mut programs = Vec::new();
+        for (package, arguments, path) in PROGRAMS {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.current_dir(checkout()).args(["build", "--release", "--quiet", "--package", package]);
+            process::run(cargo.args(arguments))?;
+            programs.push(built(path, target_folder().join("release").join(path))?);
+        }
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let hypercount = folder.join("hypercount.so");
+        let c = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-o"];
+        process::run(Command::new("gcc").args(c).arg(&hypercount).arg(sources.join("hypercount.c")))?;
+        programs.push(built("hypercount.so", hypercount)?);
+        Ok(Self { programs })
+    }
+
+    /// Each product with its place in dom0.
+    pub fn in_dom0(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.programs.iter().map(|(place, path)| (place.as_str(), path.as_path()))
+    }
+
+    /// The products that the guests carry.
+    pub fn in_guests(&self) -> impl Iterator<Item = &Path> {
+        self.programs.iter().filter(|(place, _)| place.contains("vchan")).map(|(_, path)| path.as_path())
+    }
+}
+
+/// The place in dom0 of the product at `path`, which must exist.
+fn built(name: &str, path: PathBuf) -> Result<(String, PathBuf)> {
+    if !path.is_file() {
+        return Err(Error::NotBuilt { path });
+    }
+    let base = name.rsplit('/').next().unwrap_or(name);
+    let folder = if base.ends_with(".so") { "usr/lib/testbed" } else { "usr/bin" };
+    Ok((format!("{folder}/{base}"), path))
+}
+
+fn target_folder() -> PathBuf {
+    let folder = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| OsString::from("target"));
+    checkout().join(folder)
+}

@@ -1,0 +1,226 @@
+//! Runs checks on as few boots as they allow, and gives a verdict on each.
+//!
+//! Under software emulation about one process in a thousand still goes wrong for no fault of its own. So a check
+//! that fails is run a second time, on a fresh boot, before it is called red, and both runs are reported.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::cache::{Cache, Scratch};
+use crate::checks::{BOOTS, Boot, Check};
+use crate::closure::{self, Closure};
+use crate::debian::Debian;
+use crate::dom0::{self, Base, Task};
+use crate::products::Products;
+use crate::protocol::Event;
+use crate::qemu::{Console, Heard, Machine};
+use crate::{Result, qemu};
+
+/// How long dom0 has to come up, beside what its checks may take.
+const START: Duration = Duration::from_secs(120);
+
+/// How many lines of the machine's console are shown when it died.
+const CONSOLE_LINES: usize = 40;
+
+/// What became of a check.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// It showed what it says.
+    Passed {
+        /// How long it took.
+        seconds: f64,
+        /// Why it failed the first time, if it did.
+        first_failure: Option<String>,
+    },
+    /// It failed twice.
+    Failed {
+        /// Why, both times.
+        reasons: [String; 2],
+    },
+}
+
+/// Everything that boots need.
+#[derive(Debug)]
+pub struct Testbed {
+    debian: Debian,
+    base: Base,
+    products: Products,
+    closures: Vec<Closure>,
+    scratch: Scratch,
+    boots: u32,
+}
+
+/// One run of a check: seconds, or the reason of its failure.
+type Outcome = std::result::Result<f64, String>;
+
+impl Testbed {
+    /// Assembles what the cache lacks and builds what is ours.
+    pub fn assemble() -> Result<Self> {
+        let cache = Cache::open()?;
+        let debian = step("Debian packages", || Debian::obtain(&cache))?;
+        let base = step("Xen and dom0", || Base::assemble(&cache, &debian))?;
+        let scratch = cache.scratch()?;
+        let products = step("our programs", || Products::build(scratch.path()))?;
+        let closures =
+            step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path()))?;
+        if !qemu::nested_kvm() {
+            log("no nested virtualisation here: software emulation");
+        }
+        Ok(Self { debian, base, products, closures, scratch, boots: 0 })
+    }
+
+    /// Leaves the logs of this run in place, and says where.
+    pub fn keep(&mut self) -> PathBuf {
+        self.scratch.keep();
+        self.scratch.path().to_owned()
+    }
+
+    /// Runs `checks` and tells `report` each verdict as soon as it is final.
+    pub fn run(&mut self, checks: &[Check], mut report: impl FnMut(&Check, Verdict)) -> Result<()> {
+        for boot in BOOTS {
+            let here: Vec<_> = checks.iter().filter(|check| check.boot == boot).cloned().collect();
+            if here.is_empty() {
+                continue;
+            }
+            let mut failed = Vec::new();
+            let first = self.run_once(boot, &here)?;
+            for check in here {
+                match first.get(&check.name).cloned().unwrap_or_else(|| Err("it was never run".to_owned())) {
+                    Ok(seconds) => report(&check, Verdict::Passed { seconds, first_failure: None }),
+                    Err(reason) => failed.push((check, reason)),
+                }
+            }
+            if failed.is_empty() {
+                continue;
+            }
+            log(&format!("{} of these checks failed: they run again on a fresh boot", failed.len()));
+            let again: Vec<_> = failed.iter().map(|(check, _)| check.clone()).collect();
+            let second = self.run_once(boot, &again)?;
+            for (check, reason) in failed {
+                let verdict = match second
+                    .get(&check.name)
+                    .cloned()
+                    .unwrap_or_else(|| Err("it was never run".to_owned()))
+                {
+                    Ok(seconds) => Verdict::Passed { seconds, first_failure: Some(reason) },
+                    Err(second) => Verdict::Failed { reasons: [reason, second] },
+                };
+                report(&check, verdict);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the demo. Whether all of it happened.
+    pub fn demo(&mut self) -> Result<bool> {
+        let mut machine = self.boot(&Task::Demo, BOOTS[0], Console::Logged)?;
+        let deadline = Instant::now() + Duration::from_secs(600);
+        let mut shown = false;
+        loop {
+            match machine.listen(deadline) {
+                Heard::Event(Event::Up { seconds }) => {
+                    log(&format!(
+                        "Xen and dom0 up: {seconds:.1} s of machine time, {:.1} s here",
+                        machine.age().as_secs_f64()
+                    ));
+                }
+                Heard::Event(Event::Output(line)) => log(&line),
+                Heard::Event(Event::Pass { .. }) => shown = true,
+                Heard::Event(Event::Fail { reason, .. }) => log(&format!("the demo failed: {reason}")),
+                Heard::Event(_) => {}
+                Heard::Gone => break,
+                Heard::Silent(wait) => {
+                    log(&format!("the machine has said nothing for {} s", wait.as_secs()));
+                    shown = false;
+                    break;
+                }
+            }
+        }
+        if !shown {
+            show_console(&machine);
+        }
+        Ok(shown)
+    }
+
+    /// Gives a shell in dom0 on this terminal.
+    pub fn shell(&mut self) -> Result<()> {
+        self.boot(&Task::Shell, BOOTS[0], Console::Terminal)?.wait()
+    }
+
+    fn boot(&mut self, task: &Task<'_>, boot: Boot, console: Console) -> Result<Machine> {
+        self.boots += 1;
+        let folder = self.scratch.path().join(format!("boot-{}", self.boots));
+        let overlay = dom0::overlay(&folder, &self.debian, &self.products, &self.closures, task)?;
+        Machine::boot(&self.debian, &self.base, &overlay, &folder, boot.memory, console)
+    }
+
+    /// One boot for `checks`. A check that the machine did not live to run has no outcome.
+    fn run_once(&mut self, boot: Boot, checks: &[Check]) -> Result<BTreeMap<String, Outcome>> {
+        log(&format!("boot '{}' with {} MiB for {} checks", boot.name, boot.memory, checks.len()));
+        let mut machine = self.boot(&Task::Checks(checks), boot, Console::Logged)?;
+        let deadline = Instant::now() + START + checks.iter().map(|check| check.limit).sum::<Duration>();
+        let mut outcomes = BTreeMap::new();
+        let mut running: Option<String> = None;
+        let lost = loop {
+            match machine.listen(deadline) {
+                Heard::Event(event) => match event {
+                    Event::Up { seconds } => {
+                        log(&format!(
+                            "dom0 is up after {seconds:.1} s ({:.1} s here)",
+                            machine.age().as_secs_f64()
+                        ));
+                    }
+                    Event::Begin { name } => running = Some(name),
+                    Event::Pass { name, seconds } => {
+                        log(&format!("pass {name} ({seconds:.1} s)"));
+                        running = None;
+                        outcomes.insert(name, Ok(seconds));
+                    }
+                    Event::Fail { name, seconds, reason } => {
+                        log(&format!("FAIL {name} ({seconds:.1} s): {reason}"));
+                        running = None;
+                        outcomes.insert(name, Err(reason));
+                    }
+                    Event::End => break None,
+                    Event::Output(line) => log(&format!("| {line}")),
+                },
+                Heard::Gone => break Some("the machine died".to_owned()),
+                Heard::Silent(wait) => {
+                    break Some(format!("the machine has said nothing for {} s", wait.as_secs()));
+                }
+            }
+        };
+        if let Some(lost) = lost {
+            log(&lost);
+            show_console(&machine);
+            if let Some(name) = running {
+                outcomes.insert(name, Err(lost));
+            }
+        }
+        log(&format!("boot '{}' took {:.0} s", boot.name, machine.age().as_secs_f64()));
+        Ok(outcomes)
+    }
+}
+
+/// Writes one line of progress.
+pub fn log(line: &str) {
+    // A closed stderr is no reason to stop testing.
+    let _ = writeln!(std::io::stderr().lock(), "testbed: {line}");
+}
+
+fn show_console(machine: &Machine) {
+    log("the end of Xen's and dom0's console:");
+    for line in machine.console_tail(CONSOLE_LINES) {
+        log(&format!("  > {line}"));
+    }
+}
+
+/// Does `work` and says how long it took if that was long.
+fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let started = Instant::now();
+    let result = work()?;
+    log(&format!("{name}: ready ({:.1} s)", started.elapsed().as_secs_f64()));
+    Ok(result)
+}

@@ -1,0 +1,620 @@
+//! The grammar of `xl.cfg`: from text to settings, each with the place where it was made.
+//!
+//! What is accepted is what libxlutil 4.17 accepts (libxlu_cfg_l.l and libxlu_cfg_y.y; a test asks it), oddities included:
+//! names begin with a small letter, octal escapes vanish, `\x` is never valid, a comment needs its line end. The grammar
+//! has forty lines and its oddities are those of a lexer, so lexer and parser are written by hand: a parser library would
+//! describe neither the oddities nor the errors better, and line and column fall out of the lexer.
+//!
+//! ```text
+//! file:       { [ assignment ] ( NEWLINE | ';' ) } [ assignment ]
+//! assignment: NAME ( '=' | '+=' ) value
+//! value:      STRING | NUMBER | '[' { NEWLINE } [ value { NEWLINE } { ',' { NEWLINE } value { NEWLINE } } [ ',' { NEWLINE } ] ] ']'
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Lists in lists in lists: more than any configuration has.
+const DEPTH_LIMIT: usize = 64;
+/// What argument errors are said to be in.
+const ARGUMENTS: &str = "command line";
+
+/// A place in a configuration: `vm.cfg:3:14` when printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The file's name, or `command line`.
+    pub source: Arc<str>,
+    /// From 1. On the command line: the argument's number.
+    pub line: usize,
+    /// In characters, from 1.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.source, self.line, self.column)
+    }
+}
+
+/// A text that is no `xl.cfg`; the first thing that is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{position}: {kind}")]
+pub struct SyntaxError {
+    /// Where.
+    pub position: Position,
+    /// What.
+    pub kind: SyntaxErrorKind,
+}
+
+/// What is wrong with a text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SyntaxErrorKind {
+    /// A character that begins nothing.
+    #[error("unexpected character {0:?}")]
+    Character(char),
+    /// A minus sign, a parenthesis …: values of Python, which xend's configurations could use.
+    #[error(
+        "unexpected character {0:?} (only strings in quotes, whole numbers without a sign and lists are values)"
+    )]
+    Python(char),
+    /// A name that begins with a capital.
+    #[error("unexpected character {0:?} (names are written in small letters)")]
+    Capital(char),
+    /// The line ends of another system.
+    #[error("the line ends in a carriage return (save the file with Unix line ends)")]
+    CarriageReturn,
+    /// A string without its closing quote on the same line.
+    #[error("the string is not closed on its line")]
+    OpenString,
+    /// An escape sequence that does not exist.
+    #[error("invalid escape sequence `\\{0}' in a string")]
+    Escape(char),
+    /// A comment that ends with the file.
+    #[error("the comment on the last line needs a line end")]
+    OpenComment,
+    /// Bytes that are no UTF-8.
+    #[error("the text is not UTF-8")]
+    Encoding,
+    /// Something in the wrong place.
+    #[error("expected {expected}, found {found}")]
+    Unexpected {
+        /// What could stand here.
+        expected: &'static str,
+        /// What does.
+        found: String,
+    },
+    /// Lists in lists, too many.
+    #[error("lists are nested more than {DEPTH_LIMIT} deep")]
+    Depth,
+    /// `+=` of a list to a string, or the other way round.
+    #[error("`{name}' was a {was} so far, a {given} cannot be added to it")]
+    Addition {
+        /// The setting.
+        name: String,
+        /// `string` or `list`.
+        was: &'static str,
+        /// `string` or `list`.
+        given: &'static str,
+    },
+}
+
+/// A value and where it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// Where.
+    pub position: Position,
+    /// What.
+    pub data: Data,
+}
+
+/// What a setting can be. Numbers are strings: `memory = 512` and `memory = "512"` are the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// A string or number.
+    Text(String),
+    /// A list, maybe of lists.
+    List(Vec<Value>),
+}
+
+impl Data {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "string",
+            Self::List(_) => "list",
+        }
+    }
+}
+
+/// A setting as it stands after the whole text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// Where it was made last.
+    pub position: Position,
+    /// Whether that was with `+=`. (libxlutil does not take such a value for a number.)
+    pub added: bool,
+    /// Its value.
+    pub value: Value,
+}
+
+/// The settings of a configuration, in the order in which they first appear. A later one of the same name replaces an
+/// earlier one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    settings: Vec<Setting>,
+}
+
+impl Settings {
+    /// Reads a text. `arguments` are the `key=value` words of a command line; they count as more lines, so that they win
+    /// over the file's. `source` is the file's name in errors.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    ///
+    /// ```
+    /// use toolstack::config::Settings;
+    ///
+    /// let settings = Settings::parse("work.cfg", b"name = 'work'\nmemory = 256\n", &["memory=512"])?;
+    /// assert_eq!(settings.text("memory"), Some("512"));
+    /// let error = Settings::parse("work.cfg", b"name = work\n", &[] as &[&str]).unwrap_err();
+    /// assert_eq!(error.to_string(), "work.cfg:1:8: expected a value, found the name `work'");
+    /// # Ok::<(), toolstack::config::SyntaxError>(())
+    /// ```
+    pub fn parse<A: AsRef<str>>(source: &str, text: &[u8], arguments: &[A]) -> Result<Self, SyntaxError> {
+        let mut text = text.to_vec();
+        let file_end = text.len();
+        if !arguments.is_empty() {
+            text.push(b'\n');
+            for argument in arguments {
+                text.extend_from_slice(argument.as_ref().as_bytes());
+                text.push(b'\n');
+            }
+        }
+        let places = Places { source: source.into(), arguments: ARGUMENTS.into(), text: &text, file_end };
+        let lexer = Lexer { text: &text, at: 0 };
+        Parser { places, lexer, settings: Self::default() }.file()
+    }
+
+    /// The setting of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        self.settings.iter().find(|setting| setting.name == name)
+    }
+
+    /// The value of the setting of that name, when it is there and no list.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match &self.get(name)?.value.data {
+            Data::Text(text) => Some(text),
+            Data::List(_) => None,
+        }
+    }
+
+    /// All settings.
+    pub fn iter(&self) -> impl Iterator<Item = &Setting> {
+        self.settings.iter()
+    }
+
+    fn store(&mut self, mut setting: Setting) -> Result<(), SyntaxError> {
+        let Some(previous) = self.settings.iter_mut().find(|previous| previous.name == setting.name) else {
+            self.settings.push(setting);
+            return Ok(());
+        };
+        if setting.added {
+            let given = setting.value.data.kind();
+            match (&mut previous.value.data, &mut setting.value.data) {
+                (Data::Text(before), Data::Text(text)) => text.insert_str(0, before),
+                (Data::List(before), Data::List(list)) => {
+                    list.splice(0..0, before.drain(..));
+                }
+                (before, _) => {
+                    let kind = SyntaxErrorKind::Addition { name: setting.name, was: before.kind(), given };
+                    return Err(SyntaxError { position: setting.value.position, kind });
+                }
+            }
+        }
+        *previous = setting;
+        Ok(())
+    }
+}
+
+/// Finds line and column.
+struct Places<'a> {
+    source: Arc<str>,
+    arguments: Arc<str>,
+    text: &'a [u8],
+    /// Where the file's text ends and the line end before the arguments begins.
+    file_end: usize,
+}
+
+impl Places<'_> {
+    fn position(&self, at: usize) -> Position {
+        // An error at the very end of the file is the file's, although the arguments begin there.
+        let (source, start) =
+            if at <= self.file_end { (&self.source, 0) } else { (&self.arguments, self.file_end + 1) };
+        let before = &self.text[start..at];
+        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let column = String::from_utf8_lossy(&before[line_start..]).chars().count() + 1;
+        Position { source: Arc::clone(source), line, column }
+    }
+
+    fn error(&self, at: usize, kind: SyntaxErrorKind) -> SyntaxError {
+        SyntaxError { position: self.position(at), kind }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Name(String),
+    Text(String),
+    Number(String),
+    Equals,
+    PlusEquals,
+    Comma,
+    Open,
+    Close,
+    Semicolon,
+    Newline,
+    End,
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "the name `{name}'"),
+            Self::Text(text) => write!(f, "the string {text:?}"),
+            Self::Number(number) => write!(f, "the number {number}"),
+            Self::Equals => f.write_str("`='"),
+            Self::PlusEquals => f.write_str("`+='"),
+            Self::Comma => f.write_str("`,'"),
+            Self::Open => f.write_str("`['"),
+            Self::Close => f.write_str("`]'"),
+            Self::Semicolon => f.write_str("`;'"),
+            Self::Newline => f.write_str("the end of the line"),
+            Self::End => f.write_str("the end of the file"),
+        }
+    }
+}
+
+/// An error at a byte of the text.
+type At<T> = Result<T, (usize, SyntaxErrorKind)>;
+
+struct Lexer<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl Lexer<'_> {
+    /// The next token and where it begins.
+    fn next(&mut self) -> At<(usize, Token)> {
+        while let Some(b' ' | b'\t') = self.text.get(self.at) {
+            self.at += 1;
+        }
+        let start = self.at;
+        let Some(first) = self.text.get(start).copied() else { return Ok((start, Token::End)) };
+        self.at += 1;
+        let token = match first {
+            b'a'..=b'z' => {
+                Token::Name(self.word(start, |byte| matches!(byte, b'.' | b'_' | b'0'..=b'9' | b'a'..=b'z')))
+            }
+            b'0'..=b'9' => {
+                Token::Number(self.word(start, |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'x')))
+            }
+            b',' => Token::Comma,
+            b'[' => Token::Open,
+            b']' => Token::Close,
+            b'=' => Token::Equals,
+            b';' => Token::Semicolon,
+            b'\n' => Token::Newline,
+            b'+' if self.text.get(self.at) == Some(&b'=') => {
+                self.at += 1;
+                Token::PlusEquals
+            }
+            b'#' => {
+                let rest = &self.text[self.at..];
+                let newline = rest.iter().position(|byte| *byte == b'\n');
+                self.at += newline.ok_or((start, SyntaxErrorKind::OpenComment))? + 1;
+                Token::Newline
+            }
+            b'\'' | b'"' => Token::Text(self.string(start, first)?),
+            _ => return Err((start, self.unexpected(start))),
+        };
+        Ok((start, token))
+    }
+
+    /// Goes on while `of_word` holds.
+    fn word(&mut self, start: usize, of_word: impl Fn(u8) -> bool) -> String {
+        while self.text.get(self.at).is_some_and(|byte| of_word(*byte)) {
+            self.at += 1;
+        }
+        // All of these bytes are ASCII.
+        String::from_utf8_lossy(&self.text[start..self.at]).into_owned()
+    }
+
+    /// What is wrong with a character that begins no token.
+    fn unexpected(&self, at: usize) -> SyntaxErrorKind {
+        let rest = &self.text[at..];
+        let Some(char) = rest.utf8_chunks().next().and_then(|chunk| chunk.valid().chars().next()) else {
+            return SyntaxErrorKind::Encoding;
+        };
+        match char {
+            '\r' => SyntaxErrorKind::CarriageReturn,
+            'A'..='Z' => SyntaxErrorKind::Capital(char),
+            '+' | '-' | '.' | '(' | ')' | ':' => SyntaxErrorKind::Python(char),
+            _ => SyntaxErrorKind::Character(char),
+        }
+    }
+
+    /// The rest of a string that began with `quote` at `start`.
+    fn string(&mut self, start: usize, quote: u8) -> At<String> {
+        let open = (start, SyntaxErrorKind::OpenString);
+        let mut bytes = Vec::new();
+        loop {
+            let at = self.at;
+            match *self.text.get(at).ok_or_else(|| open.clone())? {
+                b'\n' => return Err(open),
+                // libxlutil's string would end here and not be closed.
+                0 => return Err((at, SyntaxErrorKind::Character('\0'))),
+                byte if byte == quote => {
+                    self.at += 1;
+                    return String::from_utf8(bytes).map_err(|_| (start, SyntaxErrorKind::Encoding));
+                }
+                b'\\' => {
+                    self.at += 2;
+                    match self.text.get(at + 1) {
+                        None | Some(b'\n') => return Err(open),
+                        Some(escape) => bytes.extend(self.escape(at, *escape)?),
+                    }
+                }
+                byte => {
+                    bytes.push(byte);
+                    self.at += 1;
+                }
+            }
+        }
+    }
+
+    /// What the escape sequence at `at` stands for.
+    fn escape(&mut self, at: usize, escape: u8) -> At<Option<u8>> {
+        Ok(Some(match escape {
+            b'"' | b'\'' | b'\\' => escape,
+            b'a' => 7,
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'v' => 11,
+            // Nothing comes of it: libxlutil reads what follows as a decimal number of 2 or 3 characters and drops it.
+            b'0'..=b'7' => match decimal(&self.text[self.at..]) {
+                Some(length) => {
+                    self.at += length;
+                    return Ok(None);
+                }
+                None => return Err((at, SyntaxErrorKind::Escape(escape.into()))),
+            },
+            // `\x` too: libxlutil wants two digits and never finds them.
+            _ => {
+                let rest = &self.text[at + 1..];
+                let char = rest.utf8_chunks().next().and_then(|chunk| chunk.valid().chars().next());
+                return Err((at, char.map_or(SyntaxErrorKind::Encoding, SyntaxErrorKind::Escape)));
+            }
+        }))
+    }
+}
+
+/// How many of the first three characters strtoul(3) takes for a number, when that is more than one.
+fn decimal(text: &[u8]) -> Option<usize> {
+    let text = &text[..text.len().min(3)];
+    let blanks = text.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | 11 | 12 | b'\r')).count();
+    let sign = usize::from(matches!(text.get(blanks), Some(b'+' | b'-')));
+    let digits = text[blanks + sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let length = blanks + sign + digits;
+    (digits > 0 && length > 1).then_some(length)
+}
+
+struct Parser<'a> {
+    places: Places<'a>,
+    lexer: Lexer<'a>,
+    settings: Settings,
+}
+
+impl Parser<'_> {
+    fn file(mut self) -> Result<Settings, SyntaxError> {
+        loop {
+            match self.next()? {
+                (_, Token::End) => return Ok(self.settings),
+                (_, Token::Newline | Token::Semicolon) => {}
+                (at, Token::Name(name)) => {
+                    self.assignment(at, name)?;
+                    match self.next()? {
+                        (_, Token::Newline | Token::Semicolon) => {}
+                        (_, Token::End) => return Ok(self.settings),
+                        (at, found) => return Err(self.unexpected(at, "`;' or the end of the line", &found)),
+                    }
+                }
+                (at, found) => return Err(self.unexpected(at, "a name", &found)),
+            }
+        }
+    }
+
+    fn assignment(&mut self, at: usize, name: String) -> Result<(), SyntaxError> {
+        let added = match self.next()? {
+            (_, Token::Equals) => false,
+            (_, Token::PlusEquals) => true,
+            (at, found) => return Err(self.unexpected(at, "`=' or `+='", &found)),
+        };
+        let (value_at, token) = self.next()?;
+        let value = self.value(value_at, token, 0)?;
+        self.settings.store(Setting { name, position: self.places.position(at), added, value })
+    }
+
+    fn value(&mut self, at: usize, token: Token, depth: usize) -> Result<Value, SyntaxError> {
+        let data = match token {
+            Token::Text(text) | Token::Number(text) => Data::Text(text),
+            Token::Open if depth < DEPTH_LIMIT => Data::List(self.list(depth + 1)?),
+            Token::Open => return Err(self.places.error(at, SyntaxErrorKind::Depth)),
+            found => return Err(self.unexpected(at, "a value", &found)),
+        };
+        Ok(Value { position: self.places.position(at), data })
+    }
+
+    /// The rest of a list, its closing bracket included.
+    fn list(&mut self, depth: usize) -> Result<Vec<Value>, SyntaxError> {
+        let mut list = Vec::new();
+        loop {
+            // At the beginning, or after a comma.
+            match self.next_on_any_line()? {
+                (_, Token::Close) => return Ok(list),
+                (at, token) => list.push(self.value(at, token, depth)?),
+            }
+            match self.next_on_any_line()? {
+                (_, Token::Close) => return Ok(list),
+                (_, Token::Comma) => {}
+                (at, found) => return Err(self.unexpected(at, "`,' or `]'", &found)),
+            }
+        }
+    }
+
+    fn next_on_any_line(&mut self) -> Result<(usize, Token), SyntaxError> {
+        loop {
+            match self.next()? {
+                (_, Token::Newline) => {}
+                next => return Ok(next),
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<(usize, Token), SyntaxError> {
+        self.lexer.next().map_err(|(at, kind)| self.places.error(at, kind))
+    }
+
+    fn unexpected(&self, at: usize, expected: &'static str, found: &Token) -> SyntaxError {
+        self.places.error(at, SyntaxErrorKind::Unexpected { expected, found: found.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NONE: &[&str] = &[];
+
+    fn parse(text: &str) -> Result<Settings, SyntaxError> {
+        Settings::parse("f", text.as_bytes(), NONE)
+    }
+
+    fn error(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    /// A list as it would be written, without the quotes.
+    fn show(value: &Value) -> String {
+        match &value.data {
+            Data::Text(text) => text.clone(),
+            Data::List(list) => format!("[{}]", list.iter().map(show).collect::<Vec<_>>().join(",")),
+        }
+    }
+
+    fn value(text: &str, name: &str) -> String {
+        show(&parse(text).unwrap().get(name).unwrap().value)
+    }
+
+    #[test]
+    fn values_of_every_kind() {
+        assert_eq!(value("a=1", "a"), "1");
+        assert_eq!(value("a = 0x1f # hex\n", "a"), "0x1f");
+        assert_eq!(value("a.b_9='x y'", "a.b_9"), "x y");
+        assert_eq!(value("a=[]", "a"), "[]");
+        assert_eq!(value("a=[ 1, 'b' , [2,],\n#c\n3\n,\n]", "a"), "[1,b,[2],3]");
+        assert_eq!(value("a=1; b=2 ;; c=3", "c"), "3");
+        assert!(parse("").unwrap().iter().next().is_none());
+        assert!(parse("\n;;\n# comment\n").unwrap().iter().next().is_none());
+    }
+
+    #[test]
+    fn later_settings_win_and_additions_add() {
+        assert_eq!(value("a=1\na=2", "a"), "2");
+        assert_eq!(value("a='x'\na+='y'\na+='z'", "a"), "xyz");
+        assert_eq!(value("a=['x']\na+=['y']", "a"), "[x,y]");
+        assert_eq!(value("a+='y'", "a"), "y");
+        assert!(parse("a='x'\na+='y'").unwrap().get("a").unwrap().added);
+        assert!(!parse("a+='y'\na='x'").unwrap().get("a").unwrap().added);
+        assert_eq!(error("a=1\na+=[2]"), "f:2:4: `a' was a string so far, a list cannot be added to it");
+        assert_eq!(error("a=[1]\na+='2'"), "f:2:4: `a' was a list so far, a string cannot be added to it");
+    }
+
+    #[test]
+    fn escapes_are_those_of_libxlutil() {
+        assert_eq!(value(r#"a="\"\'\\\n\r\t\v\a\b\f""#, "a"), "\"'\\\n\r\t\x0b\x07\x08\x0c");
+        assert_eq!(value(r#"a="q\101z""#, "a"), "qz");
+        assert_eq!(value(r#"a="q\1011z""#, "a"), "qz");
+        assert_eq!(value(r#"a="q\1 1z""#, "a"), "qz");
+        assert_eq!(value(r#"a="q\1-11z""#, "a"), "qz");
+        assert_eq!(error(r#"a="q\12""#), "f:1:5: invalid escape sequence `\\1' in a string");
+        assert_eq!(error(r#"a="\x41""#), "f:1:4: invalid escape sequence `\\x' in a string");
+        assert_eq!(error(r#"a="\é""#), "f:1:4: invalid escape sequence `\\é' in a string");
+    }
+
+    #[test]
+    fn errors_tell_line_column_and_what_was_expected() {
+        assert_eq!(error("a=\n"), "f:1:3: expected a value, found the end of the line");
+        assert_eq!(error("a=1\n  b\n"), "f:2:4: expected `=' or `+=', found the end of the line");
+        assert_eq!(error("a=1 b=2"), "f:1:5: expected `;' or the end of the line, found the name `b'");
+        assert_eq!(error("é"), "f:1:1: unexpected character 'é'");
+        assert_eq!(error("a='é' ?"), "f:1:7: unexpected character '?'");
+        assert_eq!(error("a=[1\n2]"), "f:2:1: expected `,' or `]', found the number 2");
+        assert_eq!(error("a=[1,,2]"), "f:1:6: expected a value, found `,'");
+        assert_eq!(error("a=[,]"), "f:1:4: expected a value, found `,'");
+        assert_eq!(error("a=[1"), "f:1:5: expected `,' or `]', found the end of the file");
+        assert_eq!(error("a='b"), "f:1:3: the string is not closed on its line");
+        assert_eq!(error("a='b\n'"), "f:1:3: the string is not closed on its line");
+        assert_eq!(error("a='b\\"), "f:1:3: the string is not closed on its line");
+        assert_eq!(error("a=1 # no end"), "f:1:5: the comment on the last line needs a line end");
+        assert_eq!(
+            error("a=1\r\n"),
+            "f:1:4: the line ends in a carriage return (save the file with Unix line ends)"
+        );
+        assert!(error("a=-1").starts_with("f:1:3: unexpected character '-' (only strings in quotes"));
+        assert_eq!(error("Name='x'"), "f:1:1: unexpected character 'N' (names are written in small letters)");
+        assert_eq!(error("= 1"), "f:1:1: expected a name, found `='");
+        assert!(error(&format!("a={}", "[".repeat(1000))).contains("nested more than 64 deep"));
+        let not_utf8 = Settings::parse("f", b"a='\xff'", NONE).unwrap_err();
+        assert_eq!(not_utf8.to_string(), "f:1:3: the text is not UTF-8");
+        assert_eq!(Settings::parse("f", b"\xff", NONE).unwrap_err().kind, SyntaxErrorKind::Encoding);
+    }
+
+    #[test]
+    fn arguments_are_more_lines() {
+        let settings = Settings::parse("f", b"a=1\nb=[1] # c", &["a=2", "b+=[3]"]).unwrap();
+        assert_eq!(
+            (settings.text("a"), show(&settings.get("b").unwrap().value).as_str()),
+            (Some("2"), "[1,3]")
+        );
+        assert_eq!(settings.get("a").unwrap().position.to_string(), "command line:1:1");
+        let error = |text: &[u8]| Settings::parse("f", text, &["a=2", "b==3"]).unwrap_err().to_string();
+        assert_eq!(error(b"a=1"), "command line:2:3: expected a value, found `='");
+        assert_eq!(error(b"a="), "f:1:3: expected a value, found the end of the line");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_texts_never_panic(text in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Settings::parse("f", &text, NONE);
+            let _ = Settings::parse("f", &text, &["a=1"]);
+        }
+
+        #[test]
+        fn what_was_written_is_read(text in "[^\0\n]{0,20}", number in any::<u32>()) {
+            let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+            let settings = parse(&format!("n = {number}\nl = [ \"{quoted}\", {number:#x}, ]")).unwrap();
+            let number = number.to_string();
+            prop_assert_eq!(settings.text("n"), Some(number.as_str()));
+            let Data::List(list) = &settings.get("l").unwrap().value.data else { panic!("a list") };
+            prop_assert_eq!(&list[0].data, &Data::Text(text));
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
+
+use crate::store::{self, home, libxl_path};
+use crate::userdata::UserData;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+use xen::{DomId, DomainControl, DomainInfo, ErrorKind, Platform, Transaction, Xenstore};
+
+/// The name that tools show for a domain that has none.
+const NAMELESS: &str = "(null)";
+
+/// A domain of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Qube {
+    /// What Xen says of it.
+    pub info: DomainInfo,
+    /// Its name in xenstore.
+    pub name: Option<String>,
+}
+
+impl Qube {
+    /// Its UUID.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        Uuid::from_bytes(self.info.uuid)
+    }
+
+    /// Its name, or what tools show for a domain that has none.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.name.as_deref().unwrap_or(NAMELESS)
+    }
+}
+
+/// Why a qube could not be found or handled.
+#[derive(Debug, thiserror::Error)]
+pub enum QubeError {
+    /// No domain of that name or id.
+    #[error("{0} is an invalid domain identifier: there is no domain of that name or id (see `nxl list`)")]
+    NotFound(String),
+    /// dom0 is to be left alone.
+    #[error("domain 0 is this very domain: it is not to be {0}")]
+    Dom0(&'static str),
+    /// It has devices that only their own toolstack can take away in order.
+    #[error("domain {domid} has devices that nxl does not manage ({kinds}): use `xl destroy {domid}`")]
+    ForeignDevices {
+        /// Which domain.
+        domid: DomId,
+        /// The kinds of device, such as `vbd, vif`.
+        kinds: String,
+    },
+    /// It did not go in time.
+    #[error("domain {domid} did not shut down within {} s; `nxl destroy {domid}` ends it", waited.as_secs())]
+    Timeout {
+        /// Which domain.
+        domid: DomId,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Its stored configuration could not be read, written or removed.
+    #[error("{path}: {source}")]
+    UserData {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Waiting failed.
+    #[error("waiting for xenstore: {0}")]
+    Wait(io::Error),
+    /// A call failed.
+    #[error(transparent)]
+    Xen(#[from] xen::Error),
+}
+
+/// What a guest can be asked for through `control/shutdown`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Power off.
+    Poweroff,
+    /// Restart.
+    Reboot,
+}
+
+impl Request {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Poweroff => "poweroff",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// The qubes of this host.
+pub struct Qubes {
+    pub(crate) control: Arc<dyn DomainControl>,
+    pub(crate) store: Arc<dyn Xenstore>,
+    pub(crate) userdata: UserData,
+}
+
+impl Qubes {
+    /// Opens domain control and xenstore.
+    ///
+    /// # Errors
+    /// What [`Platform`] says, of kind [`Unavailable`](ErrorKind::Unavailable) or [`NotFound`](ErrorKind::NotFound) when
+    /// this is not dom0 of a Xen host.
+    pub fn open(platform: &dyn Platform, userdata: UserData) -> Result<Self, xen::Error> {
+        Ok(Self { control: platform.domain_control()?, store: platform.xenstore()?, userdata })
+    }
+
+    /// What Xen says of the machine and of itself is asked here.
+    #[must_use]
+    pub fn control(&self) -> &dyn DomainControl {
+        &*self.control
+    }
+
+    /// A value of xenstore as text; `None` where there is no such node.
+    pub(crate) fn read(&self, path: &str) -> Result<Option<String>, xen::Error> {
+        match self.store.read(Transaction::NONE, path) {
+            Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn directory(&self, path: &str) -> Result<Vec<String>, xen::Error> {
+        match self.store.directory(Transaction::NONE, path) {
+            Ok(names) => Ok(names),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn named(&self, info: DomainInfo) -> Result<Qube, xen::Error> {
+        let name = self.read(&format!("{}/name", home(info.domid)))?.filter(|name| !name.is_empty());
+        Ok(Qube { info, name })
+    }
+
+    /// All domains, by id.
+    ///
+    /// # Errors
+    /// What Xen or xenstored says.
+    pub fn list(&self) -> Result<Vec<Qube>, QubeError> {
+        self.control.domains()?.into_iter().map(|info| Ok(self.named(info)?)).collect()
+    }
+
+    /// The domain of an id.
+    ///
+    /// # Errors
+    /// [`QubeError::NotFound`] when there is none.
+    pub fn get(&self, domid: DomId) -> Result<Qube, QubeError> {
+        match self.control.domain_info(domid) {
+            Ok(info) => Ok(self.named(info)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(QubeError::NotFound(domid.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The domain of a name, or of an id when `which` is a number, as `xl` has it.
+    ///
+    /// # Errors
+    /// [`QubeError::NotFound`] when there is none.
+    pub fn find(&self, which: &str) -> Result<Qube, QubeError> {
+        let not_found = || QubeError::NotFound(which.to_owned());
+        if !which.is_empty() && which.bytes().all(|byte| byte.is_ascii_digit()) {
+            return self.get(DomId(which.parse().map_err(|_| not_found())?));
+        }
+        self.list()?.into_iter().find(|qube| qube.name.as_deref() == Some(which)).ok_or_else(not_found)
+    }
+
+    /// Stops the vCPUs of a domain.
+    ///
+    /// # Errors
+    /// What Xen says; dom0 is refused.
+    pub fn pause(&self, qube: &Qube) -> Result<(), QubeError> {
+        if qube.info.domid == DomId::DOM0 {
+            return Err(QubeError::Dom0("paused"));
+        }
+        Ok(self.control.pause(qube.info.domid)?)
+    }
+
+    /// Lets the vCPUs of a domain run.
+    ///
+    /// # Errors
+    /// What Xen says.
+    pub fn unpause(&self, qube: &Qube) -> Result<(), QubeError> {
+        Ok(self.control.unpause(qube.info.domid)?)
+    }
+
+    /// Asks the guest to power off or to restart. It may take its time, or not listen at all.
+    ///
+    /// # Errors
+    /// What xenstored says; dom0 is refused.
+    pub fn request(&self, qube: &Qube, request: Request) -> Result<(), QubeError> {
+        if qube.info.domid == DomId::DOM0 {
+            return Err(QubeError::Dom0(match request {
+                Request::Poweroff => "shut down",
+                Request::Reboot => "rebooted",
+            }));
+        }
+        let path = format!("{}/control/shutdown", home(qube.info.domid));
+        Ok(self.store.write(Transaction::NONE, &path, request.word().as_bytes())?)
+    }
+
+    /// Waits until a domain shut down or is gone; at most `limit`, if there is one.
+    ///
+    /// # Errors
+    /// [`QubeError::Timeout`], or what Xen or xenstored says.
+    pub fn wait_for_shutdown(&self, qube: &Qube, limit: Option<Duration>) -> Result<(), QubeError> {
+        let begun = Instant::now();
+        self.store.watch("@releaseDomain", "shutdown")?;
+        let result = loop {
+            match self.control.domain_info(qube.info.domid) {
+                Ok(info) if info.shutdown.is_none() && !info.dying && info.uuid == qube.info.uuid => {}
+                Ok(_) => break Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+            let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+            if left == Some(Duration::ZERO) {
+                break Err(QubeError::Timeout { domid: qube.info.domid, waited: begun.elapsed() });
+            }
+            if let Err(error) = self.wait_for_watch(left) {
+                break Err(error);
+            }
+        };
+        self.store.unwatch("@releaseDomain", "shutdown")?;
+        result
+    }
+
+    /// Waits until a watch fires, at most `limit`, and takes all events that are there.
+    fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let fd = self.store.as_fd();
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(QubeError::Wait(errno.into())),
+        }
+        while self.store.watch_event()?.is_some() {}
+        Ok(())
+    }
+
+    /// Ends a domain, and removes all that was made for it.
+    ///
+    /// # Errors
+    /// What Xen or xenstored says; dom0, and domains with devices that nxl does not manage, are refused.
+    pub fn destroy(&self, qube: &Qube) -> Result<(), QubeError> {
+        let domid = qube.info.domid;
+        if domid == DomId::DOM0 {
+            return Err(QubeError::Dom0("destroyed"));
+        }
+        let devices = self.directory(&format!("{}/device", libxl_path(domid)))?;
+        let kinds: Vec<String> = devices.into_iter().filter(|kind| kind != "console").collect();
+        if !kinds.is_empty() {
+            return Err(QubeError::ForeignDevices { domid, kinds: kinds.join(", ") });
+        }
+        self.end(domid, qube.uuid())
+    }
+
+    /// Ends a domain without further questions, and removes all that was made for it.
+    pub(crate) fn end(&self, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
+        match self.control.destroy(domid) {
+            Ok(()) => {}
+            // Gone between being found and now: what is left of it is removed all the same.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?)?;
+        self.userdata.remove(domid, uuid)
+    }
+
+    /// Where `xenstored` or `xenconsoled` runs; dom0 unless it says otherwise.
+    pub(crate) fn daemon_domid(&self, daemon: &str) -> Result<DomId, xen::Error> {
+        let domid = self.read(&format!("/tool/{daemon}/domid"))?;
+        Ok(domid.and_then(|text| text.trim().parse().ok()).map_or(DomId::DOM0, DomId))
+    }
+
+    /// The pseudo-terminal on which xenconsoled offers a domain's console; `None` while it does not.
+    ///
+    /// # Errors
+    /// What xenstored says.
+    pub fn console_tty(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
+        let tty = self.read(&format!("{}/console/tty", home(qube.info.domid)))?;
+        Ok(tty.filter(|tty| !tty.is_empty()))
+    }
+
+    /// The configuration that was stored when the domain was made, in libxl's JSON.
+    ///
+    /// # Errors
+    /// [`QubeError::UserData`] when it cannot be read; `None` when there is none.
+    pub fn stored_config(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
+        self.userdata.read(qube.info.domid, qube.uuid())
+    }
+}

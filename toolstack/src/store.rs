@@ -1,0 +1,331 @@
+//! The xenstore records of a qube: what the guest's drivers, xenconsoled and every other toolstack expect to find.
+//!
+//! libxl writes the same nodes in three transactions (`libxl__domain_make`, `libxl__build_post`, the console device);
+//! here they are one list, written in one transaction before xenstored is told of the domain, so that nobody ever sees
+//! half of them. xenconsoled finds its part complete when the introduction wakes it.
+
+use crate::boot::{Built, Plan, SpecialPage};
+use std::time::{SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+use xen::{DomId, Permission, Permissions, Transaction, Xenstore};
+
+/// A node to be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// Absolute path.
+    pub path: String,
+    /// Value.
+    pub value: String,
+    /// Permissions, where they are not those of the parent.
+    pub permissions: Option<Permissions>,
+}
+
+/// What the records tell that is neither in the plan nor in what was built.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity<'a> {
+    /// The qube's name.
+    pub name: &'a str,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// When it was made.
+    pub start: SystemTime,
+    /// Where xenconsoled runs.
+    pub console_domid: DomId,
+}
+
+/// The home of a domain.
+#[must_use]
+pub fn home(domid: DomId) -> String {
+    format!("/local/domain/{domid}")
+}
+
+/// The toolstacks' own record of a domain.
+#[must_use]
+pub fn libxl_path(domid: DomId) -> String {
+    format!("/libxl/{domid}")
+}
+
+/// What all domains with that UUID share.
+#[must_use]
+pub fn vm_path(uuid: Uuid) -> String {
+    format!("/vm/{uuid}")
+}
+
+/// The console's backend records of a domain.
+#[must_use]
+pub fn console_backend_path(backend: DomId, domid: DomId) -> String {
+    format!("{}/backend/console/{domid}", home(backend))
+}
+
+/// A list under construction: paths are relative to a folder.
+struct Folder<'a> {
+    records: &'a mut Vec<Record>,
+    path: String,
+}
+
+impl<'a> Folder<'a> {
+    fn new(records: &'a mut Vec<Record>, path: String, permissions: Permissions) -> Self {
+        records.push(Record { path: path.clone(), value: String::new(), permissions: Some(permissions) });
+        Self { records, path }
+    }
+
+    fn add(&mut self, name: &str, value: impl ToString) -> &mut Self {
+        let path = format!("{}/{name}", self.path);
+        self.records.push(Record { path, value: value.to_string(), permissions: None });
+        self
+    }
+
+    fn add_with(&mut self, name: &str, value: impl ToString, permissions: Permissions) -> &mut Self {
+        let path = format!("{}/{name}", self.path);
+        self.records.push(Record { path, value: value.to_string(), permissions: Some(permissions) });
+        self
+    }
+}
+
+/// All records of a qube, parents before children. A node without permissions of its own inherits its parent's.
+#[must_use]
+pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Record> {
+    let domid = built.domid;
+    let private = || Permissions::private(DomId::DOM0);
+    let readable = || Permissions::readable_by(DomId::DOM0, domid);
+    let guests_own = || Permissions::private(domid);
+    let (home_path, vm) = (home(domid), vm_path(identity.uuid));
+    let backend = format!("{}/0", console_backend_path(identity.console_domid, domid));
+    let frontend = format!("{home_path}/console");
+
+    let mut records = Vec::new();
+
+    let mut folder = Folder::new(&mut records, vm.clone(), readable());
+    let since_epoch = identity.start.duration_since(UNIX_EPOCH).unwrap_or_default();
+    folder
+        .add("uuid", identity.uuid)
+        .add("name", identity.name)
+        .add("start_time", format!("{}.{:02}", since_epoch.as_secs(), since_epoch.subsec_millis() / 10));
+
+    let mut folder = Folder::new(&mut records, home_path, readable());
+    folder.add("vm", vm).add("name", identity.name).add("cpu", "");
+    for vcpu in 0..plan.max_vcpus {
+        folder
+            .add(&format!("cpu/{vcpu}"), "")
+            .add(&format!("cpu/{vcpu}/availability"), if vcpu < plan.vcpus { "online" } else { "offline" });
+    }
+    folder
+        .add("memory", "")
+        .add("memory/static-max", plan.max_memory_kib)
+        .add("memory/target", plan.memory_kib)
+        .add("memory/videoram", 0)
+        .add("device", "")
+        .add("device/suspend", "")
+        .add_with("device/suspend/event-channel", "", guests_own())
+        .add("control", "");
+    for name in ["shutdown", "feature-poweroff", "feature-reboot", "feature-suspend", "sysrq"] {
+        folder.add_with(&format!("control/{name}"), "", guests_own());
+    }
+    folder
+        .add("control/platform-feature-multiprocessor-suspend", 1)
+        .add("control/platform-feature-xs_reset_watches", 1);
+    for name in ["data", "drivers", "feature", "attr", "error"] {
+        folder.add_with(name, "", guests_own());
+    }
+    folder
+        .add("domid", domid)
+        .add("store", "")
+        .add("store/port", built.store_port)
+        .add("store/ring-ref", SpecialPage::Xenstore.gfn().0)
+        .add("console", "")
+        .add("console/backend", &backend)
+        .add_with(
+            "console/backend-id",
+            identity.console_domid,
+            Permissions {
+                owner: domid,
+                others: Permission::None,
+                domains: vec![(DomId::DOM0, Permission::Read)],
+            },
+        )
+        .add("console/limit", 1_048_576)
+        .add("console/type", "xenconsoled")
+        .add("console/output", "pty")
+        .add("console/tty", "")
+        .add("console/port", built.console_port)
+        .add("console/ring-ref", SpecialPage::Console.gfn().0);
+
+    let mut folder = Folder::new(&mut records, libxl_path(domid), private());
+    folder
+        .add("device", "")
+        .add("device/console", "")
+        .add("device/console/0", "")
+        .add("device/console/0/frontend", &frontend)
+        .add("device/console/0/backend", &backend)
+        .add("device/console/0/frontend-id", domid)
+        .add("device/console/0/online", 1)
+        .add("device/console/0/state", 1)
+        .add("device/console/0/protocol", "vt100")
+        .add("type", "pvh")
+        .add("dm-version", "qemu_xen");
+
+    Folder::new(&mut records, console_backend_path(identity.console_domid, domid), private());
+    let mut folder = Folder::new(&mut records, backend, readable());
+    folder
+        .add("frontend", frontend)
+        .add("frontend-id", domid)
+        .add("online", 1)
+        .add("state", 1)
+        .add("protocol", "vt100");
+    records
+}
+
+/// Writes the records in one transaction.
+///
+/// # Errors
+/// What xenstored says; nothing was written then.
+pub fn write(store: &dyn Xenstore, records: &[Record]) -> Result<(), xen::Error> {
+    xen::transaction(store, |tx| write_in(store, tx, records))
+}
+
+fn write_in(store: &dyn Xenstore, tx: Transaction, records: &[Record]) -> Result<(), xen::Error> {
+    for record in records {
+        store.write(tx, &record.path, record.value.as_bytes())?;
+        if let Some(permissions) = &record.permissions {
+            store.set_permissions(tx, &record.path, permissions)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what [`records`] lists of a domain, and its parents where they are empty then, in one transaction.
+///
+/// # Errors
+/// What xenstored says. That something is missing already is no error.
+pub fn remove(
+    store: &dyn Xenstore,
+    domid: DomId,
+    uuid: Uuid,
+    console_domid: DomId,
+) -> Result<(), xen::Error> {
+    let backend = console_backend_path(console_domid, domid);
+    xen::transaction(store, |tx| {
+        for path in [home(domid), libxl_path(domid), vm_path(uuid), backend.clone()] {
+            remove_if_there(store, tx, &path)?;
+        }
+        for parent in [format!("{}/backend/console", home(console_domid)), "/libxl".to_owned()] {
+            if read_directory(store, tx, &parent)?.is_some_and(|names| names.is_empty()) {
+                remove_if_there(store, tx, &parent)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn remove_if_there(store: &dyn Xenstore, tx: Transaction, path: &str) -> Result<(), xen::Error> {
+    match store.remove(tx, path) {
+        Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn read_directory(
+    store: &dyn Xenstore,
+    tx: Transaction,
+    path: &str,
+) -> Result<Option<Vec<String>>, xen::Error> {
+    match store.directory(tx, path) {
+        Ok(names) => Ok(Some(names)),
+        Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::Request;
+    use crate::image::Footprint;
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+    use xen::mock::Machine;
+    use xen::{Platform, Port};
+
+    const GOLDEN: &str = include_str!("../tests/golden/pvh512.xenstore.txt");
+    const UUID: &str = "b040376c-ba51-4bbc-9b71-c66649d48343";
+
+    /// What stock `xl` was seen to leave of domain 1: path to value and permissions.
+    fn golden() -> BTreeMap<String, (String, String)> {
+        let lines = GOLDEN.lines().filter_map(|line| {
+            let (path, rest) = line.split_once(" = ")?;
+            let (value, permissions) = rest.rsplit_once("   ")?;
+            let permissions = permissions.trim_matches(['(', ')']);
+            Some((path.to_owned(), (value.trim_matches('"').to_owned(), permissions.to_owned())))
+        });
+        lines
+            .filter(|(path, _)| {
+                ["/local/domain/1", "/local/domain/0/backend/console/1", "/libxl/1", &format!("/vm/{UUID}")]
+                    .iter()
+                    .any(|top| path == top || path.starts_with(&format!("{top}/")))
+            })
+            .collect()
+    }
+
+    fn plan() -> Plan {
+        Plan::new(&Request {
+            memory_kib: 512 << 10,
+            max_memory_kib: 512 << 10,
+            vcpus: 1,
+            max_vcpus: 1,
+            cmdline: "",
+            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None },
+            initrd: None,
+        })
+        .unwrap()
+    }
+
+    fn identity() -> Identity<'static> {
+        Identity {
+            name: "nixpvh",
+            uuid: Uuid::parse_str(UUID).unwrap(),
+            start: UNIX_EPOCH + Duration::from_millis(1_795_290_279_290),
+            console_domid: DomId::DOM0,
+        }
+    }
+
+    const BUILT: Built = Built { domid: DomId(1), store_port: Port(1), console_port: Port(2) };
+
+    #[test]
+    fn the_tree_is_that_of_stock_xl() {
+        let machine = Machine::new();
+        let store = machine.domain(DomId::DOM0).xenstore().unwrap();
+        let records = records(&identity(), &plan(), &BUILT);
+        write(&*store, &records).unwrap();
+        let ours: BTreeMap<String, (String, String)> = records
+            .iter()
+            .map(|record| {
+                let value = String::from_utf8(store.read(Transaction::NONE, &record.path).unwrap()).unwrap();
+                let permissions = store.permissions(Transaction::NONE, &record.path).unwrap().to_string();
+                (record.path.clone(), (value, permissions))
+            })
+            .collect();
+        let mut golden = golden();
+        // xenconsoled fills it in when it has opened the console.
+        golden.get_mut("/local/domain/1/console/tty").unwrap().0.clear();
+        assert!(golden.len() > 60, "the golden file was read");
+        for (path, theirs) in &golden {
+            assert_eq!(ours.get(path), Some(theirs), "{path}");
+        }
+        assert_eq!(ours.len(), golden.len(), "and nothing else");
+    }
+
+    #[test]
+    fn one_transaction_writes_and_one_removes_all() {
+        let machine = Machine::new();
+        let store = machine.domain(DomId::DOM0).xenstore().unwrap();
+        let before = machine.inventory();
+        write(&*store, &records(&identity(), &plan(), &BUILT)).unwrap();
+        assert_ne!(machine.inventory(), before);
+        remove(&*store, DomId(1), identity().uuid, DomId::DOM0).unwrap();
+        assert_eq!(machine.counts().xenstore_transactions(), 2);
+        let mut left = machine.inventory();
+        left.retain(|line| !before.contains(line));
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(left[0].starts_with("/local/domain/0/backend = "), "xl leaves that, too");
+    }
+}
