@@ -113,7 +113,7 @@ impl Listener {
     }
 
     /// Waits until the client has come, at most so long; may be repeated. [`into_channel`](Self::into_channel) then
-    /// gives the channel. A client that came and left counts, too.
+    /// gives the channel. A client that came and left counts, too, unless the server persists.
     ///
     /// # Errors
     /// [`TimedOut`](Error::TimedOut), [`PeerDied`](Error::PeerDied), [`Violation`](Error::Violation).

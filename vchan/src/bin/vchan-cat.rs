@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     let mut moved = Moved::default();
     let result = converse(channel, mode, &mut moved);
     if mode.stats {
-        moved.print(begin.elapsed());
+        moved.print(mode, begin.elapsed());
     }
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -123,11 +123,15 @@ struct Moved {
 }
 
 impl Moved {
-    fn print(&self, time: Duration) {
+    /// A line for each direction that the mode has.
+    fn print(&self, mode: Mode, time: Duration) {
         let seconds = time.as_secs_f64();
-        for (what, bytes) in [("sent", self.sent), ("received", self.received)] {
-            let rate = bytes as f64 / seconds / 1e6;
-            let _ = writeln!(io::stderr(), "{what} {bytes} bytes in {seconds:.3} s, {rate:.1} MB/s");
+        for (unused, what, bytes) in [(mode.recv, "sent", self.sent), (mode.send, "received", self.received)]
+        {
+            if !unused {
+                let rate = bytes as f64 / seconds / 1e6;
+                let _ = writeln!(io::stderr(), "{what} {bytes} bytes in {seconds:.3} s, {rate:.1} MB/s");
+            }
         }
     }
 }

@@ -47,7 +47,8 @@ fn a_file_crosses_in_either_direction() {
             [(sender, "sent 16777216 bytes in "), (receiver, "received 16777216 bytes in ")]
         {
             let said = String::from_utf8(output.stderr).unwrap();
-            assert!(said.lines().any(|line| line.starts_with(expected) && line.ends_with(" MB/s")), "{said}");
+            assert!(said.starts_with(expected) && said.ends_with(" MB/s\n"), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `kill -9` of either side is noticed by the other, whichever library it has.
 
 use crate::host::{Host, Kind, Process};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -76,4 +77,27 @@ fn a_sender_that_waits_for_room_notices_a_killed_receiver() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with("vchan-cat: the peer left ") && said.ends_with(" bytes unread\n"), "{said}");
+}
+
+/// A paused domain is no dead one: nothing times out, nothing is lost.
+#[test]
+fn a_side_that_stands_still_for_a_while_is_waited_for() {
+    let bytes = 8 << 20;
+    for stopped in ["server", "client"] {
+        let host = Host::new(&format!("pause-{stopped}"));
+        let server = host.peer(Kind::Ours, "server", (4096, 4096), bytes);
+        let client = host.peer(Kind::Ours, "client", (0, 0), bytes);
+        let pid = if stopped == "server" { &server } else { &client }.child.id().to_string();
+        let signal =
+            |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(50));
+            signal("-STOP");
+            thread::sleep(Duration::from_millis(300));
+            signal("-CONT");
+        }
+        let expected = (true, format!("ok sent={bytes} received={bytes} left_order=12 right_order=12"));
+        assert_eq!(client.verdict(), expected);
+        assert_eq!(server.verdict(), expected);
+    }
 }
