@@ -226,6 +226,7 @@ mod tests {
     use crate::page::{LIVE_GONE, LIVE_HERE, Side};
     use crate::wire::Pages;
     use proptest::prelude::*;
+    use std::cell::{Cell, RefCell};
     use std::collections::VecDeque;
     use std::sync::Arc;
     use std::sync::atomic::Ordering::SeqCst;
@@ -410,18 +411,130 @@ mod tests {
         assert_eq!(producer.before_sleep(10).unwrap(), Outlook::Enough(10));
     }
 
+    /// A ring's words with a peer that acts at the worst moment, and a record of what was done to them.
+    #[derive(Default)]
+    struct Scripted {
+        prod: Cell<u32>,
+        cons: Cell<u32>,
+        own_notify: Cell<u8>,
+        /// The indices after the peer was asked for a signal; and after it was seen to have gone, if it goes.
+        at_arm: Option<(u32, u32)>,
+        at_end: Option<(u32, u32)>,
+        log: RefCell<Vec<&'static str>>,
+    }
+
+    impl Scripted {
+        fn note(&self, what: &'static str) {
+            self.log.borrow_mut().push(what);
+        }
+
+        fn act(&self, indices: Option<(u32, u32)>) {
+            if let Some((prod, cons)) = indices {
+                self.prod.set(prod);
+                self.cons.set(cons);
+            }
+        }
+    }
+
+    impl Wire for Scripted {
+        fn load_prod(&self, _: Ring) -> u32 {
+            self.note("load prod");
+            self.prod.get()
+        }
+        fn load_cons(&self, _: Ring) -> u32 {
+            self.note("load cons");
+            self.cons.get()
+        }
+        fn store_prod(&self, _: Ring, prod: u32) {
+            self.note("store prod");
+            self.prod.set(prod);
+        }
+        fn store_cons(&self, _: Ring, cons: u32) {
+            self.note("store cons");
+            self.cons.set(cons);
+        }
+        fn copy_in(&self, _: Ring, _: u32, _: &[u8]) {
+            self.note("copy in");
+        }
+        fn copy_out(&self, _: Ring, _: u32, _: &mut [u8]) {
+            self.note("copy out");
+        }
+        fn own_notify(&self) -> u8 {
+            self.note("look at the own byte");
+            self.own_notify.get()
+        }
+        fn clear_own_notify(&self, bit: u8) -> u8 {
+            self.note("clear the own bit");
+            self.own_notify.replace(self.own_notify.get() & !bit)
+        }
+        fn set_peer_notify(&self, _: u8) {
+            self.note("set the peer's bit");
+            self.act(self.at_arm);
+        }
+        fn peer_gone(&self) -> Result<bool, Violation> {
+            self.note("look for the end");
+            self.act(self.at_end);
+            Ok(self.at_end.is_some())
+        }
+        fn fence(&self) {
+            self.note("fence");
+        }
+    }
+
     #[test]
-    fn the_last_look_is_after_the_peers_end_was_seen() {
-        let mut ends = ends(0, 0, 0);
-        let Ends { shared, rings } = &mut ends;
-        let (producer, consumer) = &mut rings[0];
-        send(producer, &[1; 30]);
-        shared.raw.atomic_u8(Side::Client.live_offset()).store(LIVE_GONE, SeqCst);
-        assert_eq!(consumer.before_sleep(31).unwrap(), Outlook::Final(30));
-        receive(consumer, 30);
-        assert_eq!(consumer.before_sleep(1).unwrap(), Outlook::Final(0));
-        shared.raw.atomic_u8(Side::Server.live_offset()).store(LIVE_GONE, SeqCst);
-        assert_eq!(producer.before_sleep(1024).unwrap(), Outlook::Enough(1024), "all was read before");
+    fn what_comes_between_the_look_and_the_request_is_seen() {
+        let wire = Scripted { at_arm: Some((5, 0)), ..Scripted::default() };
+        let mut consumer = Consumer::attach(&wire, Ring::Left, 1024).unwrap();
+        assert_eq!(consumer.ready(1).unwrap(), 0);
+        wire.log.take();
+        assert_eq!(consumer.before_sleep(1).unwrap(), Outlook::Enough(5));
+        assert_eq!(wire.log.take(), ["set the peer's bit", "fence", "load prod"]);
+
+        let wire = Scripted { prod: Cell::new(1024), at_arm: Some((1024, 5)), ..Scripted::default() };
+        let mut producer = Producer::attach(&wire, Ring::Left, 1024).unwrap();
+        assert_eq!(producer.room(1).unwrap(), 0);
+        wire.log.take();
+        assert_eq!(producer.before_sleep(1).unwrap(), Outlook::Enough(5));
+        assert_eq!(wire.log.take(), ["set the peer's bit", "fence", "load cons"]);
+    }
+
+    #[test]
+    fn what_a_peer_did_right_before_its_end_is_seen() {
+        for (sent, outlook) in [(0, Outlook::Final(0)), (3, Outlook::Final(3)), (9, Outlook::Enough(9))] {
+            let wire = Scripted { at_end: Some((sent, 0)), ..Scripted::default() };
+            let mut consumer = Consumer::attach(&wire, Ring::Left, 1024).unwrap();
+            assert_eq!(consumer.before_sleep(9).unwrap(), outlook);
+
+            let wire = Scripted { prod: Cell::new(1024), at_end: Some((1024, sent)), ..Scripted::default() };
+            let mut producer = Producer::attach(&wire, Ring::Left, 1024).unwrap();
+            assert_eq!(producer.before_sleep(9).unwrap(), outlook);
+        }
+    }
+
+    #[test]
+    fn bytes_are_published_after_they_were_copied_and_signals_sent_after_that() {
+        let wire = Scripted { own_notify: Cell::new(3), ..Scripted::default() };
+        let mut producer = Producer::attach(&wire, Ring::Left, 1024).unwrap();
+        let mut consumer = Consumer::attach(&wire, Ring::Left, 1024).unwrap();
+        wire.log.take();
+        producer.fill(0, &[0; 10]);
+        producer.commit(10);
+        assert!(producer.notify_due().unwrap());
+        assert_eq!(
+            wire.log.take(),
+            ["copy in", "store prod", "fence", "look at the own byte", "clear the own bit"]
+        );
+        assert!(!producer.notify_due().unwrap());
+        assert_eq!(wire.log.take(), ["fence", "look at the own byte"], "no atomic clear without need");
+
+        consumer.ready(10).unwrap();
+        consumer.peek(0, &mut [0; 10]);
+        consumer.consume(10);
+        assert!(consumer.notify_due().unwrap());
+        assert_eq!(
+            wire.log.take(),
+            ["load prod", "copy out", "store cons", "fence", "look at the own byte", "clear the own bit"]
+        );
     }
 
     #[test]
