@@ -1,1 +1,42 @@
-//! vchan
+//! vchan: a byte stream in both directions between two Xen domains, over pages that one of them shares with the other.
+//!
+//! Compatible on the wire with Xen's libxenvchan 4.17: either side may be the C library. What differs is what a peer
+//! cannot see: no byte is lost at a close, a peer that breaks the protocol gets an error and not a hang, the two
+//! directions may be used by two threads, every wait can have an end, and no path is too long. `docs/vchan.md` has the
+//! protocol, and the C library's faults.
+//!
+//! * A server opens a [`Listener`] for one client and [accepts](Listener::accept) it; a client
+//!   [connects](Channel::connect). Both get a [`Channel`].
+//! * A channel implements [`Read`](std::io::Read), [`Write`](std::io::Write) and [`AsFd`](std::os::fd::AsFd), blocks or
+//!   not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
+//! * The end of the stream is a success (0 bytes), having to wait is [`Error::WouldBlock`], and everything else is an
+//!   error of its own: see [`Error`].
+//!
+//! # The peer is not trusted
+//! It can write anything into the shared pages at any time. Every value that it owns is read once, checked, and then used
+//! from private memory; what this side owns is never read back. The bytes themselves are copied out before anybody looks
+//! at them.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod connect;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod keys;
+mod link;
+mod listener;
+mod liveness;
+mod notify;
+mod page;
+mod ring;
+mod wait;
+mod wire;
+
+pub use channel::{Channel, Receiver, Sender};
+pub use connect::ConnectOptions;
+pub use error::{Error, Partial, Result, Violation};
+pub use listener::{ListenOptions, Listener};
+pub use liveness::PROBE_INTERVAL;
+pub use page::{MAX_RING, Orders, Ring, Side};
+pub use wire::State;

@@ -37,6 +37,12 @@ impl SharedPages {
     pub fn memory(&self) -> &Mapping {
         &self.memory
     }
+
+    /// The references, and the pages. From then on they are shared as long as the mapping lives.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<GrantRef>, Mapping) {
+        (self.grefs, self.memory)
+    }
 }
 
 /// Shares pages of this domain.

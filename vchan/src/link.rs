@@ -1,0 +1,144 @@
+//! What the two halves of a channel have in common: the shared pages, the event channel, and the end of both.
+
+use crate::keys::Published;
+use crate::liveness::Liveness;
+use crate::page::LIVE_GONE;
+use crate::wait::{Deadline, Ticket, Waiter, Woken};
+use crate::wire::Pages;
+use crate::{Error, Orders, Result, State, Violation};
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// One side of a channel, without the positions in its rings.
+pub(crate) struct Link {
+    // The order matters: the pages go before the port through which the kernel tells the peer that they went.
+    pages: Arc<Pages>,
+    orders: Orders,
+    waiter: Waiter,
+    liveness: Liveness,
+    /// A server's; until the channel is closed.
+    keys: Mutex<Option<Published>>,
+    closed: AtomicBool,
+    /// The first violation that was noticed: from then on there is no other answer.
+    violation: OnceLock<Violation>,
+}
+
+impl Link {
+    pub(crate) fn new(pages: Arc<Pages>, orders: Orders, waiter: Waiter, liveness: Liveness) -> Self {
+        Self {
+            pages,
+            orders,
+            waiter,
+            liveness,
+            keys: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            violation: OnceLock::new(),
+        }
+    }
+
+    /// Keeps a server's keys until the channel is closed.
+    pub(crate) fn keep(&self, keys: Published) {
+        *self.keys.lock() = Some(keys);
+    }
+
+    pub(crate) fn pages(&self) -> &Arc<Pages> {
+        &self.pages
+    }
+
+    pub(crate) fn orders(&self) -> Orders {
+        self.orders
+    }
+
+    pub(crate) fn waiter(&self) -> &Waiter {
+        &self.waiter
+    }
+
+    /// Whether the channel can be used at all, by what this side knows.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::ClosedHere);
+        }
+        match self.violation.get() {
+            Some(violation) => Err(Error::Violation(*violation)),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers that the peer broke the protocol; the other half, if it sleeps, wakes to learn of it.
+    pub(crate) fn check<T>(&self, result: std::result::Result<T, Violation>) -> Result<T> {
+        result.map_err(|violation| {
+            let first = *self.violation.get_or_init(|| violation);
+            self.waiter.interrupt();
+            Error::Violation(first)
+        })
+    }
+
+    /// Whether the peer is there.
+    pub(crate) fn state(&self) -> Result<State> {
+        self.check_open()?;
+        let state = self.check(self.pages.peer())?;
+        if state != State::Closed {
+            self.check_alive()?;
+        }
+        Ok(state)
+    }
+
+    /// An error once the peer's domain was found to be gone.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        if self.liveness.is_dead() { Err(Error::PeerDied(self.liveness.peer())) } else { Ok(()) }
+    }
+
+    /// Looks whether the peer's domain still exists.
+    pub(crate) fn probe(&self) -> Result<()> {
+        self.liveness.probe();
+        self.check_alive()
+    }
+
+    /// Sleeps until there was an event since `ticket`. The caller looks again at what it waits for, and at whether the
+    /// channel was closed or the peer's domain died: for that, too, the sleep ends.
+    pub(crate) fn sleep(&self, ticket: Ticket, deadline: &mut Deadline) -> Result<()> {
+        let probe = Instant::now().checked_add(self.liveness.interval());
+        let until = [deadline.at(), probe].into_iter().flatten().min();
+        if self.waiter.sleep(ticket, until)? == Woken::TimedOut {
+            deadline.passed()?;
+            self.liveness.probe();
+        }
+        Ok(())
+    }
+
+    /// Closes the channel: tells the peer, ends the sleep of the other half, takes the keys back. What was sent can
+    /// still be received by the peer. The pages stay mapped until the last half is dropped, since it may be about to
+    /// touch them.
+    pub(crate) fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.pages.set_own_live(LIVE_GONE);
+        let told = self.waiter.bound().notify();
+        self.waiter.interrupt();
+        let keys = self.keys.lock().take();
+        let removed = keys.map_or(Ok(()), |keys| keys.remove());
+        told.and(removed)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Whoever wants to know whether it went well calls close.
+        let _ = self.close();
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("side", &self.pages.side())
+            .field("peer", &self.liveness.peer())
+            .field("port", &self.waiter.bound().port())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}

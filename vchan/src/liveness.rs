@@ -1,0 +1,135 @@
+//! Noticing that the peer's domain was destroyed.
+//!
+//! A process that ends, however, is told to its peer by its kernel (the live byte and an event). A domain that ends is
+//! told to nobody: no byte is cleared, no event is sent, and Linux offers a guest no call that asks. So who has waited for
+//! a while without an event looks for traces, none of which costs anything while there is traffic:
+//!
+//! 1. **Xen does not know the domain any more.** Binding port 0 of a domain always fails, but with `ESRCH` only when there
+//!    is no such domain. Needs no privilege. It decides for a *server*; not always for a *client*, because a destroyed
+//!    domain stays, as a shell, while somebody maps its pages.
+//! 2. **xenstored does not know it any more.** Only dom0 may ask; a destroyed domain is forgotten at once.
+//! 3. **The server's keys have gone from xenstore**, where xenstored removes all that a destroyed domain owned, while its
+//!    live byte still says "here". For clients. libxenvchan's servers and ours keep their keys as long as they live, but
+//!    Qubes' libvchan removes its own soon after the client came; so this trace counts only if the keys were still there
+//!    when it was looked for before, and can be switched off ([`ConnectOptions`](crate::ConnectOptions)).
+//!
+//! Only a change counts: what was never seen alive is not declared dead.
+
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use xen::{DomId, ErrorKind, EventChannels, Port, Transaction, Xenstore};
+
+/// How long a side waits without an event before it looks whether its peer's domain still exists.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks after the life of the peer's domain.
+pub(crate) struct Liveness {
+    own: DomId,
+    peer: DomId,
+    events: Arc<dyn EventChannels>,
+    store: Arc<dyn Xenstore>,
+    /// A key that is there as long as the peer lives.
+    key: Option<String>,
+    interval: Duration,
+    before: Mutex<Traces>,
+    dead: AtomicBool,
+}
+
+/// What was seen of the domain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traces {
+    known_to_xen: bool,
+    known_to_xenstored: bool,
+    key: bool,
+}
+
+impl Liveness {
+    /// Begins to look after `peer`; it is looked at once, so that its end is noticed later.
+    pub(crate) fn new(
+        own: DomId,
+        peer: DomId,
+        events: Arc<dyn EventChannels>,
+        store: Arc<dyn Xenstore>,
+        key: Option<String>,
+        interval: Duration,
+    ) -> Self {
+        let liveness = Self {
+            own,
+            peer,
+            events,
+            store,
+            key,
+            interval,
+            before: Mutex::new(Traces::default()),
+            dead: AtomicBool::new(false),
+        };
+        // A key that Qubes' libvchan will soon remove is no trace of life yet.
+        *liveness.before.lock() = Traces { key: false, ..liveness.look() };
+        liveness
+    }
+
+    pub(crate) fn peer(&self) -> DomId {
+        self.peer
+    }
+
+    /// How long to wait between two looks.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// Whether the domain was found to be gone.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Looks; returns whether the domain is gone.
+    pub(crate) fn probe(&self) -> bool {
+        if self.is_dead() {
+            return true;
+        }
+        let mut before = self.before.lock();
+        let now = self.look();
+        let lost = before.known_to_xen && !now.known_to_xen
+            || before.known_to_xenstored && !now.known_to_xenstored
+            || before.key && !now.key;
+        *before = now;
+        if lost {
+            self.dead.store(true, Ordering::Release);
+        }
+        lost
+    }
+
+    fn look(&self) -> Traces {
+        Traces {
+            known_to_xen: self.known_to_xen(),
+            // Whoever may not ask is told "no" of every domain, its own included.
+            known_to_xenstored: self.introduced(self.own) && self.introduced(self.peer),
+            key: self.key.as_deref().is_some_and(|path| self.has_key(path)),
+        }
+    }
+
+    fn known_to_xen(&self) -> bool {
+        match self.events.bind_interdomain(self.peer, Port(0)) {
+            Ok(port) => {
+                // Nobody offers port 0; but a port that was bound is to be closed.
+                let _ = self.events.unbind(port);
+                true
+            }
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        }
+    }
+
+    fn introduced(&self, domid: DomId) -> bool {
+        self.store.is_introduced(domid).unwrap_or(false)
+    }
+
+    fn has_key(&self, path: &str) -> bool {
+        match self.store.read(Transaction::NONE, path) {
+            Ok(_) => true,
+            // A key that was readable and is refused has gone: what stands above it is not for us to read.
+            Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied),
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Sleeping until the peer signals, from one thread or from two.
+//!
+//! A channel has one event channel and one descriptor for both directions, and Xen hands each event out once: were two
+//! threads to read the descriptor, each would take events that the other waits for. So one of them, the *leader*,
+//! sleeps on the descriptor for both; the other, if there is one, sleeps on a condition variable. Whatever the leader
+//! wakes for, it counts the event and wakes the other, and each looks at its own ring. When the leader leaves without
+//! an event (its time is up), the other takes its place.
+//!
+//! What makes this safe against lost wake-ups is the [`Ticket`]: the count of events, taken *before* a thread looks at
+//! the shared page for the last time. If an event was counted since, the thread does not sleep: what the event told of
+//! may have come after the look.
+//!
+//! The leader takes an event and unmasks the port before anybody looks at the shared page, so what happens after that
+//! look is a new event.
+
+use crate::{Error, Result};
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use xen::{ErrorKind, EventChannels, Port};
+
+/// A local port, closed when this is dropped.
+pub(crate) struct BoundPort {
+    events: Arc<dyn EventChannels>,
+    port: Port,
+}
+
+impl BoundPort {
+    pub(crate) fn new(events: Arc<dyn EventChannels>, port: Port) -> Self {
+        Self { events, port }
+    }
+
+    pub(crate) fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Signals the peer.
+    pub(crate) fn notify(&self) -> Result<()> {
+        Ok(self.events.notify(self.port)?)
+    }
+}
+
+impl Drop for BoundPort {
+    fn drop(&mut self) {
+        // Fails only if the port is not open: then there is nothing to close.
+        let _ = self.events.unbind(self.port);
+    }
+}
+
+/// How many events there were before a thread looked whether it has to sleep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket(u64);
+
+/// How a sleep ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Woken {
+    /// There was an event since the ticket was taken: look again.
+    Look,
+    /// The time was up.
+    TimedOut,
+}
+
+/// Lets the threads of a channel sleep until its peer signals.
+pub(crate) struct Waiter {
+    bound: BoundPort,
+    /// Whether a thread sleeps on the descriptor, or takes an event from it.
+    led: Mutex<bool>,
+    /// The leader left, or an event was counted.
+    turned: Condvar,
+    /// Events. Only written under `led`.
+    count: AtomicU64,
+    /// Ends the sleep of a leader when the channel is closed by another thread: made when there can be one.
+    interrupt: OnceLock<OwnedFd>,
+}
+
+impl Waiter {
+    pub(crate) fn new(bound: BoundPort) -> Self {
+        Self {
+            bound,
+            led: Mutex::new(false),
+            turned: Condvar::new(),
+            count: AtomicU64::new(0),
+            interrupt: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn bound(&self) -> &BoundPort {
+        &self.bound
+    }
+
+    /// The descriptor that is readable when there is an event.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bound.events.as_fd()
+    }
+
+    /// To be called before more than one thread uses the channel.
+    pub(crate) fn allow_interruption(&self) -> Result<()> {
+        if self.interrupt.get().is_none() {
+            let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|errno| Error::System { call: "eventfd", source: errno.into() })?;
+            // Whoever was first has made one that does as well.
+            let _ = self.interrupt.set(fd);
+        }
+        Ok(())
+    }
+
+    /// Wakes whoever sleeps, now and ever after.
+    pub(crate) fn interrupt(&self) {
+        if let Some(fd) = self.interrupt.get() {
+            // Never read, so it stays readable; a counter that is full already is readable, too.
+            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+        }
+        let led = self.led.lock();
+        self.count_event();
+        drop(led);
+    }
+
+    /// To be taken before the look that decides whether to sleep.
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket(self.count.load(Ordering::Acquire))
+    }
+
+    /// Sleeps until there was an event since `ticket`, or until the time is up.
+    pub(crate) fn sleep(&self, ticket: Ticket, until: Option<Instant>) -> Result<Woken> {
+        let mut led = self.led.lock();
+        loop {
+            if self.count.load(Ordering::Relaxed) != ticket.0 {
+                return Ok(Woken::Look);
+            }
+            if !*led {
+                break;
+            }
+            match until {
+                None => self.turned.wait(&mut led),
+                Some(until) => {
+                    if self.turned.wait_until(&mut led, until).timed_out()
+                        && self.count.load(Ordering::Relaxed) == ticket.0
+                    {
+                        return Ok(Woken::TimedOut);
+                    }
+                }
+            }
+        }
+        *led = true;
+        drop(led);
+        let taken = self.take_event(until);
+        self.stop_leading(&taken);
+        Ok(if taken? { Woken::Look } else { Woken::TimedOut })
+    }
+
+    /// Takes an event that has arrived, if there is one, so that the descriptor is readable for later ones alone. Does
+    /// not sleep. (Where another thread sleeps on the descriptor, it takes the event.)
+    pub(crate) fn drain(&self) -> Result<()> {
+        let mut led = self.led.lock();
+        if *led {
+            return Ok(());
+        }
+        *led = true;
+        drop(led);
+        let taken = self.take_event(Some(Instant::now()));
+        self.stop_leading(&taken);
+        taken.map(|_| ())
+    }
+
+    fn stop_leading(&self, taken: &Result<bool>) {
+        let mut led = self.led.lock();
+        *led = false;
+        if matches!(taken, Ok(true)) {
+            self.count_event();
+        } else {
+            self.turned.notify_all();
+        }
+    }
+
+    /// Under the lock of `led`.
+    fn count_event(&self) {
+        self.count.fetch_add(1, Ordering::Release);
+        self.turned.notify_all();
+    }
+
+    /// Sleeps on the descriptor and takes an event from it; false when the time was up before there was one.
+    fn take_event(&self, until: Option<Instant>) -> Result<bool> {
+        let event = PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN);
+        let arrived = match self.interrupt.get() {
+            None => poll_until(&mut [event], until)?[0],
+            Some(interrupt) => {
+                let ready = poll_until(&mut [event, PollFd::new(interrupt, PollFlags::IN)], until)?;
+                if ready[1] {
+                    return Ok(true);
+                }
+                ready[0]
+            }
+        };
+        if !arrived {
+            return Ok(false);
+        }
+        // Readable means that there is an event (or that the descriptor is broken, which this call then says), so it
+        // does not block: nobody else takes events.
+        let port = loop {
+            match self.bound.events.pending() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                taken => break taken?,
+            }
+        };
+        self.bound.events.unmask(port)?;
+        Ok(true)
+    }
+}
+
+/// Sleeps until a descriptor is ready or in error, or the time is up; says which are. Starts over after a signal.
+pub(crate) fn poll_until<const N: usize>(
+    fds: &mut [PollFd<'_>; N],
+    until: Option<Instant>,
+) -> Result<[bool; N]> {
+    loop {
+        let left = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
+        match poll(fds, left.as_ref()) {
+            Ok(_) => return Ok(fds.each_ref().map(|fd| !fd.revents().is_empty())),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Error::System { call: "poll", source: errno.into() }),
+        }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// When an operation has to end that may take `timeout`: counted from the first time that it has to wait, so that an
+/// operation which need not wait does not look at the clock.
+#[derive(Debug)]
+pub(crate) struct Deadline {
+    timeout: Option<Duration>,
+    at: Option<Instant>,
+}
+
+impl Deadline {
+    pub(crate) fn new(timeout: Option<Duration>) -> Self {
+        Self { timeout, at: None }
+    }
+
+    /// The time; none if the operation may take for ever.
+    pub(crate) fn at(&mut self) -> Option<Instant> {
+        if self.at.is_none() {
+            self.at = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        }
+        self.at
+    }
+
+    /// The error when the time is up.
+    pub(crate) fn passed(&mut self) -> Result<()> {
+        match (self.at(), self.timeout) {
+            (Some(at), Some(timeout)) if at <= Instant::now() => Err(Error::TimedOut(timeout)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+    use xen::mock::Machine;
+    use xen::{DomId, Platform};
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(20);
+
+    struct Ends {
+        machine: Machine,
+        near: Waiter,
+        far: BoundPort,
+    }
+
+    fn ends() -> Ends {
+        let machine = Machine::new();
+        let near = machine.domain(DomId(1)).event_channels().unwrap();
+        let port = near.bind_unbound(DomId(2)).unwrap();
+        let far = machine.domain(DomId(2)).event_channels().unwrap();
+        let far_port = far.bind_interdomain(DomId(1), port).unwrap();
+        let near = Waiter::new(BoundPort::new(near, port));
+        machine.reset_counts();
+        Ends { machine, near, far: BoundPort::new(far, far_port) }
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + SHORT)
+    }
+
+    fn late() -> Option<Instant> {
+        Some(Instant::now() + LONG)
+    }
+
+    #[test]
+    fn an_event_ends_a_sleep_and_is_taken() {
+        let Ends { near, far, .. } = ends();
+        let ticket = near.ticket();
+        assert_eq!(near.sleep(ticket, soon()).unwrap(), Woken::TimedOut);
+        far.notify().unwrap();
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look);
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look, "since the ticket there was one");
+        assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut);
+        far.notify().unwrap();
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look, "the port was unmasked");
+    }
+
+    #[test]
+    fn an_event_that_another_thread_took_since_the_ticket_prevents_the_sleep() {
+        let Ends { near, far, machine } = ends();
+        let ticket = near.ticket();
+        far.notify().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look));
+        });
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look);
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 1, "it was taken once");
+    }
+
+    #[test]
+    fn one_event_wakes_both_sleepers() {
+        let Ends { near, far, machine } = ends();
+        thread::scope(|scope| {
+            let ticket = near.ticket();
+            let near = &near;
+            let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(ticket, late()).unwrap()));
+            thread::sleep(SHORT);
+            far.notify().unwrap();
+            for sleeper in sleepers {
+                assert_eq!(sleeper.join().unwrap(), Woken::Look);
+            }
+        });
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 1, "one slept on the descriptor for both");
+    }
+
+    #[test]
+    fn the_follower_leads_when_the_leader_leaves() {
+        let Ends { near, far, .. } = ends();
+        thread::scope(|scope| {
+            let (near, ticket) = (&near, near.ticket());
+            let leader =
+                scope.spawn(move || near.sleep(near.ticket(), Some(Instant::now() + 2 * SHORT)).unwrap());
+            thread::sleep(SHORT);
+            let follower = scope.spawn(move || near.sleep(ticket, late()).unwrap());
+            assert_eq!(leader.join().unwrap(), Woken::TimedOut);
+            far.notify().unwrap();
+            assert_eq!(follower.join().unwrap(), Woken::Look);
+        });
+    }
+
+    #[test]
+    fn a_follower_gives_up_in_time() {
+        let Ends { near, far, .. } = ends();
+        thread::scope(|scope| {
+            let leader = scope.spawn(|| near.sleep(near.ticket(), late()).unwrap());
+            thread::sleep(SHORT);
+            let begin = Instant::now();
+            assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut);
+            assert!(begin.elapsed() < LONG / 2);
+            far.notify().unwrap();
+            assert_eq!(leader.join().unwrap(), Woken::Look);
+        });
+    }
+
+    #[test]
+    fn draining_takes_what_is_there_and_does_not_sleep() {
+        let Ends { near, far, machine } = ends();
+        near.drain().unwrap();
+        assert_eq!(machine.counts().of("xenevtchn_pending"), 0);
+        let ticket = near.ticket();
+        far.notify().unwrap();
+        near.drain().unwrap();
+        assert_eq!(near.sleep(ticket, late()).unwrap(), Woken::Look, "it was counted");
+        assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut, "and taken");
+    }
+
+    #[test]
+    fn an_interruption_wakes_both_sleepers_and_lasts() {
+        let Ends { near, far, .. } = ends();
+        near.allow_interruption().unwrap();
+        near.allow_interruption().unwrap();
+        thread::scope(|scope| {
+            let near = &near;
+            let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(near.ticket(), late()).unwrap()));
+            thread::sleep(SHORT);
+            near.interrupt();
+            for sleeper in sleepers {
+                assert_eq!(sleeper.join().unwrap(), Woken::Look);
+            }
+        });
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
+        drop(far);
+    }
+
+    #[test]
+    fn a_leader_that_fails_says_so_and_lets_the_next_one_try() {
+        let Ends { near, far, machine } = ends();
+        far.notify().unwrap();
+        machine.fail(Some("xenevtchn_pending"), 0, ErrorKind::Other);
+        assert!(matches!(near.sleep(near.ticket(), late()), Err(Error::Xen(_))));
+        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
+    }
+
+    #[test]
+    fn a_deadline_counts_from_the_first_wait() {
+        let mut deadline = Deadline::new(Some(SHORT));
+        thread::sleep(SHORT);
+        deadline.passed().unwrap();
+        thread::sleep(SHORT);
+        assert!(matches!(deadline.passed(), Err(Error::TimedOut(SHORT))));
+        for mut deadline in [Deadline::new(None), Deadline::new(Some(Duration::MAX))] {
+            assert_eq!(deadline.at(), None);
+            deadline.passed().unwrap();
+        }
+    }
+}

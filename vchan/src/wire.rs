@@ -1,0 +1,203 @@
+//! Everything that both sides of a channel touch, reduced to the accesses that the protocol makes.
+//!
+//! The ring, the notify bits and the close protocol are written over [`Wire`], and so can run over something else than
+//! shared pages: a model checker's memory.
+
+use crate::notify::Notify;
+use crate::page::{GRANTS_OFFSET, LIVE_AWAITED, LIVE_GONE, LIVE_HERE};
+use crate::{Orders, Ring, Side, Violation};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
+use xen::{GrantRef, Mapping};
+
+/// One side's access to what it shares with the other. The names of the words are those of the control page.
+pub(crate) trait Wire {
+    /// A ring's producer index; what was produced up to it may be read afterwards (acquire).
+    fn load_prod(&self, ring: Ring) -> u32;
+    /// A ring's consumer index; what was consumed up to it may be overwritten afterwards (acquire).
+    fn load_cons(&self, ring: Ring) -> u32;
+    /// Publishes what was copied in before (release).
+    fn store_prod(&self, ring: Ring, prod: u32);
+    /// Gives back what was copied out before (release).
+    fn store_cons(&self, ring: Ring, cons: u32);
+    /// Copies bytes to the position `at` of a ring, all below its end.
+    fn copy_in(&self, ring: Ring, at: u32, bytes: &[u8]);
+    /// Copies bytes from the position `at` of a ring, all below its end.
+    fn copy_out(&self, ring: Ring, at: u32, bytes: &mut [u8]);
+    /// What the peer asks to be told.
+    fn own_notify(&self) -> u8;
+    /// Atomically takes a request of the peer's back; returns the byte before.
+    fn clear_own_notify(&self, bit: u8) -> u8;
+    /// Atomically asks the peer.
+    fn set_peer_notify(&self, bit: u8);
+    /// Whether the peer has gone; what it did before is seen afterwards (acquire).
+    fn peer_gone(&self) -> Result<bool, Violation>;
+    /// A sequentially consistent fence.
+    fn fence(&self);
+}
+
+/// Whether the other side is there.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum State {
+    /// No client is here: none has come yet, or the server [persists](crate::ListenOptions::persist) and the last one
+    /// left. What is sent waits in the ring.
+    Waiting,
+    /// Both sides are here.
+    Open,
+    /// The peer has closed, or its process has ended. What it sent before can still be received.
+    Closed,
+}
+
+/// Where a ring's bytes are.
+#[derive(Debug)]
+pub(crate) enum RingMemory {
+    /// In the control page, from this byte on.
+    Inline(usize),
+    /// In pages of their own.
+    Own(Mapping),
+}
+
+/// The shared pages of a channel, as one side maps them.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    side: Side,
+    /// A server that outlives its clients.
+    persist: bool,
+    /// The peer was here; from then on it cannot be awaited.
+    seen: AtomicBool,
+    /// The peer was seen to have gone. It does not come back, even if the byte says so: its successor would get, and
+    /// give us, half a conversation.
+    gone: AtomicBool,
+    page: Mapping,
+    left: RingMemory,
+    right: RingMemory,
+}
+
+impl Pages {
+    /// A server's new channel: fills the control page, which is all zeros. `grefs` are the references of the two
+    /// rings' pages.
+    pub(crate) fn of_server(
+        orders: Orders,
+        page: Mapping,
+        (left, right): (RingMemory, RingMemory),
+        grefs: &[GrantRef],
+        persist: bool,
+    ) -> Self {
+        let list: Vec<u8> = grefs.iter().flat_map(|gref| gref.0.to_ne_bytes()).collect();
+        page.copy_from(GRANTS_OFFSET, &list);
+        for ring in [Ring::Left, Ring::Right] {
+            page.atomic_u16(ring.order_offset()).store(orders.order(ring), Relaxed);
+        }
+        page.atomic_u8(Side::Client.live_offset()).store(LIVE_AWAITED, Relaxed);
+        page.atomic_u8(Side::Server.live_offset()).store(LIVE_HERE, Relaxed);
+        // The server wants to hear of the first bytes, whether or not it has looked before they come.
+        page.atomic_u8(Side::Client.notify_offset()).store(Notify::Write.bit(), Relaxed);
+        Self::new(Side::Server, persist, page, (left, right))
+    }
+
+    /// A client's view of a server's channel.
+    pub(crate) fn of_client(page: Mapping, rings: (RingMemory, RingMemory)) -> Self {
+        Self::new(Side::Client, false, page, rings)
+    }
+
+    fn new(side: Side, persist: bool, page: Mapping, (left, right): (RingMemory, RingMemory)) -> Self {
+        let (seen, gone) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { side, persist, seen, gone, page, left, right }
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Whether the peer is there, by its live byte. What it did before is seen afterwards (acquire).
+    pub(crate) fn peer(&self) -> Result<State, Violation> {
+        if self.gone.load(Acquire) {
+            return Ok(State::Closed);
+        }
+        let side = self.side.peer();
+        let value = self.page.atomic_u8(side.live_offset()).load(Acquire);
+        match value {
+            LIVE_AWAITED if side == Side::Client && !self.seen.load(Relaxed) => Ok(State::Waiting),
+            LIVE_HERE => {
+                self.seen.store(true, Relaxed);
+                Ok(State::Open)
+            }
+            LIVE_GONE if self.persist => Ok(State::Waiting),
+            LIVE_GONE => {
+                self.gone.store(true, Release);
+                Ok(State::Closed)
+            }
+            _ => Err(Violation::Live { side, value }),
+        }
+    }
+
+    /// Sets the own live byte; what this side did before is seen by whoever sees it.
+    pub(crate) fn set_own_live(&self, value: u8) {
+        self.page.atomic_u8(self.side.live_offset()).store(value, Release);
+    }
+
+    /// Sets the peer's notify byte, whatever it was: what a client does once, when it attaches.
+    pub(crate) fn reset_peer_notify(&self, what: Notify) {
+        self.page.atomic_u8(self.side.peer().notify_offset()).store(what.bit(), Relaxed);
+    }
+
+    /// The memory of a ring, and where in it the ring begins.
+    fn ring(&self, ring: Ring) -> (&Mapping, usize) {
+        let memory = match ring {
+            Ring::Left => &self.left,
+            Ring::Right => &self.right,
+        };
+        match memory {
+            RingMemory::Inline(start) => (&self.page, *start),
+            RingMemory::Own(memory) => (memory, 0),
+        }
+    }
+}
+
+impl Wire for Pages {
+    fn load_prod(&self, ring: Ring) -> u32 {
+        self.page.atomic_u32(ring.prod_offset()).load(Acquire)
+    }
+
+    fn load_cons(&self, ring: Ring) -> u32 {
+        self.page.atomic_u32(ring.cons_offset()).load(Acquire)
+    }
+
+    fn store_prod(&self, ring: Ring, prod: u32) {
+        self.page.atomic_u32(ring.prod_offset()).store(prod, Release);
+    }
+
+    fn store_cons(&self, ring: Ring, cons: u32) {
+        self.page.atomic_u32(ring.cons_offset()).store(cons, Release);
+    }
+
+    fn copy_in(&self, ring: Ring, at: u32, bytes: &[u8]) {
+        let (memory, start) = self.ring(ring);
+        memory.copy_from(start + at as usize, bytes);
+    }
+
+    fn copy_out(&self, ring: Ring, at: u32, bytes: &mut [u8]) {
+        let (memory, start) = self.ring(ring);
+        memory.copy_to(start + at as usize, bytes);
+    }
+
+    fn own_notify(&self) -> u8 {
+        self.page.atomic_u8(self.side.notify_offset()).load(Relaxed)
+    }
+
+    fn clear_own_notify(&self, bit: u8) -> u8 {
+        self.page.atomic_u8(self.side.notify_offset()).fetch_and(!bit, AcqRel)
+    }
+
+    fn set_peer_notify(&self, bit: u8) {
+        self.page.atomic_u8(self.side.peer().notify_offset()).fetch_or(bit, AcqRel);
+    }
+
+    fn peer_gone(&self) -> Result<bool, Violation> {
+        Ok(self.peer()? == State::Closed)
+    }
+
+    fn fence(&self) {
+        fence(SeqCst);
+    }
+}

@@ -1,0 +1,103 @@
+//! `kill -9` of either side is noticed by the other, whichever library it has.
+
+use crate::host::{Host, Kind, Process};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+/// More than can be said before the other side is dead.
+const ENDLESS: usize = 1 << 40;
+
+/// Kills one side while the two talk, and gives what the other one says of that.
+fn survivor(server: Kind, client: Kind, victim: &str) -> String {
+    let host = Host::new(&format!("kill-{server:?}-{client:?}-{victim}"));
+    let mut server = host.peer(server, "server", (65_536, 65_536), ENDLESS);
+    let mut client = host.peer(client, "client", (0, 0), ENDLESS);
+    thread::sleep(Duration::from_millis(300));
+    assert!(!server.has_ended() && !client.has_ended());
+    let (mut victim, survivor) = if victim == "server" { (server, client) } else { (client, server) };
+    victim.kill();
+    let (success, line) = survivor.verdict();
+    assert!(!success);
+    line
+}
+
+#[test]
+fn a_killed_client_is_the_end_of_the_stream_for_our_server() {
+    for client in [Kind::Ours, Kind::C] {
+        let line = survivor(Kind::Ours, client, "client");
+        assert!(line.starts_with("the end came after "), "{line}");
+    }
+}
+
+#[test]
+fn our_client_cannot_send_to_a_killed_server() {
+    for server in [Kind::Ours, Kind::C] {
+        let line = survivor(server, Kind::Ours, "server");
+        assert!(line.ends_with("the peer has closed the channel"), "{line}");
+    }
+}
+
+#[test]
+fn libxenvchan_notices_that_we_were_killed() {
+    let line = survivor(Kind::C, Kind::Ours, "client");
+    assert!(line.starts_with("libxenvchan_read returned -1 after "), "{line}");
+    let line = survivor(Kind::Ours, Kind::C, "server");
+    assert!(line.starts_with("libxenvchan_write of "), "{line}");
+}
+
+/// Starts a server where a killed one has left its keys, and a client that waited from before.
+#[test]
+fn a_new_server_replaces_a_killed_one() {
+    for killed in [Kind::Ours, Kind::C] {
+        let host = Host::new(&format!("restart-{killed:?}"));
+        let mut first = host.peer(killed, "server", (0, 0), 1);
+        thread::sleep(Duration::from_millis(300));
+        assert!(!first.has_ended());
+        first.kill();
+        let mut client = host.peer(Kind::Ours, "client", (0, 0), 10_000);
+        thread::sleep(Duration::from_millis(100));
+        assert!(!client.has_ended(), "it waits for a server that lives");
+        let second = host.peer(Kind::Ours, "server", (0, 0), 10_000);
+        let ok = "ok sent=10000 received=10000 left_order=10 right_order=11";
+        assert_eq!(client.verdict(), (true, ok.to_owned()));
+        assert_eq!(second.verdict(), (true, ok.to_owned()));
+    }
+}
+
+#[test]
+fn a_sender_that_waits_for_room_notices_a_killed_receiver() {
+    let host = Host::new("full");
+    let mut receiver = Process::start(host.cat_listen(&["--send"]).stdin(std::process::Stdio::piped()));
+    let zeros = std::fs::File::open("/dev/zero").unwrap();
+    let sender = Process::start(host.cat_connect(&["--send"]).stdin(zeros));
+    thread::sleep(Duration::from_millis(300));
+    receiver.kill();
+    let output = sender.finish();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("vchan-cat: the peer left ") && said.ends_with(" bytes unread\n"), "{said}");
+}
+
+/// A paused domain is no dead one: nothing times out, nothing is lost.
+#[test]
+fn a_side_that_stands_still_for_a_while_is_waited_for() {
+    let bytes = 8 << 20;
+    for stopped in ["server", "client"] {
+        let host = Host::new(&format!("pause-{stopped}"));
+        let server = host.peer(Kind::Ours, "server", (4096, 4096), bytes);
+        let client = host.peer(Kind::Ours, "client", (0, 0), bytes);
+        let pid = if stopped == "server" { &server } else { &client }.child.id().to_string();
+        let signal =
+            |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        for _ in 0..3 {
+            thread::sleep(Duration::from_millis(50));
+            signal("-STOP");
+            thread::sleep(Duration::from_millis(300));
+            signal("-CONT");
+        }
+        let expected = (true, format!("ok sent={bytes} received={bytes} left_order=12 right_order=12"));
+        assert_eq!(client.verdict(), expected);
+        assert_eq!(server.verdict(), expected);
+    }
+}

@@ -1,0 +1,190 @@
+//! A simulated Xen host, and programs in its domains.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+/// Far longer than anything here takes, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// A program that can be an end of a channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// `examples/vchan-peer.rs`.
+    Ours,
+    /// `tests/peer/peer.c`, over Debian's libxenvchan.
+    C,
+}
+
+impl Kind {
+    fn path(self) -> PathBuf {
+        match self {
+            Self::Ours => beside("../examples/vchan-peer"),
+            Self::C => c_peer().clone(),
+        }
+    }
+}
+
+/// A file that cargo built with this test, seen from it.
+fn beside(file: &str) -> PathBuf {
+    let path = env::current_exe().unwrap().with_file_name(file);
+    assert!(path.is_file(), "{} is missing: run `cargo test` without --test", path.display());
+    path
+}
+
+/// Builds the C peer, once.
+fn c_peer() -> &'static PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peer/peer.c");
+        // For this run alone: another one may be at it in the same folder.
+        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("peer-{}", std::process::id()));
+        let gcc = Command::new("gcc")
+            .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
+            .args([&built, &source])
+            .arg("-lxenvchan")
+            .status();
+        assert!(
+            gcc.expect("gcc is needed (Debian package gcc)").success(),
+            "(Debian package libxen-dev has the headers)"
+        );
+        built
+    })
+}
+
+/// The server's domain, and the client's.
+pub(crate) const SERVER: u16 = 1;
+pub(crate) const CLIENT: u16 = 2;
+/// Where the server publishes.
+pub(crate) const PATH: &str = "data/vchan/2/7";
+
+/// A host of its own, in a folder that is removed at the end.
+pub(crate) struct Host {
+    dir: PathBuf,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str) -> Self {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("host-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        Self { dir }
+    }
+
+    /// A program in a domain.
+    pub(crate) fn command(&self, domid: u16, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(program.as_ref());
+        command
+            .env("LD_PRELOAD", beside("libxensim.so"))
+            .env("XENSIM_DIR", &self.dir)
+            .env("XENSIM_DOMID", domid.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// A peer in the server's or the client's domain, by its role.
+    pub(crate) fn peer(&self, kind: Kind, role: &str, sizes: (usize, usize), bytes: usize) -> Process {
+        let (own, other, path) = match role {
+            "server" | "drain" => (SERVER, CLIENT, PATH.to_owned()),
+            _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{PATH}")),
+        };
+        let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
+        Process::start(self.command(own, kind.path()).args([role, &other.to_string(), &path]).args(numbers))
+    }
+
+    /// `vchan-cat listen` with these arguments behind the path.
+    pub(crate) fn cat_listen(&self, args: &[&str]) -> Command {
+        let mut command = self.command(SERVER, env!("CARGO_BIN_EXE_vchan-cat"));
+        command.args(["listen", &CLIENT.to_string(), PATH]).args(args);
+        command
+    }
+
+    /// `vchan-cat connect`, which waits for the server, with these arguments behind the path.
+    pub(crate) fn cat_connect(&self, args: &[&str]) -> Command {
+        let mut command = self.command(CLIENT, env!("CARGO_BIN_EXE_vchan-cat"));
+        command.args(["connect", &SERVER.to_string(), PATH, "--wait", "60"]).args(args);
+        command
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = fs::read_to_string(self.dir.join("host.log")).unwrap_or_default();
+            println!("{}: host.log says: {log:?}", self.dir.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A program that runs in a domain; killed at the end of the test, whatever that is.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    shown: String,
+    /// Reads what it prints meanwhile, so that it never waits for us.
+    output: Option<[thread::JoinHandle<Vec<u8>>; 2]>,
+}
+
+impl Process {
+    /// Starts a program whose standard output and standard error are collected.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let output = [collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap())];
+        Self { child, shown: format!("{command:?}"), output: Some(output) }
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.wait();
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "{} does not end", self.shown);
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits for the end of it, and takes what it printed.
+    pub(crate) fn finish(mut self) -> Output {
+        let status = self.wait();
+        let [stdout, stderr] = self.output.take().unwrap().map(|reader| reader.join().unwrap());
+        println!("{}: {status}, {}", self.shown, String::from_utf8_lossy(&stderr));
+        Output { status, stdout, stderr }
+    }
+
+    /// The one line that it prints, and whether it ended well.
+    pub(crate) fn verdict(self) -> (bool, String) {
+        let output = self.finish();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap().trim_end().to_owned())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
