@@ -34,10 +34,6 @@ pub(crate) enum Error {
     NoConsole { domid: xen::DomId },
     #[error("console {tty}: {source}")]
     Console { tty: String, source: io::Error },
-    #[error(
-        "the watcher could not be started: {0}; the qube runs, but nobody carries out on_poweroff and its like"
-    )]
-    Watcher(#[source] io::Error),
     #[error("{path}: stored configuration: {source}")]
     Stored { path: String, source: serde_json::Error },
     #[error("output: {0}")]
