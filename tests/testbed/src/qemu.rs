@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use crate::checks::Boot;
 use crate::debian::Debian;
 use crate::dom0::Base;
 use crate::error::At as _;
@@ -59,13 +60,13 @@ pub enum Heard {
 }
 
 impl Machine {
-    /// Starts QEMU with `memory` MiB. `folder` takes the overlay and the console's log.
+    /// Starts QEMU as `boot` describes. `folder` takes the overlay and the console's log.
     pub fn boot(
         debian: &Debian,
         base: &Base,
         overlay: &[u8],
         folder: &Path,
-        memory: u32,
+        boot: Boot,
         console: Console,
     ) -> Result<Self> {
         fs::create_dir_all(folder).at(folder)?;
@@ -77,13 +78,13 @@ impl Machine {
 
         let mut command = qemu(debian)?;
         let can_nest = nested_kvm();
-        command.args(["-machine", "q35", "-smp", "2", "-no-reboot", "-display", "none", "-nic", "none"]);
+        command.args(["-machine", "q35", "-no-reboot", "-display", "none", "-nic", "none"]);
         if can_nest {
             command.args(["-accel", "kvm", "-cpu", "host"]);
         } else {
             command.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]);
         }
-        command.arg("-m").arg(memory.to_string());
+        command.arg("-m").arg(boot.memory.to_string()).arg("-smp").arg(boot.processors.to_string());
         command.arg("-kernel").arg(&base.xen).args(["-append", XEN_ARGUMENTS]);
         // The files of a multiboot image are separated by commas; the words after the first are the dom0
         // kernel's command line.

@@ -76,9 +76,8 @@ impl Testbed {
         let base = step("Xen and dom0", || Base::assemble(&cache, &debian))?;
         let scratch = cache.scratch()?;
         let products = step("our programs", || Products::build(scratch.path()))?;
-        let closures = step("guests' closures", || {
-            closure::build(&cache, &debian, &products, scratch.path(), store)
-        })?;
+        let closures =
+            step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
         Ok(Self { debian, base, products, closures, scratch, boots: 0 })
     }
 
@@ -203,7 +202,7 @@ impl Testbed {
         self.boots += 1;
         let folder = self.scratch.path().join(format!("boot-{}", self.boots));
         let overlay = dom0::overlay(&folder, &self.debian, &self.products, &self.closures, task)?;
-        Machine::boot(&self.debian, &self.base, &overlay, &folder, boot.memory, console)
+        Machine::boot(&self.debian, &self.base, &overlay, &folder, boot, console)
     }
 
     /// One boot for `checks`. A check that the machine did not live to run has no outcome.
