@@ -15,7 +15,8 @@
  * absolute, and both must be short: libxenvchan cuts what is longer than 63 bytes with the key's name.
  *
  * Prints one line, "ok sent=N received=N left_order=A right_order=B", and exits with 0 only if every byte was as it had
- * to be; otherwise the line says what was not.
+ * to be; otherwise the line says what was not. On standard error a server says "listening" when a client can come, and
+ * both say "connected".
  */
 #include <inttypes.h>
 #include <libxenvchan.h>
@@ -144,9 +145,11 @@ static void serve(int domid, const char *path, size_t left_min, size_t right_min
     if (!vchan)
         fail("libxenvchan_server_init failed");
     vchan->blocking = 1;
+    fprintf(stderr, "listening\n");
     while (libxenvchan_is_open(vchan) == 2)
         if (libxenvchan_wait(vchan))
             fail("libxenvchan_wait failed");
+    fprintf(stderr, "connected\n");
 }
 
 static void connect_to(int domid, const char *path)
@@ -159,6 +162,7 @@ static void connect_to(int domid, const char *path)
         vchan = libxenvchan_client_init(NULL, domid, path);
     }
     vchan->blocking = 1;
+    fprintf(stderr, "connected\n");
 }
 
 int main(int argc, char **argv)

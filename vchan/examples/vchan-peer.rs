@@ -13,7 +13,8 @@
 //!
 //! The bytes of a seed are those of SplitMix64's numbers, each as 8 bytes, the lowest first. The parts that are sent have
 //! lengths of their own: see `lengths`. A client ignores the minimums. Prints one line, `ok sent=N received=N left_order=A
-//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not.
+//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not. On standard
+//! error a server says `listening` when a client can come, and both say `connected`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -144,6 +145,7 @@ fn run() -> Outcome<String> {
         let (read_min, write_min) = (left_min.parse()?, right_min.parse()?);
         let options = ListenOptions { read_min, write_min, ..ListenOptions::default() };
         let listener = Listener::open(&Host, domid, path, &options)?;
+        writeln!(io::stderr(), "listening")?;
         listener.wait(Some(PATIENCE))?;
         Ok(listener.into_channel())
     };
@@ -157,6 +159,7 @@ fn run() -> Outcome<String> {
         _ => return Err(format!("{role} is no role").into()),
     };
     channel.set_timeout(Some(PATIENCE));
+    writeln!(io::stderr(), "connected")?;
 
     let (mut sent, mut received) = (bytes, bytes);
     match role.as_str() {
