@@ -3,6 +3,7 @@
 use crate::command::CreateOptions;
 use crate::console;
 use crate::error::Error;
+use crate::watch;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
@@ -19,9 +20,8 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
         // Nobody reads stderr: no reason not to create the qube.
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
     }
-    let json = config.to_libxl_json();
     if options.dryrun {
-        return writeln!(io::stdout(), "{json}").map_err(Error::Output);
+        return writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
 
     let begun = Instant::now();
@@ -31,9 +31,12 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
         // As xl does, on stdout.
         writeln!(io::stdout(), "Parsing config from {}", options.config.display()).map_err(Error::Output)?;
     }
-    let qube = qubes.create(&config, &json, &*foreign)?;
+    let qube = qubes.create(&config, !options.unattended, &*foreign)?;
     if !options.paused {
         qubes.unpause(&qube)?;
+    }
+    if !options.unattended {
+        watch::start().map_err(Error::Watcher)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(
