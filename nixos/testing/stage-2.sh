@@ -3,8 +3,9 @@
 # to go.
 #
 # A job is a shell command that dom0 writes to data/job as "NUMBER COMMAND". The guest clears the
-# node, runs the command with its output on the console between two marker lines, and writes
-# "NUMBER STATUS" to data/job-status. So one boot serves many checks, with nothing but xenstore.
+# node, runs the command with its output on the console between two marker lines, and writes the end
+# of that output to data/job-output and "NUMBER STATUS" to data/job-status. So one boot serves many
+# checks, with nothing but xenstore.
 export PATH=@tools@/bin:@busybox@/bin HOME=/root
 
 mkdir -p /root /etc
@@ -29,11 +30,12 @@ echo "@report end"
 serve() {
     number=${1%% *}
     echo "@job $number begin"
-    sh -c "${1#* }" < /dev/null 2>&1
+    sh -c "${1#* }" < /dev/null > /run/job-output 2>&1
     status=$?
-    # On a line of its own, whatever the job's last output was.
-    echo
+    cat /run/job-output
     echo "@job $number end $status"
+    # A message of xenstore holds 4 KiB. -R: as it is, without reading escapes into it.
+    xenstore-write -R data/job-output "$(tail -c 2000 /run/job-output)"
     xenstore-write data/job-status "$number $status"
 }
 
@@ -59,7 +61,7 @@ xenstore-watch data/job control/shutdown | while read -r path; do
             test -z "$request" || leave "$request"
             ;;
         data/job)
-            job=$(xenstore-read data/job 2>/dev/null)
+            job=$(xenstore-read -R data/job 2>/dev/null)
             test -n "$job" || continue
             xenstore-write data/job ""
             serve "$job"

@@ -1,40 +1,18 @@
-//! Creating a qube: from its specification to a paused domain that every toolstack knows.
+//! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Payload, Plan, PlanError};
+use crate::boot::{self, BuildError, Limits, Payload, Plan, PlanError};
+use crate::config::QubeConfig;
 use crate::image::{ImageError, Kernel, MappedFile};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, Identity};
+use crate::userdata::Kind;
+use crate::watch;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use uuid::Uuid;
 use xen::{DomId, ForeignMemory};
-
-/// What a qube is to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Specification {
-    /// Its name: unique on this host.
-    pub name: String,
-    /// Its UUID.
-    pub uuid: Uuid,
-    /// Memory at the start, in KiB.
-    pub memory_kib: u64,
-    /// The most memory that it may have later, in KiB.
-    pub max_memory_kib: u64,
-    /// vCPUs at the start.
-    pub vcpus: u32,
-    /// The most vCPUs that it may have later.
-    pub max_vcpus: u32,
-    /// The kernel: a bzImage, or an ELF file, packed or not.
-    pub kernel: PathBuf,
-    /// The initrd.
-    pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// The configuration in libxl's JSON, to be stored for `xl list -l` and its like.
-    pub stored: String,
-}
 
 /// Why a qube could not be created. Whatever was made is gone.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +65,6 @@ pub enum CreateError {
     Xen(#[from] xen::Error),
 }
 
-fn open(path: &Path, what: &'static str) -> Result<File, CreateError> {
-    File::open(path).map_err(|source| CreateError::Open { path: path.to_owned(), what, source })
-}
-
 /// Takes back what a domain has beyond itself unless it was finished.
 struct Unfinished<'a> {
     qubes: &'a Qubes,
@@ -106,43 +80,43 @@ impl Drop for Unfinished<'_> {
 }
 
 impl Qubes {
-    /// Creates a qube, paused.
+    /// Creates a qube, paused. With `attended` its configuration is kept for the [watcher](crate::watch), which is to
+    /// be started when none runs.
     ///
     /// # Errors
     /// See [`CreateError`].
     pub fn create(
         &self,
-        specification: &Specification,
+        config: &QubeConfig,
+        attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        let Specification { name, uuid, kernel: kernel_path, .. } = specification;
-        let file = MappedFile::open(kernel_path).map_err(|source| CreateError::Open {
-            path: kernel_path.clone(),
-            what: "kernel",
-            source,
-        })?;
+        let QubeConfig { name, uuid, kernel: kernel_path, .. } = config;
+        let open_error = |path: &Path, what| {
+            let path = path.to_owned();
+            move |source| CreateError::Open { path, what, source }
+        };
+        let file = MappedFile::open(kernel_path).map_err(open_error(kernel_path, "kernel"))?;
         let kernel = Kernel::open(&file)
             .map_err(|source| CreateError::Kernel { path: kernel_path.clone(), source })?;
-        let initrd = match &specification.initrd {
-            None => None,
-            Some(path) => Some((open(path, "initrd")?, path.clone())),
-        };
-        let initrd_len = match &initrd {
-            None => None,
-            Some((file, path)) => Some(
-                file.metadata()
-                    .map_err(|source| CreateError::Open { path: path.clone(), what: "initrd", source })?
-                    .len(),
-            ),
-        };
+        let mut initrd = None;
+        let mut initrd_len = None;
+        if let Some(path) = &config.ramdisk {
+            let file = File::open(path).map_err(open_error(path, "initrd"))?;
+            initrd_len = Some(file.metadata().map_err(open_error(path, "initrd"))?.len());
+            initrd = Some((file, path.clone()));
+        }
         let plan = Plan::new(&boot::Request {
-            memory_kib: specification.memory_kib,
-            max_memory_kib: specification.max_memory_kib,
-            vcpus: specification.vcpus,
-            max_vcpus: specification.max_vcpus,
-            cmdline: &specification.cmdline,
+            memory_kib: config.memory_mib << 10,
+            max_memory_kib: config.max_memory_mib << 10,
+            vcpus: config.vcpus,
+            max_vcpus: config.max_vcpus,
+            cmdline: &config.cmdline,
             kernel: kernel.footprint(),
             initrd: initrd_len,
+            timer_mode: config.timer_mode as u64,
+            paging_memory_mib: config.paging_memory_mib,
+            mmio_hole_mib: config.mmio_hole_mib,
         })?;
 
         for other in self.list()? {
@@ -157,12 +131,32 @@ impl Qubes {
 
         let daemons = (self.daemon_domid("xenstored")?, self.daemon_domid("xenconsoled")?);
         let payload = Payload { kernel: (kernel, kernel_path.clone()), initrd };
-        let built = boot::build(&plan, *uuid.as_bytes(), payload, daemons, &*self.control, foreign)?;
+        let limits = Limits {
+            max_event_channel_port: config.max_event_channels,
+            max_grant_frames: config.max_grant_frames,
+            max_maptrack_frames: config.max_maptrack_frames,
+        };
+        let built = boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
         let unfinished = Unfinished { qubes: self, domid: built.domid, uuid: *uuid };
 
-        let identity = Identity { name, uuid: *uuid, start: SystemTime::now(), console_domid: daemons.1 };
+        let identity = Identity {
+            name,
+            uuid: *uuid,
+            start: SystemTime::now(),
+            console_domid: daemons.1,
+            driver_domain: config.driver_domain,
+        };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
-        self.userdata.write(built.domid, *uuid, &specification.stored)?;
+        self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_json())?;
+        if attended {
+            // Against a watcher that is about to end for want of qubes.
+            let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
+            let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
+                path: config.name.clone().into(),
+                source: error.into(),
+            })?;
+            self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
+        }
         self.store.introduce(built.domid, boot::SpecialPage::Xenstore.gfn(), built.store_port)?;
 
         let info = self.control.domain_info(built.domid)?;
@@ -172,22 +166,23 @@ impl Qubes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::UserData;
+    use crate::config::Settings;
     use crate::image::Codec;
     use crate::image::synthetic::{SyntheticElf, packed_bzimage};
     use xen::mock::Machine;
     use xen::{ErrorKind, Platform};
 
-    struct Host {
-        machine: Machine,
-        folder: tempfile::TempDir,
-        qubes: Qubes,
-        foreign: std::sync::Arc<dyn ForeignMemory>,
+    pub(crate) struct Host {
+        pub(crate) machine: Machine,
+        pub(crate) folder: tempfile::TempDir,
+        pub(crate) qubes: Qubes,
+        pub(crate) foreign: std::sync::Arc<dyn ForeignMemory>,
     }
 
-    fn host() -> Host {
+    pub(crate) fn host() -> Host {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("userdata")).unwrap();
         let image = packed_bzimage(Codec::Xz, &SyntheticElf::pvh().build());
@@ -202,31 +197,31 @@ mod tests {
     }
 
     impl Host {
-        fn specification(&self, name: &str) -> Specification {
-            Specification {
-                name: name.to_owned(),
-                uuid: Uuid::new_v4(),
-                memory_kib: 512 << 10,
-                max_memory_kib: 512 << 10,
-                vcpus: 1,
-                max_vcpus: 1,
-                kernel: self.folder.path().join("kernel"),
-                initrd: Some(self.folder.path().join("initrd")),
-                cmdline: "console=hvc0".to_owned(),
-                stored: "{}".to_owned(),
-            }
+        fn config(&self, name: &str) -> QubeConfig {
+            self.config_with(name, "")
         }
 
-        fn create(&self, specification: &Specification) -> Result<Qube, CreateError> {
-            self.qubes.create(specification, &*self.foreign)
+        pub(crate) fn config_with(&self, name: &str, more: &str) -> QubeConfig {
+            let folder = self.folder.path().display();
+            let text = format!(
+                "type='pvh'\nname='{name}'\nmemory=512\nkernel='{folder}/kernel'\nramdisk='{folder}/initrd'\n{more}\n"
+            );
+            let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
+            QubeConfig::from_settings("test.cfg", &settings).unwrap().0
         }
 
-        fn files(&self) -> usize {
-            std::fs::read_dir(self.folder.path().join("userdata")).unwrap().count()
+        fn create(&self, config: &QubeConfig) -> Result<Qube, CreateError> {
+            self.qubes.create(config, true, &*self.foreign)
+        }
+
+        /// The domains' files.
+        pub(crate) fn files(&self) -> usize {
+            let entries = std::fs::read_dir(self.folder.path().join("userdata")).unwrap();
+            entries.filter(|entry| entry.as_ref().unwrap().path().is_file()).count()
         }
 
         /// All that exists but dom0's empty `backend` folder, which stays, as with `xl`.
-        fn inventory(&self) -> Vec<String> {
+        pub(crate) fn inventory(&self) -> Vec<String> {
             let mut inventory = self.machine.inventory();
             inventory.retain(|line| !line.starts_with("/local/domain/0/backend = "));
             inventory
@@ -236,7 +231,7 @@ mod tests {
     #[test]
     fn nxl_create_of_512_mib_takes_at_most_60_hypercalls_and_3_transactions() {
         let host = host();
-        let qube = host.create(&host.specification("work")).unwrap();
+        let qube = host.create(&host.config("work")).unwrap();
         host.qubes.unpause(&qube).unwrap();
         let counts = host.machine.counts();
         assert!(counts.hypercalls <= 60, "{} hypercalls: {:?}", counts.hypercalls, counts.calls);
@@ -249,10 +244,12 @@ mod tests {
     fn what_was_created_is_found_and_destroyed_without_a_trace() {
         let host = host();
         let before = host.inventory();
-        let qube = host.create(&host.specification("work")).unwrap();
+        let qube = host.create(&host.config("work")).unwrap();
         assert_eq!(host.qubes.find("work").unwrap().info, qube.info);
         assert_eq!(host.qubes.find(&qube.info.domid.to_string()).unwrap().name.as_deref(), Some("work"));
-        assert_eq!(host.qubes.stored_config(&qube).unwrap().as_deref(), Some("{}"));
+        let stored = host.qubes.stored_config(&qube).unwrap().unwrap();
+        assert!(stored.contains("\"name\": \"work\""), "{stored}");
+        assert_eq!(host.files(), 2);
         host.qubes.destroy(&qube).unwrap();
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
@@ -262,12 +259,12 @@ mod tests {
     #[test]
     fn a_name_or_uuid_that_is_taken_is_refused() {
         let host = host();
-        let specification = host.specification("work");
-        host.create(&specification).unwrap();
+        let config = host.config("work");
+        host.create(&config).unwrap();
         let before = host.inventory();
-        let error = host.create(&host.specification("work")).unwrap_err();
+        let error = host.create(&host.config("work")).unwrap_err();
         assert!(matches!(error, CreateError::NameTaken { .. }), "{error}");
-        let error = host.create(&Specification { name: "other".into(), ..specification }).unwrap_err();
+        let error = host.create(&QubeConfig { name: "other".into(), ..config }).unwrap_err();
         assert!(matches!(error, CreateError::UuidTaken { .. }), "{error}");
         assert_eq!(host.inventory(), before);
     }
@@ -276,7 +273,7 @@ mod tests {
     fn whichever_call_fails_nothing_is_left() {
         let calls: u64 = {
             let host = host();
-            host.create(&host.specification("work")).unwrap();
+            host.create(&host.config("work")).unwrap();
             host.machine.counts().calls.values().sum()
         };
         assert!(calls > 100);
@@ -284,7 +281,7 @@ mod tests {
             let host = host();
             let before = host.inventory();
             host.machine.fail(None, nth, ErrorKind::Other);
-            let result = host.create(&host.specification("work"));
+            let result = host.create(&host.config("work"));
             assert!(result.is_err(), "call {nth} of {calls}");
             assert_eq!(host.inventory(), before, "call {nth} of {calls}");
             assert_eq!(host.files(), 0, "call {nth} of {calls}");
@@ -301,15 +298,15 @@ mod tests {
         std::fs::write(path("cut"), &whole[..whole.len() / 2]).unwrap();
         let large = File::create(path("large")).unwrap();
         large.set_len(600 << 20).unwrap();
-        let good = host.specification("work");
+        let good = host.config("work");
         for (bad, message) in [
-            (Specification { kernel: path("text"), ..good.clone() }, "not a kernel"),
-            (Specification { kernel: path("cut"), ..good.clone() }, "cut off"),
-            (Specification { kernel: path("none"), ..good.clone() }, "could not be opened"),
-            (Specification { initrd: Some(path("large")), ..good.clone() }, "does not fit"),
-            (Specification { initrd: Some(path("none")), ..good.clone() }, "could not be opened"),
+            (QubeConfig { kernel: path("text"), ..good.clone() }, "not a kernel"),
+            (QubeConfig { kernel: path("cut"), ..good.clone() }, "cut off"),
+            (QubeConfig { kernel: path("none"), ..good.clone() }, "could not be opened"),
+            (QubeConfig { ramdisk: Some(path("large")), ..good.clone() }, "does not fit"),
+            (QubeConfig { ramdisk: Some(path("none")), ..good.clone() }, "could not be opened"),
             (
-                Specification { memory_kib: 1 << 30, max_memory_kib: 1 << 30, ..good.clone() },
+                QubeConfig { memory_mib: 1 << 20, max_memory_mib: 1 << 20, ..good.clone() },
                 "not enough memory",
             ),
         ] {
@@ -322,7 +319,7 @@ mod tests {
     #[test]
     fn dom0_is_left_alone_and_foreign_devices_to_their_toolstack() {
         let host = host();
-        let qube = host.create(&host.specification("work")).unwrap();
+        let qube = host.create(&host.config("work")).unwrap();
         let vbd = format!("{}/device/vbd/51712", store::libxl_path(qube.info.domid));
         host.qubes.store.write(xen::Transaction::NONE, &vbd, b"").unwrap();
         let error = host.qubes.destroy(&qube).unwrap_err();

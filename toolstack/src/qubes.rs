@@ -1,7 +1,7 @@
 //! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
 
 use crate::store::{self, home, libxl_path};
-use crate::userdata::UserData;
+use crate::userdata::{Kind, UserData};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -210,29 +210,45 @@ impl Qubes {
     /// # Errors
     /// [`QubeError::Timeout`], or what Xen or xenstored says.
     pub fn wait_for_shutdown(&self, qube: &Qube, limit: Option<Duration>) -> Result<(), QubeError> {
+        let gone =
+            self.watched("@releaseDomain", limit, || match self.control.domain_info(qube.info.domid) {
+                Ok(info) if info.shutdown.is_none() && !info.dying && info.uuid == qube.info.uuid => Ok(None),
+                Ok(_) => Ok(Some(())),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(())),
+                Err(error) => Err(error.into()),
+            })?;
+        gone.ok_or(QubeError::Timeout { domid: qube.info.domid, waited: limit.unwrap_or_default() })
+    }
+
+    /// Asks `question` whenever the watch on `path` fires, until it has an answer; `None` after `limit`.
+    fn watched<T>(
+        &self,
+        path: &str,
+        limit: Option<Duration>,
+        mut question: impl FnMut() -> Result<Option<T>, QubeError>,
+    ) -> Result<Option<T>, QubeError> {
+        const TOKEN: &str = "nxl";
         let begun = Instant::now();
-        self.store.watch("@releaseDomain", "shutdown")?;
-        let result = loop {
-            match self.control.domain_info(qube.info.domid) {
-                Ok(info) if info.shutdown.is_none() && !info.dying && info.uuid == qube.info.uuid => {}
-                Ok(_) => break Ok(()),
-                Err(error) if error.kind() == ErrorKind::NotFound => break Ok(()),
-                Err(error) => break Err(error.into()),
+        self.store.watch(path, TOKEN)?;
+        let answer = loop {
+            match question() {
+                Ok(None) => {}
+                answer => break answer,
             }
             let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
             if left == Some(Duration::ZERO) {
-                break Err(QubeError::Timeout { domid: qube.info.domid, waited: begun.elapsed() });
+                break Ok(None);
             }
             if let Err(error) = self.wait_for_watch(left) {
                 break Err(error);
             }
         };
-        self.store.unwatch("@releaseDomain", "shutdown")?;
-        result
+        self.store.unwatch(path, TOKEN)?;
+        answer
     }
 
     /// Waits until a watch fires, at most `limit`, and takes all events that are there.
-    fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
+    pub(crate) fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let fd = self.store.as_fd();
@@ -242,6 +258,15 @@ impl Qubes {
         }
         while self.store.watch_event()?.is_some() {}
         Ok(())
+    }
+
+    /// Gives a domain another name.
+    pub(crate) fn rename(&self, qube: &Qube, name: &str) -> Result<(), QubeError> {
+        let paths = [home(qube.info.domid), store::vm_path(qube.uuid())];
+        xen::transaction(&*self.store, |tx| {
+            paths.iter().try_for_each(|path| self.store.write(tx, &format!("{path}/name"), name.as_bytes()))
+        })
+        .map_err(|error: xen::Error| error.into())
     }
 
     /// Ends a domain, and removes all that was made for it.
@@ -279,13 +304,18 @@ impl Qubes {
         Ok(domid.and_then(|text| text.trim().parse().ok()).map_or(DomId::DOM0, DomId))
     }
 
-    /// The pseudo-terminal on which xenconsoled offers a domain's console; `None` while it does not.
+    /// The pseudo-terminal on which xenconsoled offers a domain's console, which for a new domain takes it a moment:
+    /// `None` when there is none after `limit`, or the domain is gone.
     ///
     /// # Errors
     /// What xenstored says.
-    pub fn console_tty(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
-        let tty = self.read(&format!("{}/console/tty", home(qube.info.domid)))?;
-        Ok(tty.filter(|tty| !tty.is_empty()))
+    pub fn wait_for_console(&self, qube: &Qube, limit: Duration) -> Result<Option<String>, QubeError> {
+        let path = format!("{}/console/tty", home(qube.info.domid));
+        self.watched(&path, Some(limit), || match self.read(&path)? {
+            Some(tty) if tty.is_empty() => Ok(None),
+            found => Ok(Some(found)),
+        })
+        .map(Option::flatten)
     }
 
     /// The configuration that was stored when the domain was made, in libxl's JSON.
@@ -293,6 +323,6 @@ impl Qubes {
     /// # Errors
     /// [`QubeError::UserData`] when it cannot be read; `None` when there is none.
     pub fn stored_config(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
-        self.userdata.read(qube.info.domid, qube.uuid())
+        self.userdata.read(Kind::Libxl, qube.info.domid, qube.uuid())
     }
 }

@@ -92,6 +92,20 @@ impl ShutdownReason {
             other => Self::Unknown(other),
         }
     }
+
+    /// Xen's number.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Poweroff => 0,
+            Self::Reboot => 1,
+            Self::Suspend => 2,
+            Self::Crash => 3,
+            Self::Watchdog => 4,
+            Self::SoftReset => 5,
+            Self::Unknown(code) => code,
+        }
+    }
 }
 
 /// What Xen says of a domain (`XEN_DOMCTL_getdomaininfo`).

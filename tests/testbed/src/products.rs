@@ -8,7 +8,14 @@ use crate::cache::checkout;
 use crate::{Error, Result, process};
 
 /// Our programs: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 0] = [];
+const PROGRAMS: [(&str, &[&str], &str); 3] = [
+    ("nxl", &["--bin", "nxl"], "nxl"),
+    ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
+    ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
+];
+
+/// The other side: a C program over Debian's libxenvchan that speaks as `vchan-peer` does.
+const PEER: &str = "tests/peer/peer.c";
 
 /// The built programs.
 #[derive(Debug)]
@@ -26,10 +33,14 @@ impl Products {
             process::run(cargo.args(arguments))?;
             programs.push(built(path, target_folder().join("release").join(path))?);
         }
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let peer = folder.join("vchan-peer-c");
+        let source = checkout().join(PEER);
+        process::run(compiler(&peer).arg(source).args(["-lxenvchan", "-lxentoollog"]))?;
+        programs.push(built("vchan-peer-c", peer)?);
+
         let hypercount = folder.join("hypercount.so");
-        let c = ["-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-pthread", "-o"];
-        process::run(Command::new("gcc").args(c).arg(&hypercount).arg(sources.join("hypercount.c")))?;
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("hypercount.c");
+        process::run(compiler(&hypercount).args(["-shared", "-fPIC", "-pthread"]).arg(source))?;
         programs.push(built("hypercount.so", hypercount)?);
         Ok(Self { programs })
     }
@@ -53,6 +64,12 @@ fn built(name: &str, path: PathBuf) -> Result<(String, PathBuf)> {
     let base = name.rsplit('/').next().unwrap_or(name);
     let folder = if base.ends_with(".so") { "usr/lib/testbed" } else { "usr/bin" };
     Ok((format!("{folder}/{base}"), path))
+}
+
+fn compiler(output: &Path) -> Command {
+    let mut command = Command::new("gcc");
+    command.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(output);
+    command
 }
 
 fn target_folder() -> PathBuf {

@@ -29,9 +29,6 @@ const XEN_ARGUMENTS: &str =
     "com1=115200,8n1 console=com1 dom0_mem=768M,max:768M cpuidle=0 bootscrub=0 sched=credit2";
 const DOM0_ARGUMENTS: &str = "console=hvc0 quiet panic=1";
 
-/// For how long a boot may say nothing before it is taken for hung.
-const SILENCE: Duration = Duration::from_secs(180);
-
 /// Where dom0's own console goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Console {
@@ -125,13 +122,12 @@ impl Machine {
         Ok(Self { process, lines, console: log, started: Instant::now() })
     }
 
-    /// Waits for the next line, but not past `deadline`.
-    pub fn listen(&mut self, deadline: Instant) -> Heard {
-        let wait = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
-        match self.lines.recv_timeout(wait) {
+    /// Waits for the next line for as long as `patience`.
+    pub fn listen(&mut self, patience: Duration) -> Heard {
+        match self.lines.recv_timeout(patience) {
             Ok(line) => Heard::Event(protocol::parse(&line)),
             Err(RecvTimeoutError::Disconnected) => Heard::Gone,
-            Err(RecvTimeoutError::Timeout) => Heard::Silent(wait),
+            Err(RecvTimeoutError::Timeout) => Heard::Silent(patience),
         }
     }
 

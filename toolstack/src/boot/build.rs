@@ -14,9 +14,6 @@ use xen::{
     Populate, Port,
 };
 
-/// The highest event-channel port of a guest, as libxl has it by default.
-const MAX_EVENT_CHANNEL_PORT: u32 = 1_023;
-
 /// Entries of the grant table that a guest finds filled (`GNTTAB_RESERVED_*`), 8 bytes each in version 1.
 const GRANT_CONSOLE: usize = 0;
 const GRANT_XENSTORE: usize = 1;
@@ -31,6 +28,17 @@ pub struct Payload<'a> {
     pub kernel: (Kernel<'a>, PathBuf),
     /// The initrd that the plan was made for, and its name for messages.
     pub initrd: Option<(File, PathBuf)>,
+}
+
+/// What a domain may take of Xen's own tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// The highest event-channel port; libxl's default is 1,023.
+    pub max_event_channel_port: u32,
+    /// Frames of the grant table; `None` for the hypervisor's default.
+    pub max_grant_frames: Option<u32>,
+    /// Frames for tracking mapped grants; `None` for the hypervisor's default.
+    pub max_maptrack_frames: Option<u32>,
 }
 
 /// A domain that was built: paused, unknown to xenstore.
@@ -109,6 +117,7 @@ impl Drop for Unfinished<'_> {
 pub fn build(
     plan: &Plan,
     uuid: [u8; 16],
+    limits: Limits,
     payload: Payload<'_>,
     (store_domid, console_domid): (DomId, DomId),
     control: &dyn DomainControl,
@@ -133,9 +142,9 @@ pub fn build(
     let domid = control.create_domain(&CreateDomain {
         uuid,
         max_vcpus: plan.max_vcpus,
-        max_event_channel_port: MAX_EVENT_CHANNEL_PORT,
-        max_grant_frames: None,
-        max_maptrack_frames: None,
+        max_event_channel_port: limits.max_event_channel_port,
+        max_grant_frames: limits.max_grant_frames,
+        max_maptrack_frames: limits.max_maptrack_frames,
     })?;
     let unfinished = Unfinished { control, domid };
 
@@ -282,6 +291,8 @@ mod tests {
     use xen::Platform;
     use xen::mock::Machine;
 
+    const LIMITS: Limits =
+        Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
     const INITRD: &[u8] = b"070701 an initrd";
 
     fn initrd() -> (File, PathBuf) {
@@ -300,6 +311,9 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
+            timer_mode: 1,
+            paging_memory_mib: None,
+            mmio_hole_mib: None,
         })
         .unwrap()
     }
@@ -315,7 +329,7 @@ mod tests {
         let kernel = Kernel::open(image).unwrap();
         let plan = plan(&kernel, memory_kib, max_memory_kib);
         let payload = Payload { kernel: (kernel, "kernel".into()), initrd: Some(initrd()) };
-        let built = build(&plan, [7; 16], payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
+        let built = build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
         Ok((plan, built))
     }
 
@@ -454,7 +468,8 @@ mod tests {
         file.seek(std::io::SeekFrom::Start(3)).unwrap();
         let payload = Payload { kernel: (kernel, "kernel".into()), initrd: Some((file, path)) };
         let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let error = build(&plan, [7; 16], payload, (DomId(0), DomId(0)), &*control, &*foreign).unwrap_err();
+        let error =
+            build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign).unwrap_err();
         assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
         assert_eq!(machine.inventory(), before);
     }

@@ -6,9 +6,9 @@ use xen::Gfn;
 /// The first address above 4 GiB.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
 
-/// Where memory below 4 GiB ends at the latest: what is above is for the ACPI tables, the local APIC and the special
-/// pages (xen/include/public/arch-x86/hvm: `HVM_BELOW_4G_MMIO_START` is lower, for HVM's devices, which PVH has not).
-pub const LOW_MEMORY_END: u64 = 0xfc00_0000;
+/// The hole below 4 GiB that holds no memory but the ACPI tables, the local APIC and the special pages, in MiB, unless
+/// more is asked for.
+pub(super) const MMIO_HOLE_MIB: u64 = 64;
 
 /// The ACPI tables begin here.
 pub const ACPI_START: u64 = 0xfc00_0000;

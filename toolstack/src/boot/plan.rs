@@ -1,7 +1,7 @@
 //! The plan of a PVH qube: all that is to be decided, decided, before Xen is asked for anything.
 
 use super::layout::{
-    ACPI_START, HIGH_MEMORY_START, LOW_MEMORY_END, SPECIAL_PAGES, SPECIAL_SIZE, SPECIAL_START, SpecialPage,
+    ACPI_START, HIGH_MEMORY_START, MMIO_HOLE_MIB, SPECIAL_PAGES, SPECIAL_SIZE, SPECIAL_START, SpecialPage,
 };
 use super::{acpi, start_info};
 use crate::image::Footprint;
@@ -21,8 +21,6 @@ const SUPERPAGE_ORDER: u32 = 9;
 const SUPERPAGE: u64 = 1 << SUPERPAGE_ORDER;
 /// What a domain may have beyond its memory, in KiB (`LIBXL_MAXMEM_CONSTANT`): special pages, ACPI and slack.
 const MAX_MEM_SLACK_KIB: u64 = 1_024;
-/// Timer mode "no delay for missed ticks", as libxl sets it for PVH.
-const TIMER_MODE_NO_DELAY: u64 = 1;
 /// Where a guest finds the RSDP that does not take it from start_info: at the end of the BIOS area it scans.
 const LEGACY_RSDP: u64 = 0x10_0000 - 64;
 
@@ -43,6 +41,12 @@ pub struct Request<'a> {
     pub kernel: &'a Footprint,
     /// Bytes of the initrd, if there is one.
     pub initrd: Option<u64>,
+    /// What becomes of missed timer ticks (`HVMPTM_*`, xen/include/public/hvm/params.h).
+    pub timer_mode: u64,
+    /// Memory for the nested page tables, in MiB; `None` for what libxl would compute.
+    pub paging_memory_mib: Option<u64>,
+    /// The hole below 4 GiB, in MiB, 64 (which is also what `None` means) to 3,840.
+    pub mmio_hole_mib: Option<u64>,
 }
 
 /// Why there is no plan.
@@ -190,7 +194,7 @@ impl Plan {
     /// # Errors
     /// See [`PlanError`]: what was asked for is not possible.
     pub fn new(request: &Request<'_>) -> Result<Self, PlanError> {
-        let Request { memory_kib, max_memory_kib, vcpus, max_vcpus, cmdline, kernel, initrd } = *request;
+        let Request { memory_kib, max_memory_kib, vcpus, max_vcpus, cmdline, kernel, initrd, .. } = *request;
         if vcpus == 0 || vcpus > max_vcpus || max_vcpus > MAX_VCPUS {
             return Err(PlanError::Vcpus { vcpus, max_vcpus });
         }
@@ -208,7 +212,8 @@ impl Plan {
             return Err(PlanError::CmdlineNul { at });
         }
 
-        let ram = ram(max_memory_kib);
+        let hole = request.mmio_hole_mib.unwrap_or(MMIO_HOLE_MIB).max(MMIO_HOLE_MIB) << 20;
+        let ram = ram(max_memory_kib, HIGH_MEMORY_START.saturating_sub(hole));
         let low_end = ram[0].end.min(memory_kib << 10);
         let kernel = &kernel.memory;
         if kernel.end > low_end {
@@ -264,12 +269,14 @@ impl Plan {
             max_memory_kib,
             // A guest that is populated on demand never has more than its target: libxl's limit is that, too.
             max_mem_kib: memory_kib + MAX_MEM_SLACK_KIB,
-            paging_mempool_bytes: paging_mempool_bytes(max_vcpus, max_memory_kib),
+            paging_mempool_bytes: request
+                .paging_memory_mib
+                .map_or_else(|| paging_mempool_bytes(max_vcpus, max_memory_kib), |mib| mib << 20),
             claim_pages: ram_pages + other_pages,
             extents,
             pod_target_pages: on_demand.then_some(ram_pages),
             memory_map,
-            params: params(),
+            params: params(request.timer_mode),
             image: page_down(kernel.start)..page_up(image_end),
             kernel: kernel.clone(),
             start_info,
@@ -288,9 +295,9 @@ fn page_down(address: u64) -> u64 {
 }
 
 /// The ranges of RAM: one below the hole, and one above 4 GiB for what does not fit there.
-fn ram(memory_kib: u64) -> Vec<Range<u64>> {
+fn ram(memory_kib: u64, low_end: u64) -> Vec<Range<u64>> {
     let bytes = page_down(memory_kib << 10);
-    let low = 0..bytes.min(LOW_MEMORY_END);
+    let low = 0..bytes.min(low_end);
     let rest = bytes - low.end;
     if rest == 0 { vec![low] } else { vec![low, HIGH_MEMORY_START..HIGH_MEMORY_START + rest] }
 }
@@ -340,10 +347,10 @@ fn paging_mempool_bytes(max_vcpus: u32, max_memory_kib: u64) -> u64 {
     (256 * u64::from(max_vcpus) + max_memory_kib.div_ceil(1_024)) << PAGE_SHIFT
 }
 
-fn params() -> Vec<(HvmParam, u64)> {
+fn params(timer_mode: u64) -> Vec<(HvmParam, u64)> {
     let page = |page: SpecialPage| page.gfn().0;
     vec![
-        (HvmParam::TimerMode, TIMER_MODE_NO_DELAY),
+        (HvmParam::TimerMode, timer_mode),
         (HvmParam::StorePfn, page(SpecialPage::Xenstore)),
         (HvmParam::ConsolePfn, page(SpecialPage::Console)),
         // An address, unlike the others.
@@ -377,6 +384,9 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: &KERNEL,
             initrd: Some(16 << 20),
+            timer_mode: 1,
+            paging_memory_mib: None,
+            mmio_hole_mib: None,
         }
     }
 
@@ -404,6 +414,14 @@ mod tests {
             plan.memory_map.iter().filter(|e| e.kind == E820Kind::Ram).map(|e| (e.start, e.size)).collect();
         assert_eq!(ram, [(0, 0xfc00_0000), (1 << 32, (5 << 30) - 0xfc00_0000)]);
         assert!(plan.memory_map.is_sorted_by_key(|entry| entry.start));
+    }
+
+    #[test]
+    fn a_larger_hole_moves_memory_above_it() {
+        let plan = Plan::new(&Request { mmio_hole_mib: Some(2_048), ..request(3 << 20) }).unwrap();
+        let ram: Vec<_> =
+            plan.memory_map.iter().filter(|e| e.kind == E820Kind::Ram).map(|e| (e.start, e.size)).collect();
+        assert_eq!(ram, [(0, 2 << 30), (1 << 32, 1 << 30)]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod closure;
 #[cfg(test)]
 pub(crate) mod folder;
 mod keys;
+mod libxl_json;
 mod qube;
 mod xl_cfg;
 

@@ -1,0 +1,61 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need (Debian packages; as root), or say
+# what to install.
+
+CARGO ?= cargo
+PREFIX ?= /usr
+export CARGO
+
+.PHONY: demo test unit testbed asan miri bench lint fmt install clean toolchain
+
+demo: toolchain
+	.ci/deps
+	$(CARGO) run --release --quiet -p testbed -- demo
+
+test: lint unit asan testbed
+
+lint: toolchain
+	.ci/deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Everything but the testbed, whose checks are the target of that name.
+unit: toolchain
+	.ci/deps build
+	$(CARGO) test --workspace --exclude testbed --locked
+
+# Real Xen in QEMU; each check is a test of its own.
+testbed: toolchain
+	.ci/deps
+	$(CARGO) test -p testbed --locked
+
+# The shared pages and what is over them, under AddressSanitizer. Needs a nightly toolchain, and fails where there is none.
+asan: toolchain
+	.ci/deps build
+	RUSTFLAGS=-Zsanitizer=address $(CARGO) +nightly test --lib -p tesseraqt-xen -p tesseraqt-vchan \
+	    --target x86_64-unknown-linux-gnu --target-dir target/asan --locked
+
+# For those who have Miri: it runs what makes no system call.
+miri: toolchain
+	$(CARGO) +nightly miri test --lib -p tesseraqt-vchan -- ring page
+
+bench: toolchain
+	.ci/deps build
+	$(CARGO) bench --locked
+
+install: toolchain
+	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
+	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
+	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
+	target/release/nxl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nxl
+	target/release/nxl completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_nxl
+	target/release/nxl completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/nxl.fish
+
+clean:
+	$(CARGO) clean
+	rm -rf .cache
+
+toolchain:
+	@command -v $(CARGO) > /dev/null || { echo "Rust 1.95 is needed, from rustup: https://rustup.rs" >&2; exit 1; }

@@ -1,0 +1,184 @@
+//! The command line: spelled as `xl` spells it.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Creates and manages Xen qubes, with the commands of xl.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "QUBE is a name or a domain id. Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a qube from an xl.cfg file, a NixOS system closure or a boot.json.
+    Create(CreateOptions),
+    /// List the domains of this host.
+    #[command(visible_alias = "ls")]
+    List {
+        /// All that is known of each, as JSON.
+        #[arg(short, long)]
+        long: bool,
+        /// UUID, shutdown reason and security label, too.
+        #[arg(short, long)]
+        verbose: bool,
+        /// Only these.
+        #[arg(value_name = "QUBE")]
+        qubes: Vec<String>,
+    },
+    /// End a qube at once, as pulling the plug would.
+    Destroy {
+        /// Accepted for xl's sake; domain 0 is never destroyed.
+        #[arg(short)]
+        force: bool,
+        /// Which.
+        qube: String,
+    },
+    /// Ask a qube to power off.
+    Shutdown(RequestOptions),
+    /// Ask a qube to restart.
+    Reboot(RequestOptions),
+    /// Stop a qube's vCPUs.
+    Pause {
+        /// Which.
+        qube: String,
+    },
+    /// Let a qube's vCPUs run.
+    Unpause {
+        /// Which.
+        qube: String,
+    },
+    /// Attach this terminal to a qube's console; Ctrl-] detaches.
+    Console {
+        /// Which.
+        qube: String,
+    },
+    /// The domain id of a qube's name.
+    Domid {
+        /// Which.
+        qube: String,
+    },
+    /// The name of a domain id.
+    Domname {
+        /// Which.
+        domid: u16,
+    },
+    /// What Xen says of this host and of itself.
+    Info,
+    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
+    /// `create` starts it; a second one ends at once.
+    Watch,
+    /// Print a shell's completions.
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder.
+    #[command(hide = true)]
+    Man {
+        /// Where.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl create work.cfg
+  nxl create work.cfg memory=1024 vcpus=2
+  nxl create /nix/var/nix/profiles/system name=work memory=512
+  nxl create -n /nix/store/…-nixos-system-work/boot.json name=work")]
+pub(crate) struct CreateOptions {
+    /// Leave it paused.
+    #[arg(short, long)]
+    pub(crate) paused: bool,
+    /// Attach to its console.
+    #[arg(short = 'c')]
+    pub(crate) console: bool,
+    /// Say what would be created, as JSON, and create nothing.
+    #[arg(short = 'n', long)]
+    pub(crate) dryrun: bool,
+    /// Say nothing but errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Let nobody carry out on_poweroff, on_reboot and on_crash.
+    #[arg(short = 'e')]
+    pub(crate) unattended: bool,
+    /// Boot this specialisation of the closure.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) specialisation: Option<String>,
+    /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params) or a boot.json.
+    pub(crate) config: PathBuf,
+    /// Settings that override the file's, in the syntax of xl.cfg: memory=512 or name="work".
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RequestOptions {
+    /// All qubes.
+    #[arg(short, long, conflicts_with = "qube")]
+    pub(crate) all: bool,
+    /// Wait until it is done.
+    #[arg(short, long)]
+    pub(crate) wait: bool,
+    /// With --wait: give up after so many seconds.
+    #[arg(long, value_name = "SECONDS", requires = "wait")]
+    pub(crate) timeout: Option<u64>,
+    /// Accepted for xl's sake: a PVH qube has no ACPI buttons to press.
+    #[arg(short = 'F', hide = true)]
+    pub(crate) fallback: bool,
+    /// Which.
+    #[arg(required_unless_present = "all")]
+    pub(crate) qube: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn xls_spellings_are_understood() {
+        for line in [
+            "nxl create -p -q work.cfg memory=512",
+            "nxl create -c work.cfg",
+            "nxl create -n -e work.cfg",
+            "nxl list",
+            "nxl list -l work",
+            "nxl list -v",
+            "nxl destroy -f 3",
+            "nxl shutdown -w work",
+            "nxl shutdown -a -w",
+            "nxl reboot -F work",
+            "nxl pause work",
+            "nxl unpause work",
+            "nxl console work",
+            "nxl domid work",
+            "nxl domname 3",
+            "nxl info",
+        ] {
+            Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        for line in [
+            "nxl",
+            "nxl frobnicate",
+            "nxl shutdown",
+            "nxl shutdown -a work",
+            "nxl domname work",
+            "nxl create",
+        ] {
+            assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}
