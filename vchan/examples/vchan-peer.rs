@@ -2,7 +2,7 @@
 //! and understands the same over libxenvchan.
 //!
 //! ```text
-//! vchan-peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED
+//! vchan-peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]
 //! ```
 //! | role | what it does |
 //! |---|---|
@@ -13,8 +13,8 @@
 //!
 //! The bytes of a seed are those of SplitMix64's numbers, each as 8 bytes, the lowest first. The parts that are sent have
 //! lengths of their own: see `lengths`. A client ignores the minimums. Prints one line, `ok sent=N received=N left_order=A
-//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not. On standard
-//! error a server says `listening` when a client can come, and both say `connected`.
+//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not. With
+//! `--progress` it says on standard error when a server is `listening`, and when it is `connected`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -26,6 +26,8 @@ use xen::host::Host;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
+const USAGE: &str =
+    "usage: vchan-peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The client has everything.
@@ -145,7 +147,7 @@ fn run() -> Outcome<String> {
         let (read_min, write_min) = (left_min.parse()?, right_min.parse()?);
         let options = ListenOptions { read_min, write_min, ..ListenOptions::default() };
         let listener = Listener::open(&Host, domid, path, &options)?;
-        writeln!(io::stderr(), "listening")?;
+        say("listening")?;
         listener.wait(Some(PATIENCE))?;
         Ok(listener.into_channel())
     };
@@ -159,7 +161,7 @@ fn run() -> Outcome<String> {
         _ => return Err(format!("{role} is no role").into()),
     };
     channel.set_timeout(Some(PATIENCE));
-    writeln!(io::stderr(), "connected")?;
+    say("connected")?;
 
     let (mut sent, mut received) = (bytes, bytes);
     match role.as_str() {
