@@ -137,11 +137,14 @@ fn see_end(channel: &mut Channel) -> Outcome<()> {
 
 fn run() -> Outcome<String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [role, domid, path, left_min, right_min, bytes, seed] = args.as_slice() else {
-        return Err(
-            "usage: vchan-peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED".into()
-        );
+    let (progress, args) = match args.split_last() {
+        Some((last, args)) if last == "--progress" => (true, args),
+        _ => (false, &args[..]),
     };
+    let [role, domid, path, left_min, right_min, bytes, seed] = args else {
+        return Err(USAGE.into());
+    };
+    let say = |what| if progress { writeln!(io::stderr(), "{what}") } else { Ok(()) };
     let (domid, bytes, seed): (_, usize, u64) = (DomId(domid.parse()?), bytes.parse()?, seed.parse()?);
     let serve = || -> Outcome<Channel> {
         let (read_min, write_min) = (left_min.parse()?, right_min.parse()?);

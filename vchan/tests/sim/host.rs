@@ -93,7 +93,12 @@ impl Host {
             _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{PATH}")),
         };
         let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
-        Process::start(self.command(own, kind.path()).args([role, &other.to_string(), &path]).args(numbers))
+        Process::start(
+            self.command(own, kind.path())
+                .args([role, &other.to_string(), &path])
+                .args(numbers)
+                .arg("--progress"),
+        )
     }
 
     /// `vchan-cat listen` with these arguments behind the path.
