@@ -40,11 +40,27 @@ pub struct Closure {
     /// The store paths of the closure, the toplevel among them.
     pub paths: Vec<String>,
     /// The folder below which the store paths lie on this machine.
-    pub store: PathBuf,
+    pub root: PathBuf,
+}
+
+/// Where the closures are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// Below the cache, for a dom0 that gets copies: a machine's own /nix is neither needed nor touched. Nix shows
+    /// the folder to the builders as /nix/store, and the paths inside the closures say so.
+    Cached,
+    /// In this machine's /nix/store, when this machine is the dom0.
+    Machine,
 }
 
 /// Builds the closures of all systems. `folder` takes what goes into them.
-pub fn build(cache: &Cache, debian: &Debian, products: &Products, folder: &Path) -> Result<Vec<Closure>> {
+pub fn build(
+    cache: &Cache,
+    debian: &Debian,
+    products: &Products,
+    folder: &Path,
+    store: Store,
+) -> Result<Vec<Closure>> {
     let busybox = folder.join("busybox");
     fs::create_dir_all(&busybox).at(&busybox)?;
     let binary = debian.tree.file("usr/bin/busybox")?;
@@ -52,12 +68,16 @@ pub fn build(cache: &Cache, debian: &Debian, products: &Products, folder: &Path)
     symlink("busybox", busybox.join("sh")).at(&busybox)?;
     let tools = gather_tools(debian, products, folder)?;
 
-    // A store of its own, so that a machine's /nix is neither needed nor touched. Nix shows it to the builders
-    // as /nix/store, and the paths inside the closures say so.
-    let store = cache.folder("nix")?;
+    let root = match store {
+        Store::Cached => cache.folder("nix")?,
+        Store::Machine => PathBuf::from("/"),
+    };
     let nix = |program: &str| {
         let mut command = Command::new(program);
-        command.env("NIX_CONFIG", NIX_CONFIG).arg("--store").arg(&store);
+        command.env("NIX_CONFIG", NIX_CONFIG);
+        if store == Store::Cached {
+            command.arg("--store").arg(&root);
+        }
         command
     };
     let mut closures = Vec::new();
@@ -69,10 +89,9 @@ pub fn build(cache: &Cache, debian: &Debian, products: &Products, folder: &Path)
             build.args(["--arg", argument]).arg(path);
         }
         let toplevel = process::output(&mut build)?.trim().to_owned();
-        let toplevel = toplevel.strip_prefix(&*store.to_string_lossy()).unwrap_or(&toplevel).to_owned();
         let query = process::output(nix("nix-store").args(["--query", "--requisites"]).arg(&toplevel))?;
         let paths = query.lines().map(str::to_owned).collect();
-        closures.push(Closure { name, toplevel, paths, store: store.clone() });
+        closures.push(Closure { name, toplevel, paths, root: root.clone() });
     }
     Ok(closures)
 }

@@ -127,6 +127,11 @@ pub enum Task<'a> {
     Shell,
 }
 
+/// The folder of what runs in dom0.
+pub fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("dom0")
+}
+
 /// The overlay of one run: our programs, the closures, the checks and what to do with them.
 pub fn overlay(
     folder: &Path,
@@ -136,7 +141,7 @@ pub fn overlay(
     task: &Task<'_>,
 ) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("dom0");
+    let scripts = scripts();
     let init = scripts.join("init");
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
@@ -154,7 +159,7 @@ pub fn overlay(
     for closure in closures {
         archive.link(&format!("testbed/systems/{}", closure.name), &closure.toplevel);
         for path in &closure.paths {
-            archive.copy(path.trim_start_matches('/'), &closure.store.join(path.trim_start_matches('/')))?;
+            archive.copy(path.trim_start_matches('/'), &closure.root.join(path.trim_start_matches('/')))?;
         }
     }
     match task {

@@ -71,6 +71,7 @@ fn run(verb: Verb) -> Result<bool> {
             log(&format!("{passed} passed, {failed} failed"));
             Ok(failed == 0)
         }
+        Verb::Demo if Testbed::is_dom0() => Testbed::assemble_for_this_dom0()?.demo_here(),
         Verb::Demo => Testbed::assemble()?.demo(),
         Verb::Assemble => Testbed::assemble().map(|_| true),
         Verb::Shell => Testbed::assemble()?.shell().map(|()| true),

@@ -163,7 +163,10 @@ impl Drop for Machine {
 fn qemu(debian: &Debian) -> Result<Command> {
     let tree = &debian.tree;
     let folders: Vec<_> = tree.library_folders().iter().map(|folder| folder.display().to_string()).collect();
-    let mut command = Command::new(tree.file("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")?);
+    // A machine does not outlive whoever watches it, even when that is killed.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    command.arg(tree.file("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")?);
     command.arg("--library-path").arg(folders.join(":")).arg(tree.file("usr/bin/qemu-system-x86_64")?);
     for data in ["usr/share/qemu", "usr/share/seabios"] {
         command.arg("-L").arg(tree.file(data)?);

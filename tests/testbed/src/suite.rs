@@ -4,19 +4,23 @@
 //! that fails is run a second time, on a fresh boot, before it is called red, and both runs are reported.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check};
-use crate::closure::{self, Closure};
+use crate::closure::{self, Closure, Store};
 use crate::debian::Debian;
 use crate::dom0::{self, Base, Task};
+use crate::error::At as _;
 use crate::products::Products;
 use crate::protocol::Event;
 use crate::qemu::{Console, Heard, Machine};
-use crate::{Result, qemu};
+use crate::{Result, process, qemu};
 
 /// How long dom0 has to come up, and to say more once a check's own limit is over.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -58,16 +62,23 @@ type Outcome = std::result::Result<f64, String>;
 impl Testbed {
     /// Assembles what the cache lacks and builds what is ours.
     pub fn assemble() -> Result<Self> {
+        Self::assemble_with(Store::Cached)
+    }
+
+    /// The same for a machine that is a Xen dom0 itself.
+    pub fn assemble_for_this_dom0() -> Result<Self> {
+        Self::assemble_with(Store::Machine)
+    }
+
+    fn assemble_with(store: Store) -> Result<Self> {
         let cache = Cache::open()?;
         let debian = step("Debian packages", || Debian::obtain(&cache))?;
         let base = step("Xen and dom0", || Base::assemble(&cache, &debian))?;
         let scratch = cache.scratch()?;
         let products = step("our programs", || Products::build(scratch.path()))?;
-        let closures =
-            step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path()))?;
-        if !qemu::nested_kvm() {
-            log("no nested virtualisation here: software emulation");
-        }
+        let closures = step("guests' closures", || {
+            closure::build(&cache, &debian, &products, scratch.path(), store)
+        })?;
         Ok(Self { debian, base, products, closures, scratch, boots: 0 })
     }
 
@@ -113,7 +124,39 @@ impl Testbed {
         Ok(())
     }
 
-    /// Shows the demo. Whether all of it happened.
+    /// Shows the demo in the dom0 that this machine is. Whether all of it happened.
+    pub fn demo_here(&mut self) -> Result<bool> {
+        let folder = self.scratch.path();
+        let (programs, systems, state) = (folder.join("bin"), folder.join("systems"), folder.join("state"));
+        for path in [&programs, &systems, &state] {
+            fs::create_dir_all(path).at(path)?;
+        }
+        let mut hypercounter = PathBuf::new();
+        for (place, path) in self.products.in_dom0() {
+            let name = place.rsplit('/').next().unwrap_or(place);
+            if name == "hypercount.so" {
+                hypercounter = path.to_owned();
+            }
+            symlink(path, programs.join(name)).at(&programs)?;
+        }
+        for closure in &self.closures {
+            symlink(&closure.toplevel, systems.join(closure.name)).at(&systems)?;
+        }
+        let mut search = vec![programs];
+        // Where Debian keeps vchan-socket-proxy.
+        search.push(PathBuf::from("/usr/lib/xen-4.17/bin"));
+        search.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let search = std::env::join_paths(search).unwrap_or_default();
+
+        let scripts = dom0::scripts();
+        let mut demo = Command::new("busybox");
+        demo.arg("sh").arg(scripts.join("demo")).env("PATH", search).env("TESTBED", &scripts);
+        demo.env("SYSTEMS", &systems).env("STATE", &state).env("HYPERCOUNTER", hypercounter);
+        process::run_connected(demo.stdin(Stdio::null()))?;
+        Ok(state.join("demo-shown").exists())
+    }
+
+    /// Shows the demo in QEMU. Whether all of it happened.
     pub fn demo(&mut self) -> Result<bool> {
         let mut machine = self.boot(&Task::Demo, BOOTS[0], Console::Logged)?;
         let mut shown = false;
@@ -148,7 +191,15 @@ impl Testbed {
         self.boot(&Task::Shell, BOOTS[0], Console::Terminal)?.wait()
     }
 
+    /// Whether this machine is a Xen dom0.
+    pub fn is_dom0() -> bool {
+        fs::read_to_string("/proc/xen/capabilities").is_ok_and(|words| words.contains("control_d"))
+    }
+
     fn boot(&mut self, task: &Task<'_>, boot: Boot, console: Console) -> Result<Machine> {
+        if self.boots == 0 && !qemu::nested_kvm() {
+            log("no nested virtualisation here: software emulation");
+        }
         self.boots += 1;
         let folder = self.scratch.path().join(format!("boot-{}", self.boots));
         let overlay = dom0::overlay(&folder, &self.debian, &self.products, &self.closures, task)?;
