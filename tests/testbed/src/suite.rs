@@ -76,9 +76,8 @@ impl Testbed {
         let base = step("Xen and dom0", || Base::assemble(&cache, &debian))?;
         let scratch = cache.scratch()?;
         let products = step("our programs", || Products::build(scratch.path()))?;
-        let closures = step("guests' closures", || {
-            closure::build(&cache, &debian, &products, scratch.path(), store)
-        })?;
+        let closures =
+            step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
         Ok(Self { debian, base, products, closures, scratch, boots: 0 })
     }
 
