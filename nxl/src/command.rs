@@ -71,6 +71,9 @@ pub(crate) enum Command {
     },
     /// What Xen says of this host and of itself.
     Info,
+    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
+    /// `create` starts it; a second one ends at once.
+    Watch,
     /// Print a shell's completions.
     Completions {
         /// For which shell.
@@ -103,6 +106,9 @@ pub(crate) struct CreateOptions {
     /// Say nothing but errors.
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Let nobody carry out on_poweroff, on_reboot and on_crash.
+    #[arg(short = 'e')]
+    pub(crate) unattended: bool,
     /// Boot this specialisation of the closure.
     #[arg(long, value_name = "NAME")]
     pub(crate) specialisation: Option<String>,
@@ -147,7 +153,7 @@ mod tests {
         for line in [
             "nxl create -p -q work.cfg memory=512",
             "nxl create -c work.cfg",
-            "nxl create -n work.cfg",
+            "nxl create -n -e work.cfg",
             "nxl list",
             "nxl list -l work",
             "nxl list -v",

@@ -3,10 +3,11 @@
 use crate::command::CreateOptions;
 use crate::console;
 use crate::error::Error;
+use crate::watch;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
-use toolstack::config::{Closure, QubeConfig, Settings};
+use toolstack::config::{Closure, ConfigWarning, QubeConfig, Settings};
 use xen::Platform;
 use xen::host::Host;
 
@@ -14,26 +15,25 @@ use xen::host::Host;
 const COMMAND_LINE: &str = "command line";
 
 pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
-    let (config, warnings) = read(options)?;
-    for warning in warnings {
-        // Nobody reads stderr: no reason not to create the qube.
-        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
-    }
-    let json = config.to_libxl_json();
     if options.dryrun {
-        return writeln!(io::stdout(), "{json}").map_err(Error::Output);
+        let config = read(options)?;
+        return writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
-
-    let begun = Instant::now();
+    // Before anything is read: elsewhere than in dom0 that is the first thing to know.
     let qubes = crate::qubes()?;
     let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    let begun = Instant::now();
+    let config = read(options)?;
     if !options.quiet {
         // As xl does, on stdout.
         writeln!(io::stdout(), "Parsing config from {}", options.config.display()).map_err(Error::Output)?;
     }
-    let qube = qubes.create(&config, &json, &*foreign)?;
+    let qube = qubes.create(&config, !options.unattended, &*foreign)?;
     if !options.paused {
         qubes.unpause(&qube)?;
+    }
+    if !options.unattended {
+        watch::start().map_err(Error::Watcher)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(
@@ -51,7 +51,16 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
 }
 
 /// The configuration out of whatever was named, and of the settings of the command line.
-fn read(options: &CreateOptions) -> Result<(QubeConfig, Vec<toolstack::config::ConfigWarning>), Error> {
+fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
+    let (config, warnings) = read_with_warnings(options)?;
+    for warning in warnings {
+        // Nobody reads stderr: no reason not to create the qube.
+        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
+    }
+    Ok(config)
+}
+
+fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<ConfigWarning>), Error> {
     let path = &options.config;
     if Closure::is_one(path) {
         let system = Closure::open(path)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use toolstack::config::{ClosureError, ConfigError, SyntaxError};
 use toolstack::create::CreateError;
 use toolstack::qubes::QubeError;
+use toolstack::watch::WatchError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -34,6 +35,12 @@ pub(crate) enum Error {
     NoConsole { domid: xen::DomId },
     #[error("console {tty}: {source}")]
     Console { tty: String, source: io::Error },
+    #[error(
+        "the watcher could not be started ({0}): the qube runs, but nobody carries out its on_poweroff, on_reboot and on_crash; `nxl watch` does"
+    )]
+    Watcher(#[source] io::Error),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     #[error("{path}: stored configuration: {source}")]
     Stored { path: String, source: serde_json::Error },
     #[error("output: {0}")]

@@ -8,6 +8,7 @@ mod info;
 mod list;
 mod manage;
 mod manual;
+mod watch;
 
 use clap::Parser;
 use command::{Arguments, Command};
@@ -49,6 +50,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Domid { qube } => manage::domid(&qubes()?, &qube),
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
         Command::Info => info::info(&qubes()?),
+        Command::Watch => watch::watch(&qubes()?),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),
     }

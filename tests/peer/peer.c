@@ -2,7 +2,7 @@
  * One end of a conversation over libxenvchan that checks every byte. The other end is this program, or the example
  * vchan-peer of the crate vchan, which says and understands the same. Build: gcc peer.c -o peer -lxenvchan
  *
- *   peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED
+ *   peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]
  *
  *   server  receives BYTES, sends BYTES (of SEED + 1), receives the client's word, gives its own, sees the end
  *   client  the other side of that
@@ -15,7 +15,8 @@
  * absolute, and both must be short: libxenvchan cuts what is longer than 63 bytes with the key's name.
  *
  * Prints one line, "ok sent=N received=N left_order=A right_order=B", and exits with 0 only if every byte was as it had
- * to be; otherwise the line says what was not.
+ * to be; otherwise the line says what was not. With --progress it says on standard error when a server is "listening",
+ * and when it is "connected".
  */
 #include <inttypes.h>
 #include <libxenvchan.h>
@@ -40,6 +41,14 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
     if (vchan)
         libxenvchan_close(vchan);
     exit(1);
+}
+
+static int progress;
+
+static void say(const char *what)
+{
+    if (progress)
+        fprintf(stderr, "%s\n", what);
 }
 
 static uint64_t next_number(uint64_t *state)
@@ -144,9 +153,11 @@ static void serve(int domid, const char *path, size_t left_min, size_t right_min
     if (!vchan)
         fail("libxenvchan_server_init failed");
     vchan->blocking = 1;
+    say("listening");
     while (libxenvchan_is_open(vchan) == 2)
         if (libxenvchan_wait(vchan))
             fail("libxenvchan_wait failed");
+    say("connected");
 }
 
 static void connect_to(int domid, const char *path)
@@ -159,12 +170,14 @@ static void connect_to(int domid, const char *path)
         vchan = libxenvchan_client_init(NULL, domid, path);
     }
     vchan->blocking = 1;
+    say("connected");
 }
 
 int main(int argc, char **argv)
 {
-    if (argc != 8)
-        fail("usage: peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED");
+    progress = argc == 9 && !strcmp(argv[8], "--progress");
+    if (argc != 8 + progress)
+        fail("usage: peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]");
     const char *role = argv[1];
     int domid = atoi(argv[2]);
     size_t left_min = strtoull(argv[4], NULL, 10), right_min = strtoull(argv[5], NULL, 10);

@@ -5,6 +5,8 @@ use crate::config::QubeConfig;
 use crate::image::{ImageError, Kernel, MappedFile};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, Identity};
+use crate::userdata::Kind;
+use crate::watch;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,14 +80,15 @@ impl Drop for Unfinished<'_> {
 }
 
 impl Qubes {
-    /// Creates a qube, paused. `stored` is its configuration in libxl's JSON, for `xl list -l` and its like.
+    /// Creates a qube, paused. With `attended` its configuration is kept for the [watcher](crate::watch), which is to
+    /// be started when none runs.
     ///
     /// # Errors
     /// See [`CreateError`].
     pub fn create(
         &self,
         config: &QubeConfig,
-        stored: &str,
+        attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
         let QubeConfig { name, uuid, kernel: kernel_path, .. } = config;
@@ -144,7 +147,16 @@ impl Qubes {
             driver_domain: config.driver_domain,
         };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
-        self.userdata.write(built.domid, *uuid, stored)?;
+        self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_json())?;
+        if attended {
+            // Against a watcher that is about to end for want of qubes.
+            let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
+            let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
+                path: config.name.clone().into(),
+                source: error.into(),
+            })?;
+            self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
+        }
         self.store.introduce(built.domid, boot::SpecialPage::Xenstore.gfn(), built.store_port)?;
 
         let info = self.control.domain_info(built.domid)?;
@@ -154,7 +166,7 @@ impl Qubes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::UserData;
     use crate::config::Settings;
@@ -163,14 +175,14 @@ mod tests {
     use xen::mock::Machine;
     use xen::{ErrorKind, Platform};
 
-    struct Host {
-        machine: Machine,
-        folder: tempfile::TempDir,
-        qubes: Qubes,
-        foreign: std::sync::Arc<dyn ForeignMemory>,
+    pub(crate) struct Host {
+        pub(crate) machine: Machine,
+        pub(crate) folder: tempfile::TempDir,
+        pub(crate) qubes: Qubes,
+        pub(crate) foreign: std::sync::Arc<dyn ForeignMemory>,
     }
 
-    fn host() -> Host {
+    pub(crate) fn host() -> Host {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("userdata")).unwrap();
         let image = packed_bzimage(Codec::Xz, &SyntheticElf::pvh().build());
@@ -186,24 +198,30 @@ mod tests {
 
     impl Host {
         fn config(&self, name: &str) -> QubeConfig {
+            self.config_with(name, "")
+        }
+
+        pub(crate) fn config_with(&self, name: &str, more: &str) -> QubeConfig {
             let folder = self.folder.path().display();
             let text = format!(
-                "type='pvh'\nname='{name}'\nmemory=512\nkernel='{folder}/kernel'\nramdisk='{folder}/initrd'\n"
+                "type='pvh'\nname='{name}'\nmemory=512\nkernel='{folder}/kernel'\nramdisk='{folder}/initrd'\n{more}\n"
             );
             let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
             QubeConfig::from_settings("test.cfg", &settings).unwrap().0
         }
 
         fn create(&self, config: &QubeConfig) -> Result<Qube, CreateError> {
-            self.qubes.create(config, "{}", &*self.foreign)
+            self.qubes.create(config, true, &*self.foreign)
         }
 
-        fn files(&self) -> usize {
-            std::fs::read_dir(self.folder.path().join("userdata")).unwrap().count()
+        /// The domains' files.
+        pub(crate) fn files(&self) -> usize {
+            let entries = std::fs::read_dir(self.folder.path().join("userdata")).unwrap();
+            entries.filter(|entry| entry.as_ref().unwrap().path().is_file()).count()
         }
 
         /// All that exists but dom0's empty `backend` folder, which stays, as with `xl`.
-        fn inventory(&self) -> Vec<String> {
+        pub(crate) fn inventory(&self) -> Vec<String> {
             let mut inventory = self.machine.inventory();
             inventory.retain(|line| !line.starts_with("/local/domain/0/backend = "));
             inventory
@@ -229,7 +247,9 @@ mod tests {
         let qube = host.create(&host.config("work")).unwrap();
         assert_eq!(host.qubes.find("work").unwrap().info, qube.info);
         assert_eq!(host.qubes.find(&qube.info.domid.to_string()).unwrap().name.as_deref(), Some("work"));
-        assert_eq!(host.qubes.stored_config(&qube).unwrap().as_deref(), Some("{}"));
+        let stored = host.qubes.stored_config(&qube).unwrap().unwrap();
+        assert!(stored.contains("\"name\": \"work\""), "{stored}");
+        assert_eq!(host.files(), 2);
         host.qubes.destroy(&qube).unwrap();
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);

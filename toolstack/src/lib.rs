@@ -7,5 +7,6 @@ pub mod image;
 pub mod qubes;
 pub mod store;
 mod userdata;
+pub mod watch;
 
 pub use userdata::UserData;

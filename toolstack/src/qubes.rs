@@ -1,7 +1,7 @@
 //! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
 
 use crate::store::{self, home, libxl_path};
-use crate::userdata::UserData;
+use crate::userdata::{Kind, UserData};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -248,7 +248,7 @@ impl Qubes {
     }
 
     /// Waits until a watch fires, at most `limit`, and takes all events that are there.
-    fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
+    pub(crate) fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let fd = self.store.as_fd();
@@ -258,6 +258,15 @@ impl Qubes {
         }
         while self.store.watch_event()?.is_some() {}
         Ok(())
+    }
+
+    /// Gives a domain another name.
+    pub(crate) fn rename(&self, qube: &Qube, name: &str) -> Result<(), QubeError> {
+        let paths = [home(qube.info.domid), store::vm_path(qube.uuid())];
+        xen::transaction(&*self.store, |tx| {
+            paths.iter().try_for_each(|path| self.store.write(tx, &format!("{path}/name"), name.as_bytes()))
+        })
+        .map_err(|error: xen::Error| error.into())
     }
 
     /// Ends a domain, and removes all that was made for it.
@@ -314,6 +323,6 @@ impl Qubes {
     /// # Errors
     /// [`QubeError::UserData`] when it cannot be read; `None` when there is none.
     pub fn stored_config(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
-        self.userdata.read(qube.info.domid, qube.uuid())
+        self.userdata.read(Kind::Libxl, qube.info.domid, qube.uuid())
     }
 }

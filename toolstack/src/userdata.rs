@@ -1,23 +1,45 @@
 //! The folder where libxl keeps what belongs to a domain but not into xenstore, `/var/lib/xen`: one file a domain and
-//! kind, `userdata-d.DOMID.UUID.KIND` (libxl__userdata_path). Its `libxl-json` is what `xl list -l` shows.
+//! kind, `userdata-d.DOMID.UUID.KIND` (libxl__userdata_path). Its `libxl-json` is what `xl list -l` shows. Ours,
+//! `nxl-json`, is what the [watcher](crate::watch) makes a qube from again; it goes with libxl's own when anybody
+//! destroys the domain.
 
 use crate::qubes::QubeError;
-use std::fs::{self, OpenOptions};
+use rustix::fs::FlockOperation;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xen::DomId;
 
-/// The folder.
+/// What a file holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// The configuration in libxl's JSON.
+    Libxl,
+    /// The configuration in our own.
+    Nxl,
+}
+
+impl Kind {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Libxl => "libxl-json",
+            Self::Nxl => "nxl-json",
+        }
+    }
+}
+
+/// The folder, and the one for locks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UserData {
     folder: PathBuf,
+    locks: PathBuf,
 }
 
 impl Default for UserData {
     fn default() -> Self {
-        Self::in_folder("/var/lib/xen")
+        Self { folder: "/var/lib/xen".into(), locks: "/run/nxl".into() }
     }
 }
 
@@ -25,17 +47,57 @@ impl UserData {
     /// In another folder than libxl's: for tests.
     #[must_use]
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        let folder = folder.into();
+        Self { locks: folder.join("locks"), folder }
     }
 
-    fn path(&self, domid: DomId, uuid: Uuid) -> PathBuf {
-        self.folder.join(format!("userdata-d.{domid}.{uuid}.libxl-json"))
+    fn path(&self, kind: Kind, domid: DomId, uuid: Uuid) -> PathBuf {
+        self.folder.join(format!("userdata-d.{domid}.{uuid}.{}", kind.suffix()))
+    }
+
+    /// Waits for the lock of that name; `None` when somebody else has it and `wait` is false.
+    pub(crate) fn lock(&self, name: &str, wait: bool) -> Result<Option<File>, QubeError> {
+        let path = self.locks.join(name);
+        let error = |source| QubeError::UserData { path: path.clone(), source };
+        fs::create_dir_all(&self.locks).map_err(error)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(error)?;
+        let operation =
+            if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait => Ok(None),
+            Err(errno) => Err(error(errno.into())),
+        }
+    }
+
+    /// All domains that have a file of ours.
+    pub(crate) fn known(&self) -> Result<Vec<(DomId, Uuid)>, QubeError> {
+        let suffix = format!(".{}", Kind::Nxl.suffix());
+        let names = self.names()?;
+        Ok(names
+            .iter()
+            .filter_map(|name| {
+                let (domid, uuid) =
+                    name.strip_prefix("userdata-d.")?.strip_suffix(&suffix)?.split_once('.')?;
+                Some((DomId(domid.parse().ok()?), Uuid::parse_str(uuid).ok()?))
+            })
+            .collect())
+    }
+
+    fn names(&self) -> Result<Vec<String>, QubeError> {
+        let error = |source| QubeError::UserData { path: self.folder.clone(), source };
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(error(source)),
+        };
+        entries.map(|entry| Ok(entry.map_err(error)?.file_name().to_string_lossy().into_owned())).collect()
     }
 
     /// Stores a domain's configuration: it is there whole, or not at all.
-    pub(crate) fn write(&self, domid: DomId, uuid: Uuid, json: &str) -> Result<(), QubeError> {
-        let path = self.path(domid, uuid);
-        let new = path.with_extension("libxl-json.new");
+    pub(crate) fn write(&self, kind: Kind, domid: DomId, uuid: Uuid, json: &str) -> Result<(), QubeError> {
+        let path = self.path(kind, domid, uuid);
+        let new = path.with_extension("new");
         let written = write_new(&new, json).and_then(|()| fs::rename(&new, &path));
         written.map_err(|source| {
             // The error that led here is the one to report.
@@ -44,8 +106,8 @@ impl UserData {
         })
     }
 
-    pub(crate) fn read(&self, domid: DomId, uuid: Uuid) -> Result<Option<String>, QubeError> {
-        let path = self.path(domid, uuid);
+    pub(crate) fn read(&self, kind: Kind, domid: DomId, uuid: Uuid) -> Result<Option<String>, QubeError> {
+        let path = self.path(kind, domid, uuid);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text.trim_end_matches('\0').to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -53,28 +115,27 @@ impl UserData {
         }
     }
 
+    /// Removes a file, if it is there.
+    pub(crate) fn forget(&self, kind: Kind, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
+        remove_file(&self.path(kind, domid, uuid))
+    }
+
     /// Removes all files of a domain, of whatever kind: other toolstacks put theirs beside ours.
     pub(crate) fn remove(&self, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
-        let error = |path: &Path, source| QubeError::UserData { path: path.to_owned(), source };
         let prefix = format!("userdata-d.{domid}.{uuid}.");
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(error(&self.folder, source)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(|source| error(&self.folder, source))?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                let path = entry.path();
-                match fs::remove_file(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(error(&path, source));
-                    }
-                    _ => {}
-                }
-            }
+        self.names()?
+            .iter()
+            .filter(|name| name.starts_with(&prefix))
+            .try_for_each(|name| remove_file(&self.folder.join(name)))
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), QubeError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(QubeError::UserData { path: path.to_owned(), source })
         }
-        Ok(())
+        _ => Ok(()),
     }
 }
 
@@ -94,19 +155,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let data = UserData::in_folder(folder.path());
         let (uuid, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        data.write(DomId(3), uuid, "{}").unwrap();
-        data.write(DomId(3), other, "{1}").unwrap();
+        data.write(Kind::Libxl, DomId(3), uuid, "{}").unwrap();
+        data.write(Kind::Nxl, DomId(3), other, "{1}").unwrap();
         fs::write(folder.path().join(format!("userdata-d.3.{uuid}.xl")), "name='x'").unwrap();
-        assert_eq!(data.read(DomId(3), uuid).unwrap().as_deref(), Some("{}"));
+        assert_eq!(data.read(Kind::Libxl, DomId(3), uuid).unwrap().as_deref(), Some("{}"));
+        assert_eq!(data.known().unwrap(), [(DomId(3), other)]);
         data.remove(DomId(3), uuid).unwrap();
-        assert_eq!(data.read(DomId(3), uuid).unwrap(), None);
+        assert_eq!(data.read(Kind::Libxl, DomId(3), uuid).unwrap(), None);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "another domain's file stays");
+    }
+
+    #[test]
+    fn a_lock_is_held_by_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = UserData::in_folder(folder.path());
+        let held = data.lock("watch", false).unwrap();
+        assert!(held.is_some());
+        assert!(data.lock("watch", false).unwrap().is_none());
+        drop(held);
+        assert!(data.lock("watch", true).unwrap().is_some());
     }
 
     #[test]
     fn an_unwritable_folder_is_named() {
         let data = UserData::in_folder("/nonexistent/folder");
-        let error = data.write(DomId(3), Uuid::from_u128(1), "{}").unwrap_err();
+        let error = data.write(Kind::Libxl, DomId(3), Uuid::from_u128(1), "{}").unwrap_err();
         assert!(error.to_string().starts_with("/nonexistent/folder/userdata-d.3."), "{error}");
         assert!(data.remove(DomId(3), Uuid::from_u128(1)).is_ok(), "nothing to remove");
     }

@@ -2,7 +2,7 @@
 //! and understands the same over libxenvchan.
 //!
 //! ```text
-//! vchan-peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED
+//! vchan-peer ROLE DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]
 //! ```
 //! | role | what it does |
 //! |---|---|
@@ -13,7 +13,8 @@
 //!
 //! The bytes of a seed are those of SplitMix64's numbers, each as 8 bytes, the lowest first. The parts that are sent have
 //! lengths of their own: see `lengths`. A client ignores the minimums. Prints one line, `ok sent=N received=N left_order=A
-//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not.
+//! right_order=B`, and exits with 0 only if every byte was as it had to be; otherwise the line says what was not. With
+//! `--progress` it says on standard error when a server is `listening`, and when it is `connected`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
@@ -25,6 +26,8 @@ use xen::host::Host;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
+const USAGE: &str =
+    "usage: vchan-peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The client has everything.
@@ -134,16 +137,20 @@ fn see_end(channel: &mut Channel) -> Outcome<()> {
 
 fn run() -> Outcome<String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [role, domid, path, left_min, right_min, bytes, seed] = args.as_slice() else {
-        return Err(
-            "usage: vchan-peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED".into()
-        );
+    let (progress, args) = match args.split_last() {
+        Some((last, args)) if last == "--progress" => (true, args),
+        _ => (false, &args[..]),
     };
+    let [role, domid, path, left_min, right_min, bytes, seed] = args else {
+        return Err(USAGE.into());
+    };
+    let say = |what| if progress { writeln!(io::stderr(), "{what}") } else { Ok(()) };
     let (domid, bytes, seed): (_, usize, u64) = (DomId(domid.parse()?), bytes.parse()?, seed.parse()?);
     let serve = || -> Outcome<Channel> {
         let (read_min, write_min) = (left_min.parse()?, right_min.parse()?);
         let options = ListenOptions { read_min, write_min, ..ListenOptions::default() };
         let listener = Listener::open(&Host, domid, path, &options)?;
+        say("listening")?;
         listener.wait(Some(PATIENCE))?;
         Ok(listener.into_channel())
     };
@@ -157,6 +164,7 @@ fn run() -> Outcome<String> {
         _ => return Err(format!("{role} is no role").into()),
     };
     channel.set_timeout(Some(PATIENCE));
+    say("connected")?;
 
     let (mut sent, mut received) = (bytes, bytes);
     match role.as_str() {

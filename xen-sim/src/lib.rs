@@ -66,7 +66,7 @@
 //! one file with what becomes the host, it can be copied anywhere.
 //!
 //! # Speed
-//! `cargo run --release -p xen-sim --example libxenvchan_speed` measures Debian's libxenvchan over it.
+//! `cargo bench --bench libxenvchan` measures libxenvchan over it, beside our own vchan.
 //!
 //! # Where what is
 //! `capi` the C functions · `guest` what they do, in the program's process · `wire` requests and replies · `start` finding

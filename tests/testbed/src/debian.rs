@@ -10,13 +10,15 @@ use crate::error::At as _;
 use crate::{Error, Result, process};
 
 /// The packages of the tree; what they depend on comes along.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
     "libxenmisc4.17",
     "busybox-static",
     "bash",
+    // `script`: xl console takes input from a terminal only.
+    "bsdutils",
     // libxenstore cancels a thread when it closes, and that loads libgcc_s; nothing depends on it by name.
     "libgcc-s1",
     "qemu-system-x86",

@@ -14,9 +14,10 @@ use crate::products::Products;
 use crate::{Error, Result, elf, process};
 
 /// Programs of the packages: where they lie there, and where they go in dom0.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
+    ("usr/bin/script", "usr/bin/script"),
     ("usr/bin/xenstore-chmod", "usr/bin/xenstore-chmod"),
     ("usr/bin/xenstore-exists", "usr/bin/xenstore-exists"),
     ("usr/bin/xenstore-list", "usr/bin/xenstore-list"),

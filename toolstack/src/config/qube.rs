@@ -3,6 +3,7 @@
 use super::closure::{CLOSURE_MEMORY_MIB, Closure};
 use super::keys::{self, Support};
 use super::xl_cfg::{Data, Position, Setting, Settings};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -159,7 +160,7 @@ impl fmt::Display for ConfigWarning {
 }
 
 /// What happens when a qube ends (`libxl_action_on_shutdown`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// `destroy`: it is taken away.
     Destroy,
@@ -188,6 +189,11 @@ impl Action {
         Self::SoftReset,
     ];
 
+    /// Whether [`Watcher`](crate::watch::Watcher) does it.
+    fn is_carried_out(self) -> bool {
+        matches!(self, Self::Destroy | Self::Restart | Self::RenameRestart | Self::Preserve)
+    }
+
     /// As it is written in a configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -204,7 +210,7 @@ impl Action {
 }
 
 /// What happens when the qube ends, by reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Actions {
     /// `on_poweroff`
     pub poweroff: Action,
@@ -232,7 +238,7 @@ impl Default for Actions {
 }
 
 /// What becomes of timer ticks while a vCPU does not run (`HVMPTM_*`, xen/include/public/hvm/params.h).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum TimerMode {
     /// The guest's time stands still.
@@ -261,7 +267,7 @@ impl TimerMode {
 }
 
 /// Everything that one has to know to make a PVH qube.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QubeConfig {
     /// Unique on the host; 1 to 200 bytes without `/` and control characters.
     pub name: String,
@@ -461,7 +467,9 @@ impl Reader<'_> {
         let action = |key, default| {
             let Some((setting, text)) = self.text(key)? else { return Ok(default) };
             let found = Action::ALL.into_iter().find(|action| action.name() == text);
-            let expected = "destroy, restart, rename-restart, preserve, coredump-destroy, coredump-restart or soft-reset";
+            // xl knows more of them; what is not carried out is refused here rather than forgotten when it is due.
+            let found = found.filter(|action| action.is_carried_out() || *action == default);
+            let expected = "destroy, restart, rename-restart or preserve (nxl writes no core dumps)";
             found.ok_or_else(|| word(setting, expected, text))
         };
         Ok(Actions {
@@ -646,11 +654,25 @@ mod tests {
     }
 
     #[test]
+    fn actions_that_nobody_carries_out_are_refused() {
+        for action in ["coredump-destroy", "coredump-restart", "soft-reset"] {
+            let settings = Settings::parse(
+                "work.cfg",
+                format!("type='pvh'\nname='work'\nkernel='/k'\non_crash='{action}'\n").as_bytes(),
+                &[""; 0],
+            )
+            .unwrap();
+            let error = QubeConfig::from_settings("work.cfg", &settings).unwrap_err().to_string();
+            assert!(error.starts_with("work.cfg:4:10: `on_crash' is destroy, restart,"), "{error}");
+        }
+    }
+
+    #[test]
     fn every_key_is_read() {
         let config = with(
             "uuid='12345678-1234-1234-1234-123456789ABC'\nramdisk='/boot/initrd'\nroot='/dev/xvda'\nextra='quiet'\n\
              memory=512\nmaxmem='0x400'\nvcpus=2\nmaxvcpus=010\non_poweroff='preserve'\non_reboot='destroy'\n\
-             on_watchdog='restart'\non_crash='coredump-restart'\non_soft_reset='rename-restart'\n\
+             on_watchdog='restart'\non_crash='preserve'\non_soft_reset='rename-restart'\n\
              max_event_channels=2047\nmax_grant_frames=64\nmax_maptrack_frames=0\n\
              timer_mode='no_missed_ticks_pending'\nshadow_memory=9\nmmio_hole=2048\ndriver_domain=1\n",
         )
@@ -669,7 +691,7 @@ mod tests {
                 poweroff: Action::Preserve,
                 reboot: Action::Destroy,
                 watchdog: Action::Restart,
-                crash: Action::CoredumpRestart,
+                crash: Action::Preserve,
                 soft_reset: Action::RenameRestart,
             },
             max_event_channels: 2047,

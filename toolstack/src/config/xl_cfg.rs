@@ -11,6 +11,7 @@
 //! value:      STRING | NUMBER | '[' { NEWLINE } [ value { NEWLINE } { ',' { NEWLINE } value { NEWLINE } } [ ',' { NEWLINE } ] ] ']'
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -147,7 +148,8 @@ pub struct Settings {
 
 impl Settings {
     /// Reads a text. `arguments` are the `key=value` words of a command line; they count as more lines, so that they win
-    /// over the file's. `source` is the file's name in errors.
+    /// over the file's. A string among them needs no quotes, which the shell would have to be kept from: `name=work` (where
+    /// `xl` wants `'name="work"'`, which does as well). `source` is the file's name in errors.
     ///
     /// # Errors
     /// The first thing that is wrong, with its place.
@@ -167,7 +169,7 @@ impl Settings {
         if !arguments.is_empty() {
             text.push(b'\n');
             for argument in arguments {
-                text.extend_from_slice(argument.as_ref().as_bytes());
+                text.extend_from_slice(quoted(argument.as_ref()).as_bytes());
                 text.push(b'\n');
             }
         }
@@ -217,6 +219,17 @@ impl Settings {
         *previous = setting;
         Ok(())
     }
+}
+
+/// A word of the command line as a line of a file: what is neither a number, a string in quotes nor a list is a string.
+fn quoted(argument: &str) -> Cow<'_, str> {
+    let Some((key, value)) = argument.split_once('=') else { return argument.into() };
+    let number = value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'x'))
+        && value.starts_with(|first: char| first.is_ascii_digit());
+    if number || value.is_empty() || value.starts_with(['"', '\'', '[']) {
+        return argument.into();
+    }
+    format!("{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")).into()
 }
 
 /// Finds line and column.
@@ -588,6 +601,26 @@ mod tests {
     }
 
     #[test]
+    fn arguments_need_no_quotes() {
+        let arguments = [
+            "name=work",
+            "uuid=12345678-1234-1234-1234-123456789abc",
+            "extra+=a=\"b\" \\c",
+            "memory=512",
+            "kernel='/k'",
+            "disk=['x']",
+        ];
+        let settings = Settings::parse("work.cfg", b"extra='x '", &arguments).unwrap();
+        assert_eq!(settings.text("name"), Some("work"));
+        assert_eq!(settings.text("uuid"), Some("12345678-1234-1234-1234-123456789abc"));
+        assert_eq!(settings.text("extra"), Some("x a=\"b\" \\c"));
+        assert_eq!(settings.text("memory"), Some("512"));
+        assert_eq!(settings.text("kernel"), Some("/k"));
+        assert!(matches!(settings.get("disk").unwrap().value.data, Data::List(_)));
+        assert!(Settings::parse("work.cfg", b"", &["name="]).is_err());
+    }
+
+    #[test]
     fn arguments_are_more_lines() {
         let settings = Settings::parse("f", b"a=1\nb=[1] # c", &["a=2", "b+=[3]"]).unwrap();
         assert_eq!(
@@ -595,8 +628,8 @@ mod tests {
             (Some("2"), "[1,3]")
         );
         assert_eq!(settings.get("a").unwrap().position.to_string(), "command line:1:1");
-        let error = |text: &[u8]| Settings::parse("f", text, &["a=2", "b==3"]).unwrap_err().to_string();
-        assert_eq!(error(b"a=1"), "command line:2:3: expected a value, found `='");
+        let error = |text: &[u8]| Settings::parse("f", text, &["a=2", "b=["]).unwrap_err().to_string();
+        assert_eq!(error(b"a=1"), "command line:3:1: expected a value, found the end of the file");
         assert_eq!(error(b"a="), "f:1:3: expected a value, found the end of the line");
     }
 

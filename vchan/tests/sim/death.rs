@@ -1,7 +1,9 @@
 //! `kill -9` of either side is noticed by the other, whichever library it has.
 
 use crate::host::{Host, Kind, Process};
-use std::process::Command;
+use std::fs::File;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +15,9 @@ fn survivor(server: Kind, client: Kind, victim: &str) -> String {
     let host = Host::new(&format!("kill-{server:?}-{client:?}-{victim}"));
     let mut server = host.peer(server, "server", (65_536, 65_536), ENDLESS);
     let mut client = host.peer(client, "client", (0, 0), ENDLESS);
-    thread::sleep(Duration::from_millis(300));
+    server.await_text("connected");
+    client.await_text("connected");
+    thread::sleep(Duration::from_millis(100));
     assert!(!server.has_ended() && !client.has_ended());
     let (mut victim, survivor) = if victim == "server" { (server, client) } else { (client, server) };
     victim.kill();
@@ -52,8 +56,8 @@ fn a_new_server_replaces_a_killed_one() {
     for killed in [Kind::Ours, Kind::C] {
         let host = Host::new(&format!("restart-{killed:?}"));
         let mut first = host.peer(killed, "server", (0, 0), 1);
-        thread::sleep(Duration::from_millis(300));
-        assert!(!first.has_ended());
+        first.await_text("listening");
+        // libxenvchan publishes before it says so, as we do.
         first.kill();
         let mut client = host.peer(Kind::Ours, "client", (0, 0), 10_000);
         thread::sleep(Duration::from_millis(100));
@@ -68,11 +72,15 @@ fn a_new_server_replaces_a_killed_one() {
 #[test]
 fn a_sender_that_waits_for_room_notices_a_killed_receiver() {
     let host = Host::new("full");
-    let mut receiver = Process::start(host.cat_listen(&["--send"]).stdin(std::process::Stdio::piped()));
-    let zeros = std::fs::File::open("/dev/zero").unwrap();
-    let sender = Process::start(host.cat_connect(&["--send"]).stdin(zeros));
-    thread::sleep(Duration::from_millis(300));
-    receiver.kill();
+    // Takes nothing, but says that it is there.
+    let mut silent = host.cat_listen(&["--send"]);
+    let mut silent = Process::start(silent.stdin(Stdio::piped()));
+    let zeros = File::open("/dev/zero").unwrap();
+    let mut sender = Process::start(host.cat_connect(&[]).stdin(zeros));
+    silent.child.stdin.as_mut().unwrap().write_all(b"here").unwrap();
+    sender.await_text("here");
+    thread::sleep(Duration::from_millis(50));
+    silent.kill();
     let output = sender.finish();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
@@ -85,13 +93,15 @@ fn a_side_that_stands_still_for_a_while_is_waited_for() {
     let bytes = 8 << 20;
     for stopped in ["server", "client"] {
         let host = Host::new(&format!("pause-{stopped}"));
-        let server = host.peer(Kind::Ours, "server", (4096, 4096), bytes);
-        let client = host.peer(Kind::Ours, "client", (0, 0), bytes);
+        let mut server = host.peer(Kind::Ours, "server", (4096, 4096), bytes);
+        let mut client = host.peer(Kind::Ours, "client", (0, 0), bytes);
+        server.await_text("connected");
+        client.await_text("connected");
         let pid = if stopped == "server" { &server } else { &client }.child.id().to_string();
         let signal =
             |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
         for _ in 0..3 {
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(30));
             signal("-STOP");
             thread::sleep(Duration::from_millis(300));
             signal("-CONT");

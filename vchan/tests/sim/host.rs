@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -93,7 +93,12 @@ impl Host {
             _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{PATH}")),
         };
         let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
-        Process::start(self.command(own, kind.path()).args([role, &other.to_string(), &path]).args(numbers))
+        Process::start(
+            self.command(own, kind.path())
+                .args([role, &other.to_string(), &path])
+                .args(numbers)
+                .arg("--progress"),
+        )
     }
 
     /// `vchan-cat listen` with these arguments behind the path.
@@ -127,7 +132,7 @@ pub(crate) struct Process {
     pub(crate) child: Child,
     shown: String,
     /// Reads what it prints meanwhile, so that it never waits for us.
-    output: Option<[thread::JoinHandle<Vec<u8>>; 2]>,
+    output: [Collected; 2],
 }
 
 impl Process {
@@ -135,7 +140,19 @@ impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let output = [collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap())];
-        Self { child, shown: format!("{command:?}"), output: Some(output) }
+        Self { child, shown: format!("{command:?}"), output }
+    }
+
+    /// Waits until it has printed this, on standard output or standard error.
+    pub(crate) fn await_text(&mut self, text: &str) {
+        let start = Instant::now();
+        let printed =
+            |output: &Collected| String::from_utf8_lossy(&output.bytes.lock().unwrap()).contains(text);
+        while !self.output.iter().any(printed) {
+            assert!(start.elapsed() < PATIENCE, "{} does not say {text:?}", self.shown);
+            assert!(!self.has_ended() || self.output.iter().any(printed), "{} ends early", self.shown);
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// kill -9.
@@ -162,7 +179,7 @@ impl Process {
     /// Waits for the end of it, and takes what it printed.
     pub(crate) fn finish(mut self) -> Output {
         let status = self.wait();
-        let [stdout, stderr] = self.output.take().unwrap().map(|reader| reader.join().unwrap());
+        let [stdout, stderr] = self.output.each_mut().map(Collected::all);
         println!("{}: {status}, {}", self.shown, String::from_utf8_lossy(&stderr));
         Output { status, stdout, stderr }
     }
@@ -181,10 +198,31 @@ impl Drop for Process {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).unwrap();
-        bytes
-    })
+/// What comes out of a pipe, read by a thread.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Collected {
+    /// All there is, once the pipe is closed.
+    fn all(&mut self) -> Vec<u8> {
+        self.reader.take().unwrap().join().unwrap();
+        std::mem::take(&mut self.bytes.lock().unwrap())
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> Collected {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&bytes);
+    let reader = thread::spawn(move || {
+        let mut part = vec![0; 1 << 16];
+        loop {
+            match from.read(&mut part).unwrap() {
+                0 => return,
+                n => into.lock().unwrap().extend_from_slice(&part[..n]),
+            }
+        }
+    });
+    Collected { bytes, reader: Some(reader) }
 }

@@ -4,7 +4,7 @@ use super::Machine;
 use crate::memory::Frames;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HostInfo, HvmParam, PAGE_SHIFT,
-    PAGE_SIZE, PhysInfo, Populate, Port, Result, XenVersion,
+    PAGE_SIZE, PhysInfo, Populate, Port, Result, ShutdownReason, XenVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -53,6 +53,7 @@ pub(super) struct Domain {
     claimed: u64,
     pool_pages: u64,
     pauses: u32,
+    shutdown: Option<ShutdownReason>,
     cpu_policy: bool,
     params: HashMap<HvmParam, u64>,
     memory_map: Vec<E820Entry>,
@@ -159,6 +160,10 @@ impl Domain {
         free
     }
 
+    pub(super) fn shut_down(&mut self, reason: ShutdownReason) {
+        self.shutdown = Some(reason);
+    }
+
     fn info(&self, domid: DomId) -> DomainInfo {
         DomainInfo {
             domid,
@@ -168,7 +173,7 @@ impl Domain {
             paused: self.pauses > 0,
             blocked: self.pauses == 0,
             running: false,
-            shutdown: None,
+            shutdown: self.shutdown,
             pages: self.pages,
             max_pages: self.max_pages,
             outstanding_pages: self.claimed,
@@ -274,6 +279,7 @@ impl DomainControl for Control {
                 claimed: 0,
                 pool_pages: 0,
                 pauses: 1,
+                shutdown: None,
                 cpu_policy: false,
                 params: HashMap::new(),
                 memory_map: Vec::new(),

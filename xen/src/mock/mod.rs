@@ -17,7 +17,7 @@ pub use fault::Counts;
 use crate::memory::Frames;
 use crate::{
     DomId, DomainControl, ErrorKind, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result,
-    Xenstore,
+    ShutdownReason, Xenstore,
 };
 use fault::Faults;
 use parking_lot::Mutex;
@@ -131,6 +131,15 @@ impl Machine {
     #[must_use]
     pub fn guest(&self, domid: DomId) -> Option<Guest> {
         self.0.state.lock().domains.get(&domid).map(control::Domain::guest)
+    }
+
+    /// Lets a domain shut down, as its kernel would; xenstored tells those who watch `@releaseDomain`.
+    pub fn shut_down(&self, domid: DomId, reason: ShutdownReason) {
+        let mut state = self.0.state.lock();
+        if let Some(domain) = state.domains.get_mut(&domid) {
+            domain.shut_down(reason);
+        }
+        state.store.fire_special("@releaseDomain");
     }
 
     /// Counts a call, and fails it when a test asked for that.

@@ -1,0 +1,44 @@
+//! `nxl watch`, and how `create` starts it.
+
+use crate::error::Error;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::process::{Command, Stdio};
+use toolstack::qubes::Qubes;
+use toolstack::watch::Watcher;
+use xen::Platform;
+use xen::host::Host;
+
+/// Where the watcher tells what it did, beside `xl`'s logs.
+const LOG_FOLDER: &str = "/var/log/xen";
+const LOG: &str = "/var/log/xen/nxl-watch.log";
+
+pub(crate) fn watch(qubes: &Qubes) -> Result<(), Error> {
+    // Not to end with the terminal or the session that it was started from; already a leader is fine.
+    let _ = rustix::process::setsid();
+    let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    Watcher::new(qubes, &*foreign).run(|result| {
+        let line = match result {
+            Ok(done) => {
+                format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
+            }
+            Err(error) => format!("failed: {error}"),
+        };
+        // A full disk is no reason to leave the qubes alone.
+        let _ = writeln!(io::stderr(), "{line}");
+    })?;
+    Ok(())
+}
+
+/// Starts a watcher in the background. One that finds another at work ends at once.
+pub(crate) fn start() -> io::Result<()> {
+    fs::create_dir_all(LOG_FOLDER)?;
+    let log = OpenOptions::new().append(true).create(true).open(LOG)?;
+    Command::new(std::env::current_exe()?)
+        .arg("watch")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()?;
+    Ok(())
+}
