@@ -14,7 +14,7 @@ use crate::products::Products;
 use crate::{Error, Result, elf, process};
 
 /// Programs of the packages: where they lie there, and where they go in dom0.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 18] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
     ("usr/bin/script", "usr/bin/script"),
@@ -30,13 +30,10 @@ const PROGRAMS: [(&str, &str); 21] = [
     ("usr/lib/xen-4.17/bin/xl", "usr/sbin/xl"),
     ("usr/lib/xen-4.17/bin/xenconsole", "usr/lib/xen-4.17/bin/xenconsole"),
     ("usr/lib/xen-4.17/bin/libxl-save-helper", "usr/lib/xen-4.17/bin/libxl-save-helper"),
-    ("usr/lib/xen-4.17/bin/lsevtchn", "usr/sbin/lsevtchn"),
     ("usr/lib/xen-4.17/bin/vchan-socket-proxy", "usr/bin/vchan-socket-proxy"),
     ("usr/lib/xen-4.17/bin/xen-init-dom0", "usr/sbin/xen-init-dom0"),
     ("usr/lib/xen-4.17/bin/xenconsoled", "usr/sbin/xenconsoled"),
     ("usr/lib/xen-4.17/bin/xenstored", "usr/sbin/xenstored"),
-    ("usr/lib/xen-4.17/bin/xen-diag", "usr/sbin/xen-diag"),
-    ("usr/lib/xen-4.17/bin/xenstore-control", "usr/sbin/xenstore-control"),
 ];
 
 /// Libraries that are loaded without being asked for by name in an ELF header.
@@ -135,7 +132,6 @@ pub fn scripts() -> PathBuf {
 
 /// The overlay of one run: our programs, the closures, the checks and what to do with them.
 pub fn overlay(
-    folder: &Path,
     debian: &Debian,
     products: &Products,
     closures: &[Closure],
@@ -175,9 +171,7 @@ pub fn overlay(
         Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),
         Task::Shell => archive.file("testbed/task", 0o644, b"shell\n"),
     }
-    let bytes = archive.finish();
-    fs::create_dir_all(folder).at(folder)?;
-    Ok(bytes)
+    Ok(archive.finish())
 }
 
 /// The ELF file inside a bzImage with an xz payload (Documentation/arch/x86/boot.rst: setup_sects at 0x1f1,

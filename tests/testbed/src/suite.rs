@@ -201,7 +201,7 @@ impl Testbed {
         }
         self.boots += 1;
         let folder = self.scratch.path().join(format!("boot-{}", self.boots));
-        let overlay = dom0::overlay(&folder, &self.debian, &self.products, &self.closures, task)?;
+        let overlay = dom0::overlay(&self.debian, &self.products, &self.closures, task)?;
         Machine::boot(&self.debian, &self.base, &overlay, &folder, boot, console)
     }
 
