@@ -39,34 +39,21 @@ serve() {
     xenstore-write data/job-status "$number $status"
 }
 
-leave() {
-    # The toolstack takes the empty node for "seen".
-    xenstore-write control/shutdown ""
-    echo "@shutdown $1"
-    case $1 in
-        reboot) reboot -f ;;
-        *) poweroff -f ;;
-    esac
-}
+# The kernel itself takes Xen's request to shut down, and runs these two programs.
+mkdir -p /sbin
+for program in poweroff reboot; do
+    printf '#!/bin/sh\necho "@shutdown %s" > /dev/console\nexec /bin/%s -f\n' $program $program > /sbin/$program
+    chmod 755 /sbin/$program
+done
 
-xenstore-write control/feature-poweroff 1
-xenstore-write control/feature-reboot 1
 xenstore-write data/ready 1
 
-# Each watch fires once when it is set, and then for every write beneath it.
-xenstore-watch data/job control/shutdown | while read -r path; do
-    case $path in
-        control/shutdown)
-            request=$(xenstore-read control/shutdown 2>/dev/null)
-            test -z "$request" || leave "$request"
-            ;;
-        data/job)
-            job=$(xenstore-read -R data/job 2>/dev/null)
-            test -n "$job" || continue
-            xenstore-write data/job ""
-            serve "$job"
-            ;;
-    esac
+# The watch fires once when it is set, and then for every write.
+xenstore-watch data/job | while read -r path; do
+    job=$(xenstore-read -R data/job 2>/dev/null)
+    test -n "$job" || continue
+    xenstore-write data/job ""
+    serve "$job"
 done
 echo "stage 2: xenstore-watch ended"
 poweroff -f
