@@ -6,15 +6,16 @@
 //! ```
 //! | command, the same for both ends | what it does |
 //! |---|---|
-//! | `pump BYTES CHUNK` | the client sends BYTES in writes of CHUNK; the server prints the time it took, in seconds |
-//! | `ping COUNT BYTES` | the client prints the mean time of a round trip of BYTES, in seconds |
+//! | `pump BYTES CHUNK` | the client sends BYTES in writes of CHUNK; the server prints `seconds` and the time it took, both print `notifications` and how many they sent |
+//! | `place BYTES CHUNK` | as `pump`; the client makes the bytes in the ring, and the server looks at them there |
+//! | `ping COUNT BYTES` | the client prints `seconds` and the mean time of a round trip of BYTES |
 //!
 //! The server prints `ready` when a client can connect, both print `connected ORDER_LEFT ORDER_RIGHT`.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};
 use std::time::Instant;
-use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Ring};
+use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Ring, VolatileSlice};
 use xen::DomId;
 use xen::host::Host;
 
@@ -36,7 +37,7 @@ fn pump(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Outc
             let part = left.min(chunk);
             left -= channel.recv(&mut buffer[..part])?;
         }
-        say(&format!("{:.9}", start.elapsed().as_secs_f64()))?;
+        say(&format!("seconds {:.9}", start.elapsed().as_secs_f64()))?;
         channel.send_all(&go)?;
     } else {
         channel.recv_exact(&mut go)?;
@@ -49,7 +50,64 @@ fn pump(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Outc
         }
         channel.recv_exact(&mut go)?;
     }
-    Ok(())
+    say(&format!("notifications {}", channel.metrics().notifications_sent))
+}
+
+/// Words that differ from chunk to chunk, made in the ring; and a sum of them all, which both ends must agree on.
+fn place(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Outcome<()> {
+    let mut sum = 0_u64;
+    let mut done = 0;
+    if server {
+        channel.send_all(&[0])?;
+        let start = Instant::now();
+        while done < total {
+            let there = channel.peek(8)?;
+            let n = there.len().min(chunk) / 8 * 8;
+            let [first, second] = there.segments();
+            let len = first.len().min(n);
+            sum = sum.wrapping_add(sum_of(first.split_at(len).0));
+            sum = sum.wrapping_add(sum_of(second.split_at(n - len).0));
+            there.consume(n);
+            done += n;
+        }
+        say(&format!("seconds {:.9}", start.elapsed().as_secs_f64()))?;
+        channel.send_all(&sum.to_ne_bytes())?;
+    } else {
+        channel.recv_exact(&mut [0])?;
+        let mut value = 0_u8;
+        while done < total {
+            let n = chunk.min(total - done);
+            let mut room = channel.reserve(n)?;
+            let [mut first, mut second] = room.segments();
+            let len = first.len().min(n);
+            first.fill(0, len, value);
+            second.fill(0, n - len, value);
+            room.commit(n)?;
+            sum = sum.wrapping_add(u64::from_ne_bytes([value; 8]).wrapping_mul(n as u64 / 8));
+            value = value.wrapping_add(1);
+            done += n;
+        }
+        let mut theirs = [0; 8];
+        channel.recv_exact(&mut theirs)?;
+        if u64::from_ne_bytes(theirs) != sum {
+            return Err("what was looked at is not what was made".into());
+        }
+    }
+    say(&format!("notifications {}", channel.metrics().notifications_sent))
+}
+
+/// The sum of all words.
+fn sum_of(bytes: VolatileSlice<'_>) -> u64 {
+    const WIDE: usize = 512;
+    let (whole, rest) = bytes.split_at(bytes.len() / WIDE * WIDE);
+    let mut sum = 0_u64;
+    for part in whole.arrays::<WIDE>() {
+        let (words, _) = part.as_chunks::<8>();
+        for word in words {
+            sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    rest.arrays::<8>().fold(sum, |sum, word| sum.wrapping_add(u64::from_ne_bytes(word)))
 }
 
 fn ping(channel: &mut Channel, server: bool, count: usize, size: usize) -> Outcome<()> {
@@ -65,7 +123,7 @@ fn ping(channel: &mut Channel, server: bool, count: usize, size: usize) -> Outco
         }
     }
     if !server {
-        say(&format!("{:.9}", start.elapsed().as_secs_f64() / count as f64))?;
+        say(&format!("seconds {:.9}", start.elapsed().as_secs_f64() / count as f64))?;
     }
     Ok(())
 }
@@ -95,6 +153,7 @@ fn main() -> Outcome<()> {
     say(&format!("connected {} {}", orders.order(Ring::Left), orders.order(Ring::Right)))?;
     match *rest {
         ["pump", total, chunk] => pump(&mut channel, server, total.parse()?, chunk.parse()?),
+        ["place", total, chunk] => place(&mut channel, server, total.parse()?, chunk.parse()?),
         ["ping", count, size] => ping(&mut channel, server, count.parse()?, size.parse()?),
         _ => Err(USAGE.into()),
     }

@@ -139,8 +139,8 @@ impl Client<'_> {
         pages.set_own_live(LIVE_HERE);
         pages.reset_peer_notify(Notify::Write);
         bound.notify()?;
-        let link = Link::new(pages, orders, Waiter::new(bound), liveness);
-        Ok(Channel::new(sender, receiver, Arc::new(link)))
+        let link = Link::new(pages, orders, Waiter::new(bound, self.own), liveness);
+        Ok(Channel::new(sender, receiver, link))
     }
 
     /// Maps a ring that has pages of its own.

@@ -38,6 +38,14 @@ pub enum Error {
         /// Bytes.
         asked: usize,
     },
+    /// More bytes are to be in the ring at once than it can hold.
+    #[error("a ring of {size} bytes never holds {asked} at once")]
+    RingTooSmall {
+        /// Bytes.
+        asked: usize,
+        /// Bytes.
+        size: u32,
+    },
     /// A channel to the own domain: Linux' grant driver does not survive it.
     #[error("domain {0} is this domain; a vchan needs two")]
     Loopback(DomId),
@@ -82,7 +90,10 @@ impl From<Error> for io::Error {
             Error::Closed | Error::ClosedHere => Kind::BrokenPipe,
             Error::PeerDied(_) => Kind::ConnectionReset,
             Error::Violation(_) | Error::BadKey { .. } => Kind::InvalidData,
-            Error::RingTooLarge { .. } | Error::Loopback(_) | Error::ReservedDomain(_) => Kind::InvalidInput,
+            Error::RingTooLarge { .. }
+            | Error::RingTooSmall { .. }
+            | Error::Loopback(_)
+            | Error::ReservedDomain(_) => Kind::InvalidInput,
             Error::NoServer { .. } => Kind::NotFound,
             Error::Xen(error) => return error.into(),
             Error::System { ref source, .. } => source.kind(),

@@ -23,20 +23,32 @@ mod connect;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod half;
 mod keys;
 mod link;
 mod listener;
 mod liveness;
+mod metrics;
+#[cfg(test)]
+mod model;
 mod notify;
 mod page;
+mod receiver;
 mod ring;
+mod sender;
+mod spin;
 mod wait;
+mod warden;
 mod wire;
 
-pub use channel::{Channel, Receiver, Sender};
+pub use channel::Channel;
 pub use connect::ConnectOptions;
 pub use error::{Error, Partial, Result, Violation};
 pub use listener::{ListenOptions, Listener};
 pub use liveness::PROBE_INTERVAL;
+pub use metrics::Metrics;
 pub use page::{MAX_RING, Orders, Ring, Side};
+pub use receiver::{ReadChunk, Receiver};
+pub use sender::{Sender, WriteChunk};
 pub use wire::State;
+pub use xen::{VolatileSlice, VolatileSliceMut};

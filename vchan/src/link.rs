@@ -4,13 +4,13 @@ use crate::keys::Published;
 use crate::liveness::Liveness;
 use crate::page::LIVE_GONE;
 use crate::wait::{Deadline, Ticket, Waiter, Woken};
+use crate::warden;
 use crate::wire::Pages;
 use crate::{Error, Orders, Result, State, Violation};
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 /// One side of a channel, without the positions in its rings.
 pub(crate) struct Link {
@@ -22,21 +22,26 @@ pub(crate) struct Link {
     /// A server's; until the channel is closed.
     keys: Mutex<Option<Published>>,
     closed: AtomicBool,
+    /// False once it is closed or a violation was noticed: what every operation looks at.
+    usable: AtomicBool,
     /// The first violation that was noticed: from then on there is no other answer.
     violation: OnceLock<Violation>,
 }
 
 impl Link {
-    pub(crate) fn new(pages: Arc<Pages>, orders: Orders, waiter: Waiter, liveness: Liveness) -> Self {
-        Self {
+    pub(crate) fn new(pages: Arc<Pages>, orders: Orders, waiter: Waiter, liveness: Liveness) -> Arc<Self> {
+        let link = Arc::new(Self {
             pages,
             orders,
             waiter,
             liveness,
             keys: Mutex::new(None),
             closed: AtomicBool::new(false),
+            usable: AtomicBool::new(true),
             violation: OnceLock::new(),
-        }
+        });
+        warden::look_after(&link);
+        link
     }
 
     /// Keeps a server's keys until the channel is closed.
@@ -57,7 +62,13 @@ impl Link {
     }
 
     /// Whether the channel can be used at all, by what this side knows.
+    #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
+        if self.usable.load(Ordering::Acquire) { Ok(()) } else { self.why_unusable() }
+    }
+
+    #[cold]
+    fn why_unusable(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::ClosedHere);
         }
@@ -71,9 +82,23 @@ impl Link {
     pub(crate) fn check<T>(&self, result: std::result::Result<T, Violation>) -> Result<T> {
         result.map_err(|violation| {
             let first = *self.violation.get_or_init(|| violation);
-            self.waiter.interrupt();
+            self.usable.store(false, Ordering::Release);
+            // Fails only where no bell could be hung: then no other half can sleep, either.
+            let _ = self.waiter.interrupt();
             Error::Violation(first)
         })
+    }
+
+    /// An error when the peer has gone.
+    #[inline]
+    pub(crate) fn check_peer(&self) -> Result<()> {
+        if self.pages.is_here() && !self.liveness.is_dead() {
+            return Ok(());
+        }
+        match self.state()? {
+            State::Closed => Err(Error::Closed),
+            State::Open | State::Waiting => Ok(()),
+        }
     }
 
     /// Whether the peer is there.
@@ -91,6 +116,11 @@ impl Link {
         if self.liveness.is_dead() { Err(Error::PeerDied(self.liveness.peer())) } else { Ok(()) }
     }
 
+    /// The life of the peer's domain.
+    pub(crate) fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
     /// Looks whether the peer's domain still exists.
     pub(crate) fn probe(&self) -> Result<()> {
         self.liveness.probe();
@@ -100,11 +130,8 @@ impl Link {
     /// Sleeps until there was an event since `ticket`. The caller looks again at what it waits for, and at whether the
     /// channel was closed or the peer's domain died: for that, too, the sleep ends.
     pub(crate) fn sleep(&self, ticket: Ticket, deadline: &mut Deadline) -> Result<()> {
-        let probe = Instant::now().checked_add(self.liveness.interval());
-        let until = [deadline.at(), probe].into_iter().flatten().min();
-        if self.waiter.sleep(ticket, until)? == Woken::TimedOut {
+        if self.waiter.sleep(ticket, deadline.at())? == Woken::TimedOut {
             deadline.passed()?;
-            self.liveness.probe();
         }
         Ok(())
     }
@@ -116,12 +143,13 @@ impl Link {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        self.usable.store(false, Ordering::Release);
         self.pages.set_own_live(LIVE_GONE);
         let told = self.waiter.bound().notify();
-        self.waiter.interrupt();
+        let woken = self.waiter.interrupt();
         let keys = self.keys.lock().take();
         let removed = keys.map_or(Ok(()), |keys| keys.remove());
-        told.and(removed)
+        told.and(woken).and(removed)
     }
 }
 

@@ -95,7 +95,7 @@ impl Listener {
 
         let interval = options.probe_interval;
         let liveness = Liveness::new(own, client, events, Arc::clone(&store), None, interval);
-        let link = Arc::new(Link::new(pages, orders, Waiter::new(bound), liveness));
+        let link = Link::new(pages, orders, Waiter::new(bound, own), liveness);
         let channel = Channel::new(sender, receiver, Arc::clone(&link));
 
         // From here on a client may come.

@@ -6,14 +6,20 @@
 //! and a new value must lie between the last one and the limit of the ring: one that goes back, or too far, is a violation,
 //! and what was seen last stays.
 //!
+//! All indices and notify bits of a channel stand in one cache line, and two processors hand a line over in the time in
+//! which one copies kilobytes. So what is done (bytes filled in, bytes taken) is counted here first, and *published*
+//! when it is time to: that is the caller's choice, see [`Producer::publish`] and [`Consumer::publish`].
+//!
 //! Both ends offer two primitives, under everything that moves bytes:
 //! reserve ([`Producer::room`], [`Producer::fill`]) and [`commit`](Producer::commit); peek ([`Consumer::ready`],
 //! [`Consumer::peek`]) and [`consume`](Consumer::consume).
 
 use crate::notify::{self, Notify};
-use crate::wire::Wire;
+use crate::wire::{Pages, Wire};
 use crate::{Ring, Violation};
 use std::ops::Deref;
+use std::sync::Arc;
+use xen::{VolatileSlice, VolatileSliceMut};
 
 /// What a side found when it looked a last time before sleeping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,14 +32,35 @@ pub(crate) enum Outlook {
     Wait,
 }
 
+/// Either end of a ring, for who waits at it.
+pub(crate) trait End {
+    /// How many bytes of room, or to be read, there are; looks at the peer's index if fewer than `want` are known.
+    fn available(&mut self, want: u32) -> Result<u32, Violation>;
+
+    /// Bytes that were filled in or taken, and not published.
+    fn held_back(&self) -> u32;
+
+    /// Lets the peer know all that was done. Whether it must be signalled.
+    fn publish(&mut self) -> Result<bool, Violation>;
+
+    /// What this end waits for.
+    const AWAITS: Notify;
+
+    /// The step before sleeping until `want` bytes are available: asks for a signal, and looks again. When the peer has
+    /// gone it looks once more after it saw that, so that nothing is lost which it did before.
+    fn before_sleep(&mut self, want: u32) -> Result<Outlook, Violation>;
+}
+
 /// The end that fills a ring.
 #[derive(Debug)]
 pub(crate) struct Producer<W> {
     wire: W,
     ring: Ring,
     size: u32,
-    /// Ours, and what the shared page says.
+    /// Ours.
     prod: u32,
+    /// What the shared page says: at most `size` behind `prod`.
+    published: u32,
     /// What we saw last of the consumer's: at most `size` behind `prod`.
     cons: u32,
 }
@@ -46,7 +73,7 @@ impl<W: Deref<Target: Wire>> Producer<W> {
         if prod.wrapping_sub(cons) > size {
             return Err(Violation::Indices { ring, prod, cons, size });
         }
-        Ok(Self { wire, ring, size, prod, cons })
+        Ok(Self { wire, ring, size, prod, published: prod, cons })
     }
 
     pub(crate) fn size(&self) -> u32 {
@@ -74,51 +101,58 @@ impl<W: Deref<Target: Wire>> Producer<W> {
         }
     }
 
-    /// Publishes the first `n` bytes of the reserved room.
+    /// Counts the first `n` bytes of the reserved room as produced. The consumer learns of them by
+    /// [`publish`](End::publish).
     pub(crate) fn commit(&mut self, n: u32) {
         debug_assert!(n <= self.size - self.used());
         self.prod = self.prod.wrapping_add(n);
-        self.wire.store_prod(self.ring, self.prod);
-    }
-
-    /// Whether the consumer must be signalled after a [`commit`](Self::commit).
-    pub(crate) fn notify_due(&self) -> Result<bool, Violation> {
-        notify::due(&*self.wire, Notify::Write)
-    }
-
-    /// The step before sleeping until there are `want` bytes of room: asks for a signal, and looks again.
-    pub(crate) fn before_sleep(&mut self, want: u32) -> Result<Outlook, Violation> {
-        notify::arm(&*self.wire, Notify::Read);
-        let mut gone = false;
-        loop {
-            let room = self.room(want)?;
-            if room >= want {
-                return Ok(Outlook::Enough(room));
-            }
-            if gone {
-                return Ok(Outlook::Final(room));
-            }
-            // What the consumer read before it went still counts: look once more.
-            gone = self.wire.peer_gone()?;
-            if !gone {
-                return Ok(Outlook::Wait);
-            }
-        }
     }
 
     /// Bytes that the consumer has not taken, as far as we know.
-    fn used(&self) -> u32 {
+    pub(crate) fn used(&self) -> u32 {
         self.prod.wrapping_sub(self.cons)
     }
 
-    /// Looks at the consumer's index, once.
+    /// Looks at the consumer's index, once. It cannot have passed what was published.
     fn look(&mut self) -> Result<(), Violation> {
         let cons = self.wire.load_cons(self.ring);
-        if self.prod.wrapping_sub(cons) > self.used() {
+        if self.published.wrapping_sub(cons) > self.published.wrapping_sub(self.cons) {
             return Err(Violation::Indices { ring: self.ring, prod: self.prod, cons, size: self.size });
         }
         self.cons = cons;
         Ok(())
+    }
+}
+
+impl Producer<Arc<Pages>> {
+    /// The reserved room itself: up to the end of the ring, and from its start.
+    pub(crate) fn reserved(&self, len: u32) -> [VolatileSliceMut<'_>; 2] {
+        debug_assert!(len <= self.size - self.used());
+        let at = self.prod & (self.size - 1);
+        let first = len.min(self.size - at);
+        [(at, first), (0, len - first)].map(|(at, len)| self.wire.slice_mut(self.ring, at, len))
+    }
+}
+
+impl<W: Deref<Target: Wire>> End for Producer<W> {
+    const AWAITS: Notify = Notify::Read;
+
+    fn available(&mut self, want: u32) -> Result<u32, Violation> {
+        self.room(want)
+    }
+
+    fn held_back(&self) -> u32 {
+        self.prod.wrapping_sub(self.published)
+    }
+
+    fn publish(&mut self) -> Result<bool, Violation> {
+        self.wire.store_prod(self.ring, self.prod);
+        self.published = self.prod;
+        notify::due(&*self.wire, Notify::Write)
+    }
+
+    fn before_sleep(&mut self, want: u32) -> Result<Outlook, Violation> {
+        before_sleep(self, want, |end| &*end.wire)
     }
 }
 
@@ -128,9 +162,11 @@ pub(crate) struct Consumer<W> {
     wire: W,
     ring: Ring,
     size: u32,
-    /// Ours, and what the shared page says.
+    /// Ours.
     cons: u32,
-    /// What we saw last of the producer's: at most `size` ahead of `cons`.
+    /// What the shared page says: at most `size` behind `cons`.
+    published: u32,
+    /// What we saw last of the producer's: at most `size` ahead of `published`.
     prod: u32,
 }
 
@@ -141,7 +177,7 @@ impl<W: Deref<Target: Wire>> Consumer<W> {
         if prod.wrapping_sub(cons) > size {
             return Err(Violation::Indices { ring, prod, cons, size });
         }
-        Ok(Self { wire, ring, size, cons, prod })
+        Ok(Self { wire, ring, size, cons, published: cons, prod })
     }
 
     pub(crate) fn size(&self) -> u32 {
@@ -170,52 +206,81 @@ impl<W: Deref<Target: Wire>> Consumer<W> {
         }
     }
 
-    /// Gives the first `n` unread bytes back to the producer.
+    /// Counts the first `n` unread bytes as taken. The producer gets their room back by [`publish`](End::publish).
     pub(crate) fn consume(&mut self, n: u32) {
         debug_assert!(n <= self.known());
         self.cons = self.cons.wrapping_add(n);
-        self.wire.store_cons(self.ring, self.cons);
-    }
-
-    /// Whether the producer must be signalled after a [`consume`](Self::consume).
-    pub(crate) fn notify_due(&self) -> Result<bool, Violation> {
-        notify::due(&*self.wire, Notify::Read)
-    }
-
-    /// The step before sleeping until `want` bytes are there: asks for a signal, and looks again. When the peer has gone
-    /// it looks once more after it saw that, so that nothing is lost which was written before.
-    pub(crate) fn before_sleep(&mut self, want: u32) -> Result<Outlook, Violation> {
-        notify::arm(&*self.wire, Notify::Write);
-        let mut gone = false;
-        loop {
-            let ready = self.ready(want)?;
-            if ready >= want {
-                return Ok(Outlook::Enough(ready));
-            }
-            if gone {
-                return Ok(Outlook::Final(ready));
-            }
-            gone = self.wire.peer_gone()?;
-            if !gone {
-                return Ok(Outlook::Wait);
-            }
-        }
     }
 
     /// Bytes that are there, as far as we know.
-    fn known(&self) -> u32 {
+    pub(crate) fn known(&self) -> u32 {
         self.prod.wrapping_sub(self.cons)
     }
 
-    /// Looks at the producer's index, once.
+    /// Looks at the producer's index, once. It may use the room that was given back to it, and no more.
     fn look(&mut self) -> Result<(), Violation> {
         let prod = self.wire.load_prod(self.ring);
-        let ready = prod.wrapping_sub(self.cons);
-        if ready < self.known() || ready > self.size {
+        let claimed = prod.wrapping_sub(self.published);
+        if claimed < self.prod.wrapping_sub(self.published) || claimed > self.size {
             return Err(Violation::Indices { ring: self.ring, prod, cons: self.cons, size: self.size });
         }
         self.prod = prod;
         Ok(())
+    }
+}
+
+impl Consumer<Arc<Pages>> {
+    /// The first `len` unread bytes themselves: up to the end of the ring, and from its start.
+    pub(crate) fn unread(&self, len: u32) -> [VolatileSlice<'_>; 2] {
+        debug_assert!(len <= self.known());
+        let at = self.cons & (self.size - 1);
+        let first = len.min(self.size - at);
+        [(at, first), (0, len - first)].map(|(at, len)| self.wire.slice(self.ring, at, len))
+    }
+}
+
+impl<W: Deref<Target: Wire>> End for Consumer<W> {
+    const AWAITS: Notify = Notify::Write;
+
+    fn available(&mut self, want: u32) -> Result<u32, Violation> {
+        self.ready(want)
+    }
+
+    fn held_back(&self) -> u32 {
+        self.cons.wrapping_sub(self.published)
+    }
+
+    fn publish(&mut self) -> Result<bool, Violation> {
+        self.wire.store_cons(self.ring, self.cons);
+        self.published = self.cons;
+        notify::due(&*self.wire, Notify::Read)
+    }
+
+    fn before_sleep(&mut self, want: u32) -> Result<Outlook, Violation> {
+        before_sleep(self, want, |end| &*end.wire)
+    }
+}
+
+fn before_sleep<E: End, W: Wire + ?Sized>(
+    end: &mut E,
+    want: u32,
+    wire: impl Fn(&E) -> &W,
+) -> Result<Outlook, Violation> {
+    notify::arm(wire(end), E::AWAITS);
+    let mut gone = false;
+    loop {
+        let there = end.available(want)?;
+        if there >= want {
+            return Ok(Outlook::Enough(there));
+        }
+        if gone {
+            return Ok(Outlook::Final(there));
+        }
+        // What the peer did before it went still counts: look once more.
+        gone = wire(end).peer_gone()?;
+        if !gone {
+            return Ok(Outlook::Wait);
+        }
     }
 }
 
@@ -262,11 +327,18 @@ mod tests {
         Ends { shared, rings }
     }
 
-    fn send(producer: &mut Producer<Arc<Pages>>, bytes: &[u8]) -> u32 {
+    /// Fills in and counts what there is room for.
+    fn produce(producer: &mut Producer<Arc<Pages>>, bytes: &[u8]) -> u32 {
         let len = bytes.len() as u32;
         let n = producer.room(len).unwrap().min(len);
         producer.fill(0, &bytes[..n as usize]);
         producer.commit(n);
+        n
+    }
+
+    fn send(producer: &mut Producer<Arc<Pages>>, bytes: &[u8]) -> u32 {
+        let n = produce(producer, bytes);
+        let _ = producer.publish().unwrap();
         n
     }
 
@@ -275,6 +347,7 @@ mod tests {
         let mut bytes = vec![0; n as usize];
         consumer.peek(0, &mut bytes);
         consumer.consume(n);
+        let _ = consumer.publish().unwrap();
         bytes
     }
 
@@ -341,13 +414,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reserved_but_not_committed_is_not_seen_and_a_peek_consumes_nothing() {
+    fn what_was_not_published_is_not_seen_and_a_peek_consumes_nothing() {
         let mut ends = ends(0, 0, u32::MAX - 10);
         let (producer, consumer) = &mut ends.rings[0];
         producer.fill(0, b"hello, ");
         producer.fill(7, b"world");
-        assert_eq!(consumer.ready(1).unwrap(), 0);
         producer.commit(12);
+        assert_eq!(consumer.ready(1).unwrap(), 0);
+        assert_eq!(producer.held_back(), 12);
+        let _ = producer.publish().unwrap();
+        assert_eq!(producer.held_back(), 0);
         assert_eq!(consumer.ready(1).unwrap(), 12);
         let mut bytes = [0; 5];
         consumer.peek(7, &mut bytes);
@@ -356,6 +432,9 @@ mod tests {
         assert_eq!(&bytes, b"hello");
         assert_eq!(producer.room(1024).unwrap(), 1024 - 12);
         consumer.consume(7);
+        assert_eq!(producer.room(1024).unwrap(), 1024 - 12);
+        assert_eq!(consumer.held_back(), 7);
+        let _ = consumer.publish().unwrap();
         assert_eq!(producer.room(1024).unwrap(), 1024 - 5);
         assert_eq!(receive(consumer, 99), b"world");
     }
@@ -398,16 +477,16 @@ mod tests {
         let (producer, consumer) = &mut rings[0];
         assert_eq!(consumer.before_sleep(1).unwrap(), Outlook::Wait);
         assert_eq!(shared.raw.atomic_u8(Side::Client.notify_offset()).load(SeqCst), 1);
-        send(producer, &[1; 1024]);
-        assert!(producer.notify_due().unwrap());
-        assert!(!producer.notify_due().unwrap(), "once");
+        produce(producer, &[1; 1024]);
+        assert!(producer.publish().unwrap());
+        assert!(!producer.publish().unwrap(), "once");
         assert_eq!(consumer.before_sleep(1).unwrap(), Outlook::Enough(1024));
 
         assert_eq!(producer.before_sleep(1).unwrap(), Outlook::Wait);
         assert_eq!(shared.raw.atomic_u8(Side::Server.notify_offset()).load(SeqCst), 2);
-        receive(consumer, 10);
-        assert!(consumer.notify_due().unwrap());
-        assert!(!consumer.notify_due().unwrap(), "once");
+        consumer.consume(10);
+        assert!(consumer.publish().unwrap());
+        assert!(!consumer.publish().unwrap(), "once");
         assert_eq!(producer.before_sleep(10).unwrap(), Outlook::Enough(10));
     }
 
@@ -519,18 +598,22 @@ mod tests {
         wire.log.take();
         producer.fill(0, &[0; 10]);
         producer.commit(10);
-        assert!(producer.notify_due().unwrap());
+        assert!(producer.publish().unwrap());
         assert_eq!(
             wire.log.take(),
             ["copy in", "store prod", "fence", "look at the own byte", "clear the own bit"]
         );
-        assert!(!producer.notify_due().unwrap());
-        assert_eq!(wire.log.take(), ["fence", "look at the own byte"], "no atomic clear without need");
+        assert!(!producer.publish().unwrap());
+        assert_eq!(
+            wire.log.take(),
+            ["store prod", "fence", "look at the own byte"],
+            "no atomic clear without need"
+        );
 
         consumer.ready(10).unwrap();
         consumer.peek(0, &mut [0; 10]);
         consumer.consume(10);
-        assert!(consumer.notify_due().unwrap());
+        assert!(consumer.publish().unwrap());
         assert_eq!(
             wire.log.take(),
             ["load prod", "copy out", "store cons", "fence", "look at the own byte", "clear the own bit"]
@@ -595,6 +678,7 @@ mod tests {
             prod.store(start.wrapping_add(known), SeqCst);
             prop_assert_eq!(consumer.ready(1024).unwrap(), known);
             consumer.consume(consumed);
+            let _ = consumer.publish().unwrap();
 
             let cons = start.wrapping_add(consumed);
             let claim = cons.wrapping_add(claimed);
@@ -626,6 +710,7 @@ mod tests {
             let producer = &mut rings[0].0;
             let cons = shared.raw.atomic_u32(Ring::Left.cons_offset());
             producer.commit(used);
+            let _ = producer.publish().unwrap();
             cons.store(start.wrapping_add(freed), SeqCst);
             prop_assert_eq!(producer.room(1024).unwrap(), 1024 - used + freed);
 

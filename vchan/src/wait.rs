@@ -12,15 +12,19 @@
 //!
 //! The leader takes an event and unmasks the port before anybody looks at the shared page, so what happens after that
 //! look is a new event.
+//!
+//! Without an end to its time a leader sleeps in the read that takes the event, as libxenvchan does: one system call. Who
+//! wants to wake it without the peer sends it an event of its own, through an event channel that has both ends at this
+//! handle (the *bell*).
 
 use crate::{Error, Result};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use xen::{ErrorKind, EventChannels, Port};
+use xen::{DomId, ErrorKind, EventChannels, Port};
 
 /// A local port, closed when this is dropped.
 pub(crate) struct BoundPort {
@@ -51,7 +55,7 @@ impl Drop for BoundPort {
 }
 
 /// How many events there were before a thread looked whether it has to sleep.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket(u64);
 
 /// How a sleep ended.
@@ -63,8 +67,26 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
+/// An event channel from this domain to itself.
+struct Bell {
+    /// Where its event arrives; held to be closed.
+    _arrival: BoundPort,
+    rope: BoundPort,
+}
+
+impl Bell {
+    fn hang(events: &Arc<dyn EventChannels>, own: DomId) -> Result<Self> {
+        let arrival = BoundPort::new(Arc::clone(events), events.bind_unbound(own)?);
+        let rope = events.bind_interdomain(own, arrival.port())?;
+        Ok(Self { _arrival: arrival, rope: BoundPort::new(Arc::clone(events), rope) })
+    }
+}
+
 /// Lets the threads of a channel sleep until its peer signals.
 pub(crate) struct Waiter {
+    // Before the peer's port: what is dropped last takes the handle along.
+    bell: Mutex<Option<Bell>>,
+    own: DomId,
     bound: BoundPort,
     /// Whether a thread sleeps on the descriptor, or takes an event from it.
     led: Mutex<bool>,
@@ -72,18 +94,17 @@ pub(crate) struct Waiter {
     turned: Condvar,
     /// Events. Only written under `led`.
     count: AtomicU64,
-    /// Ends the sleep of a leader when the channel is closed by another thread: made when there can be one.
-    interrupt: OnceLock<OwnedFd>,
 }
 
 impl Waiter {
-    pub(crate) fn new(bound: BoundPort) -> Self {
+    pub(crate) fn new(bound: BoundPort, own: DomId) -> Self {
         Self {
+            bell: Mutex::new(None),
+            own,
             bound,
             led: Mutex::new(false),
             turned: Condvar::new(),
             count: AtomicU64::new(0),
-            interrupt: OnceLock::new(),
         }
     }
 
@@ -96,26 +117,33 @@ impl Waiter {
         self.bound.events.as_fd()
     }
 
-    /// To be called before more than one thread uses the channel.
+    /// To be called before more than one thread uses the channel: afterwards an interruption does not fail.
     pub(crate) fn allow_interruption(&self) -> Result<()> {
-        if self.interrupt.get().is_none() {
-            let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                .map_err(|errno| Error::System { call: "eventfd", source: errno.into() })?;
-            // Whoever was first has made one that does as well.
-            let _ = self.interrupt.set(fd);
+        let mut bell = self.bell.lock();
+        if bell.is_none() {
+            *bell = Some(Bell::hang(&self.bound.events, self.own)?);
         }
         Ok(())
     }
 
-    /// Wakes whoever sleeps, now and ever after.
-    pub(crate) fn interrupt(&self) {
-        if let Some(fd) = self.interrupt.get() {
-            // Never read, so it stays readable; a counter that is full already is readable, too.
-            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
-        }
+    /// Wakes whoever sleeps. What for is to be seen before this is called: who wakes looks.
+    pub(crate) fn interrupt(&self) -> Result<()> {
         let led = self.led.lock();
         self.count_event();
-        drop(led);
+        if *led {
+            // Somebody sleeps on the descriptor, or is about to: the event waits there.
+            self.allow_interruption()?;
+            if let Some(bell) = &*self.bell.lock() {
+                bell.rope.notify()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The events so far, if a thread sleeps on the descriptor now.
+    pub(crate) fn asleep(&self) -> Option<Ticket> {
+        let led = self.led.lock();
+        led.then(|| self.ticket())
     }
 
     /// To be taken before the look that decides whether to sleep.
@@ -183,22 +211,14 @@ impl Waiter {
 
     /// Sleeps on the descriptor and takes an event from it; false when the time was up before there was one.
     fn take_event(&self, until: Option<Instant>) -> Result<bool> {
-        let event = PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN);
-        let arrived = match self.interrupt.get() {
-            None => poll_until(&mut [event], until)?[0],
-            Some(interrupt) => {
-                let ready = poll_until(&mut [event, PollFd::new(interrupt, PollFlags::IN)], until)?;
-                if ready[1] {
-                    return Ok(true);
-                }
-                ready[0]
+        if until.is_some() {
+            let event = PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN);
+            if !poll_until(&mut [event], until)?[0] {
+                return Ok(false);
             }
-        };
-        if !arrived {
-            return Ok(false);
         }
-        // Readable means that there is an event (or that the descriptor is broken, which this call then says), so it
-        // does not block: nobody else takes events.
+        // Blocks only if no end was set: readable means that there is an event (or that the descriptor is broken, which
+        // this call then says), and nobody else takes events.
         let port = loop {
             match self.bound.events.pending() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -284,7 +304,7 @@ mod tests {
         let port = near.bind_unbound(DomId(2)).unwrap();
         let far = machine.domain(DomId(2)).event_channels().unwrap();
         let far_port = far.bind_interdomain(DomId(1), port).unwrap();
-        let near = Waiter::new(BoundPort::new(near, port));
+        let near = Waiter::new(BoundPort::new(near, port), DomId(1));
         machine.reset_counts();
         Ends { machine, near, far: BoundPort::new(far, far_port) }
     }
@@ -380,20 +400,32 @@ mod tests {
     }
 
     #[test]
-    fn an_interruption_wakes_both_sleepers_and_lasts() {
-        let Ends { near, far, .. } = ends();
-        near.allow_interruption().unwrap();
-        near.allow_interruption().unwrap();
-        thread::scope(|scope| {
-            let near = &near;
-            let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(near.ticket(), late()).unwrap()));
-            thread::sleep(SHORT);
-            near.interrupt();
-            for sleeper in sleepers {
-                assert_eq!(sleeper.join().unwrap(), Woken::Look);
-            }
-        });
-        assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
+    fn an_interruption_wakes_both_sleepers_with_and_without_an_end() {
+        for until in [late(), None] {
+            let Ends { near, far, .. } = ends();
+            thread::scope(|scope| {
+                let (near, ticket) = (&near, near.ticket());
+                let sleepers = [(); 2].map(|()| scope.spawn(move || near.sleep(ticket, until).unwrap()));
+                while near.asleep().is_none() {
+                    thread::yield_now();
+                }
+                near.interrupt().unwrap();
+                for sleeper in sleepers {
+                    assert_eq!(sleeper.join().unwrap(), Woken::Look);
+                }
+            });
+            drop(far);
+        }
+    }
+
+    #[test]
+    fn an_interruption_since_the_ticket_prevents_the_sleep() {
+        let Ends { near, far, machine } = ends();
+        let ticket = near.ticket();
+        near.interrupt().unwrap();
+        assert_eq!(near.sleep(ticket, None).unwrap(), Woken::Look);
+        assert_eq!(near.sleep(near.ticket(), soon()).unwrap(), Woken::TimedOut, "and only that one");
+        assert_eq!(machine.counts().of("xenevtchn_notify"), 0, "nobody slept");
         drop(far);
     }
 

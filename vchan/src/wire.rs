@@ -6,9 +6,9 @@
 use crate::notify::Notify;
 use crate::page::{GRANTS_OFFSET, LIVE_AWAITED, LIVE_GONE, LIVE_HERE};
 use crate::{Orders, Ring, Side, Violation};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, fence};
-use xen::{GrantRef, Mapping};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use xen::{GrantRef, Mapping, VolatileSlice, VolatileSliceMut};
 
 /// One side's access to what it shares with the other. The names of the words are those of the control page.
 pub(crate) trait Wire {
@@ -109,6 +109,13 @@ impl Pages {
         self.side
     }
 
+    /// Whether the peer is there, for certain: a short form of [`peer`](Self::peer) for the usual case.
+    #[inline]
+    pub(crate) fn is_here(&self) -> bool {
+        let byte = self.page.atomic_u8(self.side.peer().live_offset());
+        self.seen.load(Relaxed) && !self.gone.load(Relaxed) && byte.load(Relaxed) == LIVE_HERE
+    }
+
     /// Whether the peer is there, by its live byte. What it did before is seen afterwards (acquire).
     pub(crate) fn peer(&self) -> Result<State, Violation> {
         if self.gone.load(Acquire) {
@@ -119,7 +126,9 @@ impl Pages {
         match value {
             LIVE_AWAITED if side == Side::Client && !self.seen.load(Relaxed) => Ok(State::Waiting),
             LIVE_HERE => {
-                self.seen.store(true, Relaxed);
+                if !self.seen.load(Relaxed) {
+                    self.seen.store(true, Relaxed);
+                }
                 Ok(State::Open)
             }
             LIVE_GONE if self.persist => Ok(State::Waiting),
@@ -139,6 +148,18 @@ impl Pages {
     /// Sets the peer's notify byte, whatever it was: what a client does once, when it attaches.
     pub(crate) fn reset_peer_notify(&self, what: Notify) {
         self.page.atomic_u8(self.side.peer().notify_offset()).store(what.bit(), Relaxed);
+    }
+
+    /// Bytes of a ring from the position `at` on, for reading.
+    pub(crate) fn slice(&self, ring: Ring, at: u32, len: u32) -> VolatileSlice<'_> {
+        let (memory, start) = self.ring(ring);
+        memory.slice(start + at as usize, len as usize)
+    }
+
+    /// Bytes of a ring from the position `at` on, for writing.
+    pub(crate) fn slice_mut(&self, ring: Ring, at: u32, len: u32) -> VolatileSliceMut<'_> {
+        let (memory, start) = self.ring(ring);
+        memory.slice_mut(start + at as usize, len as usize)
     }
 
     /// The memory of a ring, and where in it the ring begins.
@@ -171,6 +192,7 @@ impl Wire for Pages {
         self.page.atomic_u32(ring.cons_offset()).store(cons, Release);
     }
 
+    #[inline]
     fn copy_in(&self, ring: Ring, at: u32, bytes: &[u8]) {
         let (memory, start) = self.ring(ring);
         memory.copy_from(start + at as usize, bytes);
@@ -198,6 +220,6 @@ impl Wire for Pages {
     }
 
     fn fence(&self) {
-        fence(SeqCst);
+        xen::full_fence();
     }
 }

@@ -3,20 +3,23 @@
 //! The two rules of such memory stand here, once:
 //!
 //! 1. **It is never a `&[u8]` or `&mut [u8]`.** A reference promises the compiler that nobody else writes; a peer keeps
-//!    no promises. So bytes are copied in and out by volatile accesses, and the few words that both sides use to
+//!    no promises. So bytes are copied in and out by accesses that the compiler does not look into, and the few words that both sides use to
 //!    synchronise are atomics. What was copied out is private, and only that is looked at ("read once, check, use").
 //! 2. **It lives as long as the [`Mapping`].** The mapping owns what keeps the pages mapped and gives it up when it is
 //!    dropped.
 #![allow(unsafe_code, reason = "the one place where shared pages are touched")]
 
-use crate::{PAGE_SIZE, Result, error::Error};
-use rustix::mm::{self, MapFlags, ProtFlags};
-use std::arch::x86_64::__m128i;
+mod copy;
+mod frames;
+mod volatile;
+
+use crate::PAGE_SIZE;
+pub use copy::full_fence;
+pub(crate) use frames::Frames;
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
+pub use volatile::{VolatileSlice, VolatileSliceMut, read_from_fd, write_to_fd};
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +134,7 @@ impl Mapping {
         assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
         self.check(offset, bytes.len());
         // SAFETY: `check` put the whole range inside the mapping, which is writable; `bytes` is private memory.
-        unsafe { store_volatile(self.base.as_ptr().add(offset), bytes) }
+        unsafe { copy::copy(self.base.as_ptr().add(offset), bytes.as_ptr(), bytes.len()) }
     }
 
     /// Copies bytes from `offset` out to `bytes`: each is read once.
@@ -141,7 +144,7 @@ impl Mapping {
     pub fn copy_to(&self, offset: usize, bytes: &mut [u8]) {
         self.check(offset, bytes.len());
         // SAFETY: `check` put the whole range inside the mapping; `bytes` is private memory.
-        unsafe { load_volatile(self.base.as_ptr().add(offset), bytes) }
+        unsafe { copy::copy(bytes.as_mut_ptr(), self.base.as_ptr().add(offset), bytes.len()) }
     }
 
     /// Sets `len` bytes from `offset` to 0.
@@ -149,13 +152,30 @@ impl Mapping {
     /// # Panics
     /// When the range lies outside, or the mapping is read-only.
     pub fn zero(&self, offset: usize, len: usize) {
-        const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(PAGE_SIZE);
-            self.copy_from(offset + done, &ZEROS[..part]);
-            done += part;
-        }
+        self.slice_mut(offset, len).fill(0, len, 0);
+    }
+
+    /// A view of `len` bytes from `offset` on, for reading.
+    ///
+    /// # Panics
+    /// When the range lies outside.
+    #[must_use]
+    pub fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        self.check(offset, len);
+        // SAFETY: `check` put the range inside the mapping, which outlives the borrow of self.
+        unsafe { VolatileSlice::new(self.base.as_ptr().add(offset), len) }
+    }
+
+    /// A view of `len` bytes from `offset` on, for writing. (Others may have such a view, too: another domain does.)
+    ///
+    /// # Panics
+    /// When the range lies outside, or the mapping is read-only.
+    #[must_use]
+    pub fn slice_mut(&self, offset: usize, len: usize) -> VolatileSliceMut<'_> {
+        assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
+        self.check(offset, len);
+        // SAFETY: `check` put the range inside the mapping, which is writable and outlives the borrow of self.
+        unsafe { VolatileSliceMut::new(self.base.as_ptr().add(offset), len) }
     }
 
     /// The memory as a slice, for a builder that fills it.
@@ -189,177 +209,10 @@ impl Mapping {
     }
 }
 
-/// What one volatile access of a copy moves: the widest that every x86-64 processor has. (Twice as fast as 8 bytes.)
-type Wide = __m128i;
-/// Bytes of it.
-const WIDE: usize = size_of::<Wide>();
-
-/// Copies `from` to shared memory at `to`: wide where `to` is aligned.
-///
-/// # Safety
-/// `from.len()` bytes at `to` are mapped for writing.
-unsafe fn store_volatile(to: *mut u8, from: &[u8]) {
-    let head = to.align_offset(WIDE).min(from.len());
-    let (first, rest) = from.split_at(head);
-    let (words, last) = rest.as_chunks::<WIDE>();
-    let middle = to.wrapping_add(head);
-    let end = middle.wrapping_add(words.len() * WIDE);
-    for (i, byte) in first.iter().enumerate() {
-        // SAFETY: i < head <= from.len().
-        unsafe { to.add(i).write_volatile(*byte) }
-    }
-    for (i, word) in words.iter().enumerate() {
-        // SAFETY: `word` is WIDE bytes of private memory, of any alignment. The target is aligned by `head`, and its bytes
-        // end at or before head + words.len() * WIDE <= from.len().
-        unsafe { middle.cast::<Wide>().add(i).write_volatile(word.as_ptr().cast::<Wide>().read_unaligned()) }
-    }
-    for (i, byte) in last.iter().enumerate() {
-        // SAFETY: the last bytes begin where the words end and are as many as `from` has left.
-        unsafe { end.add(i).write_volatile(*byte) }
-    }
-}
-
-/// Copies shared memory at `from` to `to`: wide where `from` is aligned.
-///
-/// # Safety
-/// `to.len()` bytes at `from` are mapped for reading.
-unsafe fn load_volatile(from: *const u8, to: &mut [u8]) {
-    let head = from.align_offset(WIDE).min(to.len());
-    let (first, rest) = to.split_at_mut(head);
-    let (words, last) = rest.as_chunks_mut::<WIDE>();
-    let middle = from.wrapping_add(head);
-    let end = middle.wrapping_add(words.len() * WIDE);
-    for (i, byte) in first.iter_mut().enumerate() {
-        // SAFETY: i < head <= to.len().
-        *byte = unsafe { from.add(i).read_volatile() };
-    }
-    for (i, word) in words.iter_mut().enumerate() {
-        // SAFETY: `word` is WIDE bytes of private memory, of any alignment. The source is aligned by `head`, and its bytes
-        // end at or before head + words.len() * WIDE <= to.len().
-        unsafe {
-            word.as_mut_ptr().cast::<Wide>().write_unaligned(middle.cast::<Wide>().add(i).read_volatile())
-        }
-    }
-    for (i, byte) in last.iter_mut().enumerate() {
-        // SAFETY: the last bytes begin where the words end and are as many as `to` has left.
-        *byte = unsafe { end.add(i).read_volatile() };
-    }
-}
-
-/// Page frames in a memory file: what the mock hands out in place of machine memory. Sparse: a frame that nobody wrote
-/// takes no memory and reads as zeros.
-#[derive(Debug)]
-pub(crate) struct Frames {
-    file: OwnedFd,
-    frames: u64,
-}
-
-impl Frames {
-    /// Room for `frames` frames, numbered from 0.
-    pub(crate) fn new(frames: u64) -> Result<Self> {
-        let call =
-            |error: rustix::io::Errno| Error::new("memfd_create", format!("{frames} frames"), error.into());
-        let file = rustix::fs::memfd_create("xen-mock", rustix::fs::MemfdFlags::CLOEXEC).map_err(call)?;
-        rustix::fs::ftruncate(&file, frames * PAGE_SIZE as u64).map_err(call)?;
-        Ok(Self { file, frames })
-    }
-
-    /// Maps `frames`, contiguously and in that order; `release` is dropped after the pages were unmapped.
-    pub(crate) fn map(
-        self: &Arc<Self>,
-        frames: &[u64],
-        access: Access,
-        release: Box<dyn Owner>,
-    ) -> Result<Mapping> {
-        let call =
-            |errno: rustix::io::Errno| Error::new("mmap", format!("{} frames", frames.len()), errno.into());
-        if frames.is_empty() || frames.iter().any(|frame| *frame >= self.frames) {
-            return Err(call(rustix::io::Errno::INVAL));
-        }
-        let len = frames.len() * PAGE_SIZE;
-        // SAFETY: a new anonymous mapping where the kernel likes; it replaces nothing.
-        let base =
-            unsafe { mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE) }
-                .map_err(call)?;
-        let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| call(rustix::io::Errno::NOMEM))?;
-        // From here on the reservation is owned, and unmapped also when a step below fails.
-        let owner = Reservation { base, len, frames: Arc::clone(self), _release: release };
-        let mut at = 0;
-        while at < frames.len() {
-            let run = frames[at..].windows(2).take_while(|pair| pair[1] == pair[0] + 1).count() + 1;
-            let mut prot = ProtFlags::READ;
-            if access == Access::ReadWrite {
-                prot |= ProtFlags::WRITE;
-            }
-            // SAFETY: MAP_FIXED over a part of the reservation just made, which nobody else knows of.
-            unsafe {
-                mm::mmap(
-                    base.as_ptr().add(at * PAGE_SIZE).cast(),
-                    run * PAGE_SIZE,
-                    prot,
-                    MapFlags::SHARED | MapFlags::FIXED,
-                    owner.frames.file.as_fd(),
-                    frames[at] * PAGE_SIZE as u64,
-                )
-            }
-            .map_err(call)?;
-            at += run;
-        }
-        // SAFETY: `len` bytes at the page-aligned `base` are mapped for `access` until `owner` unmaps them.
-        Ok(unsafe { Mapping::new(base, len, access, Box::new(owner)) })
-    }
-
-    /// Bytes from `address` on, counted from frame 0; what lies beyond the last frame is left out.
-    pub(crate) fn read(&self, address: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        let mut done = 0;
-        while done < len {
-            match rustix::io::pread(&self.file, &mut bytes[done..], address + done as u64) {
-                Ok(0) | Err(_) => break,
-                Ok(part) => done += part,
-            }
-        }
-        bytes.truncate(done);
-        bytes
-    }
-
-    /// Sets one byte of a frame to 0, as the kernel does when a page with an unmap notification goes.
-    pub(crate) fn clear_byte(&self, frame: u64, offset: u16) {
-        // Within the file by construction of `frame`; a write of one byte into memory does not fail.
-        let _ = rustix::io::pwrite(&self.file, &[0], frame * PAGE_SIZE as u64 + u64::from(offset));
-    }
-
-    /// Makes a frame read as zeros again.
-    pub(crate) fn discard(&self, frame: u64) {
-        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        // A frame of a memory file can always be punched; were it not, the next owner would be told by its own zeroing.
-        let _ = rustix::fs::fallocate(&self.file, flags, frame * PAGE_SIZE as u64, PAGE_SIZE as u64);
-    }
-}
-
-struct Reservation {
-    base: NonNull<u8>,
-    len: usize,
-    frames: Arc<Frames>,
-    _release: Box<dyn Owner>,
-}
-
-// SAFETY: an address range that this value alone unmaps; which thread does it makes no difference.
-unsafe impl Send for Reservation {}
-// SAFETY: nothing of it can be reached through a shared reference.
-unsafe impl Sync for Reservation {}
-impl Owner for Reservation {}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `Frames::map`, and the `Mapping` that gave access to it is being dropped.
-        let _ = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     struct Nothing;
     impl Owner for Nothing {}

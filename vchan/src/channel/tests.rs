@@ -1,6 +1,6 @@
 use super::*;
 use crate::fixture::{CLIENT, Host, PATH, SERVER, SIZES, pattern, sizes};
-use crate::{ConnectOptions, ListenOptions, Listener, Ring, Violation};
+use crate::{ConnectOptions, Error, ListenOptions, Listener, Ring, Violation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
@@ -268,6 +268,8 @@ fn partial_progress_is_reported() {
     let mut some = [0; 100];
     assert_eq!(server.recv(&mut some).unwrap(), 100);
     assert_eq!(some, pattern(0, 100)[..]);
+    assert!(matches!(client.send(b"x"), Err(Error::WouldBlock)), "held back: not a quarter of the ring yet");
+    server.give_back().unwrap();
     assert_eq!(client.send(&pattern(1024, 5000)).unwrap(), 100);
     server.set_timeout(Some(SHORT));
     let partial = server.recv_exact(&mut [0; 1025]).unwrap_err();

@@ -8,11 +8,14 @@
  *   exchange BYTES CHUNK   the client sends BYTES in writes of CHUNK, then the server does; each checks every byte
  *   hold                   waits until the other end is gone
  *   keep                   stays until it is killed
- *   pump BYTES CHUNK       the client sends BYTES in writes of CHUNK; the server prints the time it took, in seconds
- *   ping COUNT BYTES       the client prints the mean time of a round trip of BYTES, in seconds
+ *   pump BYTES CHUNK       the client sends BYTES in writes of CHUNK; the server prints "seconds" and the time it took, both
+ *                          print "notifications" and how many they sent
+ *   ping COUNT BYTES       the client prints "seconds" and the mean time of a round trip of BYTES
  *
  * The server prints "ready" when a client can connect, both print "connected ORDER_LEFT ORDER_RIGHT".
  */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <libxenvchan.h>
 #include <stdio.h>
@@ -26,6 +29,19 @@ static void fail(const char *what)
 {
     fprintf(stderr, "%s: %s\n", what, strerror(errno));
     exit(1);
+}
+
+static unsigned long notifications;
+
+/* Between libxenvchan and libxenevtchn: counts. */
+int xenevtchn_notify(xenevtchn_handle *events, evtchn_port_t port)
+{
+    static int (*notify)(xenevtchn_handle *, evtchn_port_t);
+
+    if (!notify)
+        notify = dlsym(RTLD_NEXT, "xenevtchn_notify");
+    notifications++;
+    return notify(events, port);
 }
 
 static double now(void)
@@ -102,7 +118,7 @@ static void pump(int is_server, size_t total, size_t chunk)
         start = now();
         for (size_t got = 0; got < total;)
             got += read_some(buffer, total - got < chunk ? total - got : chunk);
-        printf("%.9f\n", now() - start);
+        printf("seconds %.9f\n", now() - start);
         write_all(&go, 1);
     } else {
         read_all(&go, 1);
@@ -111,6 +127,7 @@ static void pump(int is_server, size_t total, size_t chunk)
             write_all(buffer, total - sent < chunk ? total - sent : chunk);
         read_all(&go, 1);
     }
+    printf("notifications %lu\n", notifications);
     free(buffer);
 }
 
@@ -128,7 +145,7 @@ static void ping(int is_server, size_t count, size_t size)
         }
     }
     if (!is_server)
-        printf("%.9f\n", (now() - start) / count);
+        printf("seconds %.9f\n", (now() - start) / count);
     free(buffer);
 }
 

@@ -1,0 +1,116 @@
+//! What both halves of a channel do besides moving bytes: wait, signal, and say later what could not be said at once.
+
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::ring::{End, Outlook};
+use crate::spin::{Spin, Spun};
+use crate::wait::Deadline;
+use crate::{Error, Result, Violation};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The part of a [`Sender`](crate::Sender) or [`Receiver`](crate::Receiver) that is the same in both.
+#[derive(Debug)]
+pub(crate) struct Half {
+    pub(crate) link: Arc<Link>,
+    pub(crate) nonblocking: bool,
+    /// How long an operation may wait.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) spin: Spin,
+    pub(crate) metrics: Metrics,
+    /// The peer could not be signalled of what was counted as done: told by the next operation.
+    unsaid: Option<Error>,
+}
+
+impl Half {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
+            link,
+            nonblocking: false,
+            timeout: None,
+            spin: Spin::new(),
+            metrics: Metrics::default(),
+            unsaid: None,
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::new(self.timeout)
+    }
+
+    /// What every operation begins with.
+    #[inline]
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        self.link.check_open()?;
+        self.said()
+    }
+
+    /// An error that was not told yet.
+    #[inline]
+    pub(crate) fn said(&mut self) -> Result<()> {
+        if self.unsaid.is_some() {
+            return self.unsaid.take().map_or(Ok(()), Err);
+        }
+        Ok(())
+    }
+
+    /// Lets the peer know what was done, if it does not yet, and signals it if it asked for that.
+    #[inline]
+    pub(crate) fn publish<E: End>(&mut self, end: &mut E) {
+        if end.held_back() == 0 {
+            return;
+        }
+        match end.publish() {
+            Ok(false) => self.metrics.notifications_suppressed += 1,
+            due => self.signal(due),
+        }
+    }
+
+    #[cold]
+    fn signal(&mut self, due: std::result::Result<bool, Violation>) {
+        self.metrics.notifications_sent += 1;
+        let signalled = self.link.check(due).and_then(|_| self.link.waiter().bound().notify());
+        if let Err(error) = signalled {
+            self.unsaid = Some(error);
+        }
+    }
+
+    /// Waits until `want` bytes (at most the ring's size) are available at `end`, and says how many are. Fewer than that
+    /// when the peer has gone: then there will never be more.
+    pub(crate) fn wait<E: End>(
+        &mut self,
+        end: &mut E,
+        want: u32,
+        deadline: &mut Deadline,
+    ) -> Result<Outlook> {
+        // Whatever the peer may be waiting for, it gets before we wait for the peer.
+        self.publish(end);
+        if !self.nonblocking {
+            match self.link.check(self.spin.look(want, || end.available(want)))? {
+                Spun::Found(there) => {
+                    self.metrics.spins_won += 1;
+                    return Ok(Outlook::Enough(there));
+                }
+                Spun::Failed => self.metrics.spins_lost += 1,
+                Spun::Skipped => {}
+            }
+        }
+        loop {
+            if self.nonblocking {
+                self.link.waiter().drain()?;
+            }
+            let ticket = self.link.waiter().ticket();
+            match self.link.check(end.before_sleep(want))? {
+                Outlook::Wait => {}
+                outlook => return Ok(outlook),
+            }
+            self.link.check_open()?;
+            self.link.check_alive()?;
+            if self.nonblocking {
+                return Err(Error::WouldBlock);
+            }
+            self.metrics.sleeps += 1;
+            self.link.sleep(ticket, deadline)?;
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Looks after the peers of those who sleep.
+//!
+//! The end of a domain is told to nobody ([`liveness`](crate::liveness)), and who sleeps in a read cannot look. So one
+//! thread of the process looks for all its channels: at those on which somebody has slept without an event since it
+//! looked last, and wakes the sleepers of a dead peer. Channels with traffic, and those that nobody waits for, cost
+//! nothing but that thread's glance at them; without channels there is no thread.
+
+use crate::link::Link;
+use crate::wait::Ticket;
+use parking_lot::{Condvar, Mutex};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Instant;
+
+/// A channel that is looked after.
+struct Ward {
+    link: Weak<Link>,
+    /// When it is looked at next.
+    due: Instant,
+    /// What its waiter said last time, if somebody slept.
+    before: Option<Ticket>,
+}
+
+struct Warden {
+    wards: Mutex<Wards>,
+    /// There is one ward more.
+    came: Condvar,
+}
+
+struct Wards {
+    list: Vec<Ward>,
+    /// Whether the thread runs.
+    watched: bool,
+}
+
+static WARDEN: Warden =
+    Warden { wards: Mutex::new(Wards { list: Vec::new(), watched: false }), came: Condvar::new() };
+
+/// Looks after a channel from now on, until it is dropped.
+pub(crate) fn look_after(link: &Arc<Link>) {
+    let Some(due) = Instant::now().checked_add(link.liveness().interval()) else {
+        // Never.
+        return;
+    };
+    let mut wards = WARDEN.wards.lock();
+    wards.list.push(Ward { link: Arc::downgrade(link), due, before: None });
+    if wards.watched {
+        WARDEN.came.notify_one();
+    } else {
+        let thread = thread::Builder::new().name("vchan-warden".to_owned()).spawn(|| WARDEN.watch());
+        // Without a thread nobody looks; the channels themselves work, and the next one tries again.
+        wards.watched = thread.is_ok();
+    }
+}
+
+impl Warden {
+    fn watch(&self) {
+        let mut wards = self.wards.lock();
+        loop {
+            wards.list.retain(|ward| ward.link.strong_count() > 0);
+            let Some(first) = wards.list.iter().map(|ward| ward.due).min() else {
+                wards.watched = false;
+                return;
+            };
+            if first > Instant::now() {
+                self.came.wait_until(&mut wards, first);
+                continue;
+            }
+            // Looking asks Xen and xenstored: not under the lock.
+            let mut due = Vec::new();
+            let now = Instant::now();
+            let mut at = 0;
+            while at < wards.list.len() {
+                if wards.list[at].due <= now { due.push(wards.list.swap_remove(at)) } else { at += 1 }
+            }
+            drop(wards);
+            due.retain_mut(Ward::look);
+            wards = self.wards.lock();
+            wards.list.append(&mut due);
+        }
+    }
+}
+
+impl Ward {
+    /// Looks; false when there is nothing more to look after.
+    fn look(&mut self) -> bool {
+        let Some(link) = self.link.upgrade() else { return false };
+        let asleep = link.waiter().asleep();
+        let quiet = asleep.is_some() && asleep == self.before;
+        self.before = asleep;
+        if quiet && link.liveness().probe() {
+            // Fails only where no event channel is to be had for it: then it is tried again.
+            let _ = link.waiter().interrupt();
+        }
+        match Instant::now().checked_add(link.liveness().interval()) {
+            Some(due) => self.due = due,
+            None => return false,
+        }
+        true
+    }
+}
