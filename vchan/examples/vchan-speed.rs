@@ -50,6 +50,9 @@ fn pump(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Outc
         }
         channel.recv_exact(&mut go)?;
     }
+    if std::env::var_os("M").is_some() {
+        eprintln!("{server} {:?}", channel.metrics());
+    }
     say(&format!("notifications {}", channel.metrics().notifications_sent))
 }
 

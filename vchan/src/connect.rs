@@ -120,7 +120,7 @@ impl Client<'_> {
         let left = self.map_ring(orders, Ring::Left, &grefs, Access::ReadWrite)?;
         // What we only read, nobody here can overwrite.
         let right = self.map_ring(orders, Ring::Right, &grefs, Access::ReadOnly)?;
-        let pages = Arc::new(Pages::of_client(page, (left, right)));
+        let pages = Arc::new(Pages::of_client(orders, page, (left, right)));
         if pages.peer()? == State::Closed {
             return Err(Error::Closed);
         }

@@ -44,7 +44,7 @@ pub(crate) fn shared(left_min: usize, right_min: usize) -> Shared {
     let (gref, page) = share.share_pages(CLIENT, 1, Access::ReadWrite).unwrap().into_parts();
     let mapped = || map.map(SERVER, &gref, Access::ReadWrite, None).unwrap();
     Shared {
-        client: Arc::new(Pages::of_client(mapped(), (left_mapped, right_mapped))),
+        client: Arc::new(Pages::of_client(orders, mapped(), (left_mapped, right_mapped))),
         raw: mapped(),
         server: Arc::new(Pages::of_server(orders, page, (left, right), &[], false)),
     }

@@ -38,6 +38,12 @@ impl Half {
         Deadline::new(self.timeout)
     }
 
+    /// Whether an operation can begin without more ado.
+    #[inline]
+    pub(crate) fn is_clear(&self) -> bool {
+        self.unsaid.is_none() && self.link.is_usable()
+    }
+
     /// What every operation begins with.
     #[inline]
     pub(crate) fn begin(&mut self) -> Result<()> {
@@ -75,18 +81,42 @@ impl Half {
         }
     }
 
-    /// Waits until `want` bytes (at most the ring's size) are available at `end`, and says how many are. Fewer than that
-    /// when the peer has gone: then there will never be more.
-    pub(crate) fn wait<E: End>(
+    /// How many bytes are available at `end`: at least `want` (at most the ring's size), for which it waits, and if they
+    /// are there at once up to `like`. Fewer than `want` when the peer has gone: then there will never be more.
+    #[inline]
+    pub(crate) fn obtain<E: End>(
         &mut self,
         end: &mut E,
         want: u32,
+        like: u32,
         deadline: &mut Deadline,
     ) -> Result<Outlook> {
+        let known = end.known();
+        if known >= like {
+            Ok(Outlook::Enough(known))
+        } else {
+            let outlook = if known >= want {
+                Outlook::Enough(self.link.check(end.available(like))?)
+            } else {
+                self.wait(end, want, deadline)?
+            };
+            self.metrics.high_water = self.metrics.high_water.max(end.in_ring());
+            Ok(outlook)
+        }
+    }
+
+    fn wait<E: End>(&mut self, end: &mut E, want: u32, deadline: &mut Deadline) -> Result<Outlook> {
         // Whatever the peer may be waiting for, it gets before we wait for the peer.
         self.publish(end);
-        if !self.nonblocking {
-            match self.link.check(self.spin.look(want, || end.available(want)))? {
+        if self.nonblocking {
+            let there = self.link.check(end.available(want))?;
+            if there >= want {
+                return Ok(Outlook::Enough(there));
+            }
+        } else {
+            let spun = self.spin.look(want, || end.available(want));
+            match self.link.check(spun)? {
+                Spun::AtOnce(there) => return Ok(Outlook::Enough(there)),
                 Spun::Found(there) => {
                     self.metrics.spins_won += 1;
                     return Ok(Outlook::Enough(there));
@@ -95,6 +125,11 @@ impl Half {
                 Spun::Skipped => {}
             }
         }
+        self.sleep(end, want, deadline)
+    }
+
+    #[cold]
+    fn sleep<E: End>(&mut self, end: &mut E, want: u32, deadline: &mut Deadline) -> Result<Outlook> {
         loop {
             if self.nonblocking {
                 self.link.waiter().drain()?;

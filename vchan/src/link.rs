@@ -61,10 +61,22 @@ impl Link {
         &self.waiter
     }
 
+    /// Whether [`check_open`](Self::check_open) says yes.
+    #[inline]
+    pub(crate) fn is_usable(&self) -> bool {
+        self.usable.load(Ordering::Acquire)
+    }
+
+    /// Whether [`check_peer`](Self::check_peer) says yes for certain.
+    #[inline]
+    pub(crate) fn is_peer_here(&self) -> bool {
+        self.pages.is_here() && !self.liveness.is_dead()
+    }
+
     /// Whether the channel can be used at all, by what this side knows.
     #[inline]
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.usable.load(Ordering::Acquire) { Ok(()) } else { self.why_unusable() }
+        if self.is_usable() { Ok(()) } else { self.why_unusable() }
     }
 
     #[cold]
@@ -92,7 +104,7 @@ impl Link {
     /// An error when the peer has gone.
     #[inline]
     pub(crate) fn check_peer(&self) -> Result<()> {
-        if self.pages.is_here() && !self.liveness.is_dead() {
+        if self.is_peer_here() {
             return Ok(());
         }
         match self.state()? {

@@ -80,6 +80,7 @@ impl Liveness {
     }
 
     /// Whether the domain was found to be gone.
+    #[inline]
     pub(crate) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
     }

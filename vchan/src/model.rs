@@ -88,6 +88,7 @@ impl Wire for View {
             place.store(*byte, Relaxed);
         }
     }
+    fn prefetch(&self, _: Ring, _: u32, _: u32) {}
     fn copy_out(&self, _: Ring, at: u32, bytes: &mut [u8]) {
         for (place, byte) in self.memory.bytes[at as usize..].iter().zip(bytes) {
             *byte = place.load(Relaxed);

@@ -46,10 +46,16 @@ pub(crate) fn arm<W: Wire + ?Sized>(wire: &W, what: Notify) {
 }
 
 /// Whether the peer wants to be told of what was just published, and so has to be sent an event. It is told once.
+#[inline]
 pub(crate) fn due<W: Wire + ?Sized>(wire: &W, what: Notify) -> Result<bool, Violation> {
     wire.fence();
     // A look first: the atomic clear costs as much as the whole rest, and mostly nobody sleeps.
     let bits = wire.own_notify();
+    if bits & (!MEANINGFUL | what.bit()) == 0 { Ok(false) } else { take(wire, what, bits) }
+}
+
+#[cold]
+fn take<W: Wire + ?Sized>(wire: &W, what: Notify, bits: u8) -> Result<bool, Violation> {
     if bits & !MEANINGFUL != 0 {
         return Err(Violation::Notify { bits });
     }

@@ -21,6 +21,11 @@ use std::ops::Deref;
 use std::sync::Arc;
 use xen::{VolatileSlice, VolatileSliceMut};
 
+/// Bytes of a message that is short: longer ones keep the processor busy while their lines come.
+const SHORT: usize = 512;
+/// Bytes between what is filled in and what is fetched: enough messages that their lines come in the meantime.
+const AHEAD: u32 = 1024;
+
 /// What a side found when it looked a last time before sleeping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Outlook {
@@ -32,8 +37,24 @@ pub(crate) enum Outlook {
     Wait,
 }
 
+impl Outlook {
+    /// How many there are for certain.
+    pub(crate) fn bytes(self) -> u32 {
+        match self {
+            Self::Enough(bytes) | Self::Final(bytes) => bytes,
+            Self::Wait => 0,
+        }
+    }
+}
+
 /// Either end of a ring, for who waits at it.
 pub(crate) trait End {
+    /// How many bytes of room, or to be read, there are as far as is known.
+    fn known(&self) -> u32;
+
+    /// How many bytes are in the ring as far as is known.
+    fn in_ring(&self) -> u32;
+
     /// How many bytes of room, or to be read, there are; looks at the peer's index if fewer than `want` are known.
     fn available(&mut self, want: u32) -> Result<u32, Violation>;
 
@@ -91,24 +112,44 @@ impl<W: Deref<Target: Wire>> Producer<W> {
 
     /// Copies bytes into the reserved room, `skip` bytes from its start. They must lie inside of what
     /// [`room`](Self::room) said.
+    #[inline]
     pub(crate) fn fill(&self, skip: u32, bytes: &[u8]) {
         debug_assert!(u64::from(skip) + bytes.len() as u64 <= u64::from(self.size - self.used()));
         let at = self.prod.wrapping_add(skip) & (self.size - 1);
-        let (first, rest) = bytes.split_at(bytes.len().min((self.size - at) as usize));
-        self.wire.copy_in(self.ring, at, first);
-        if !rest.is_empty() {
+        let to_end = (self.size - at) as usize;
+        if bytes.len() <= to_end {
+            self.wire.copy_in(self.ring, at, bytes);
+        } else {
+            let (first, rest) = bytes.split_at(to_end);
+            self.wire.copy_in(self.ring, at, first);
             self.wire.copy_in(self.ring, 0, rest);
+        }
+        if bytes.len() <= SHORT {
+            self.prefetch(skip + bytes.len() as u32 + AHEAD, bytes.len() as u32);
+        }
+    }
+
+    /// Tells the processor what will be filled in some messages later, `skip` bytes from the start of the room. Without
+    /// that each short message waits for its line, which the consumer has in its cache, and the fence after it for that.
+    /// Never what may be unread: the consumer has use for those lines.
+    #[inline]
+    fn prefetch(&self, skip: u32, len: u32) {
+        let at = self.prod.wrapping_add(skip) & (self.size - 1);
+        if skip + len <= self.size - self.used() && at + len <= self.size {
+            self.wire.prefetch(self.ring, at, len);
         }
     }
 
     /// Counts the first `n` bytes of the reserved room as produced. The consumer learns of them by
     /// [`publish`](End::publish).
+    #[inline]
     pub(crate) fn commit(&mut self, n: u32) {
         debug_assert!(n <= self.size - self.used());
         self.prod = self.prod.wrapping_add(n);
     }
 
     /// Bytes that the consumer has not taken, as far as we know.
+    #[inline]
     pub(crate) fn used(&self) -> u32 {
         self.prod.wrapping_sub(self.cons)
     }
@@ -126,6 +167,7 @@ impl<W: Deref<Target: Wire>> Producer<W> {
 
 impl Producer<Arc<Pages>> {
     /// The reserved room itself: up to the end of the ring, and from its start.
+    #[inline]
     pub(crate) fn reserved(&self, len: u32) -> [VolatileSliceMut<'_>; 2] {
         debug_assert!(len <= self.size - self.used());
         let at = self.prod & (self.size - 1);
@@ -137,14 +179,25 @@ impl Producer<Arc<Pages>> {
 impl<W: Deref<Target: Wire>> End for Producer<W> {
     const AWAITS: Notify = Notify::Read;
 
+    #[inline]
+    fn known(&self) -> u32 {
+        self.size - self.used()
+    }
+
+    fn in_ring(&self) -> u32 {
+        self.used()
+    }
+
     fn available(&mut self, want: u32) -> Result<u32, Violation> {
         self.room(want)
     }
 
+    #[inline]
     fn held_back(&self) -> u32 {
         self.prod.wrapping_sub(self.published)
     }
 
+    #[inline]
     fn publish(&mut self) -> Result<bool, Violation> {
         self.wire.store_prod(self.ring, self.prod);
         self.published = self.prod;
@@ -195,26 +248,25 @@ impl<W: Deref<Target: Wire>> Consumer<W> {
 
     /// Copies bytes out without consuming them, from `skip` bytes after the first unread one on. They must lie inside
     /// of what [`ready`](Self::ready) said.
+    #[inline]
     pub(crate) fn peek(&self, skip: u32, bytes: &mut [u8]) {
         debug_assert!(u64::from(skip) + bytes.len() as u64 <= u64::from(self.known()));
         let at = self.cons.wrapping_add(skip) & (self.size - 1);
-        let len = bytes.len();
-        let (first, rest) = bytes.split_at_mut(len.min((self.size - at) as usize));
-        self.wire.copy_out(self.ring, at, first);
-        if !rest.is_empty() {
+        let to_end = (self.size - at) as usize;
+        if bytes.len() <= to_end {
+            self.wire.copy_out(self.ring, at, bytes);
+        } else {
+            let (first, rest) = bytes.split_at_mut(to_end);
+            self.wire.copy_out(self.ring, at, first);
             self.wire.copy_out(self.ring, 0, rest);
         }
     }
 
     /// Counts the first `n` unread bytes as taken. The producer gets their room back by [`publish`](End::publish).
+    #[inline]
     pub(crate) fn consume(&mut self, n: u32) {
         debug_assert!(n <= self.known());
         self.cons = self.cons.wrapping_add(n);
-    }
-
-    /// Bytes that are there, as far as we know.
-    pub(crate) fn known(&self) -> u32 {
-        self.prod.wrapping_sub(self.cons)
     }
 
     /// Looks at the producer's index, once. It may use the room that was given back to it, and no more.
@@ -231,6 +283,7 @@ impl<W: Deref<Target: Wire>> Consumer<W> {
 
 impl Consumer<Arc<Pages>> {
     /// The first `len` unread bytes themselves: up to the end of the ring, and from its start.
+    #[inline]
     pub(crate) fn unread(&self, len: u32) -> [VolatileSlice<'_>; 2] {
         debug_assert!(len <= self.known());
         let at = self.cons & (self.size - 1);
@@ -242,14 +295,25 @@ impl Consumer<Arc<Pages>> {
 impl<W: Deref<Target: Wire>> End for Consumer<W> {
     const AWAITS: Notify = Notify::Write;
 
+    #[inline]
+    fn known(&self) -> u32 {
+        self.prod.wrapping_sub(self.cons)
+    }
+
+    fn in_ring(&self) -> u32 {
+        self.known()
+    }
+
     fn available(&mut self, want: u32) -> Result<u32, Violation> {
         self.ready(want)
     }
 
+    #[inline]
     fn held_back(&self) -> u32 {
         self.cons.wrapping_sub(self.published)
     }
 
+    #[inline]
     fn publish(&mut self) -> Result<bool, Violation> {
         self.wire.store_cons(self.ring, self.cons);
         self.published = self.cons;
@@ -535,6 +599,7 @@ mod tests {
         fn copy_in(&self, _: Ring, _: u32, _: &[u8]) {
             self.note("copy in");
         }
+        fn prefetch(&self, _: Ring, _: u32, _: u32) {}
         fn copy_out(&self, _: Ring, _: u32, _: &mut [u8]) {
             self.note("copy out");
         }

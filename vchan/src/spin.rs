@@ -47,11 +47,13 @@ pub(crate) struct Spin {
 /// How a spin ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Spun {
+    /// So many bytes were there at the first look.
+    AtOnce(u32),
     /// It found so many bytes.
     Found(u32),
     /// It found nothing.
     Failed,
-    /// There was none.
+    /// There was none, after the first look.
     Skipped,
 }
 
@@ -66,21 +68,32 @@ impl Spin {
         *self = Self { enabled, ..Self::new() };
     }
 
-    /// Looks until there are at least `want` bytes, for a short time.
+    /// Looks until there are at least `want` bytes, for a short time; at least once.
+    #[inline]
     pub(crate) fn look<E>(&mut self, want: u32, mut look: impl FnMut() -> Result<u32, E>) -> Result<Spun, E> {
-        if !self.enabled {
+        let spins = self.enabled && self.skip == 0;
+        if spins {
+            self.lull.pause();
+        }
+        let found = look()?;
+        if found >= want {
+            if spins {
+                self.lull.learn(found);
+            }
+            return Ok(Spun::AtOnce(found));
+        }
+        if !spins {
+            self.skip = self.skip.saturating_sub(1);
             return Ok(Spun::Skipped);
         }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return Ok(Spun::Skipped);
-        }
+        self.spin(want, look)
+    }
+
+    fn spin<E>(&mut self, want: u32, mut look: impl FnMut() -> Result<u32, E>) -> Result<Spun, E> {
         let begin = Instant::now();
         let mut until_clock = CLOCK_INTERVAL;
         loop {
-            for _ in 0..self.lull.pauses {
-                std::hint::spin_loop();
-            }
+            self.lull.pause();
             let found = look()?;
             if found >= want {
                 // The clock is looked at only when the spin took long enough for that to be a small part of it.
@@ -130,6 +143,12 @@ impl Default for Lull {
 }
 
 impl Lull {
+    fn pause(&self) {
+        for _ in 0..self.pauses {
+            std::hint::spin_loop();
+        }
+    }
+
     /// A look found so many bytes.
     fn learn(&mut self, found: u32) {
         self.finds += 1;

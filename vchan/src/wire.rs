@@ -6,9 +6,10 @@
 use crate::notify::Notify;
 use crate::page::{GRANTS_OFFSET, LIVE_AWAITED, LIVE_GONE, LIVE_HERE};
 use crate::{Orders, Ring, Side, Violation};
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use xen::{GrantRef, Mapping, VolatileSlice, VolatileSliceMut};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
+use xen::{GrantRef, Mapping, VolatileSlice, VolatileSliceMut, Window, Word};
 
 /// One side's access to what it shares with the other. The names of the words are those of the control page.
 pub(crate) trait Wire {
@@ -22,6 +23,8 @@ pub(crate) trait Wire {
     fn store_cons(&self, ring: Ring, cons: u32);
     /// Copies bytes to the position `at` of a ring, all below its end.
     fn copy_in(&self, ring: Ring, at: u32, bytes: &[u8]);
+    /// Bytes at the position `at` of a ring, all below its end, will be written soon.
+    fn prefetch(&self, ring: Ring, at: u32, len: u32);
     /// Copies bytes from the position `at` of a ring, all below its end.
     fn copy_out(&self, ring: Ring, at: u32, bytes: &mut [u8]);
     /// What the peer asks to be told.
@@ -68,9 +71,26 @@ pub(crate) struct Pages {
     /// The peer was seen to have gone. It does not come back, even if the byte says so: its successor would get, and
     /// give us, half a conversation.
     gone: AtomicBool,
-    page: Mapping,
-    left: RingMemory,
-    right: RingMemory,
+    own: Words,
+    peer: Words,
+    left: RingWords,
+    right: RingWords,
+}
+
+/// What the control page has of a side.
+#[derive(Debug)]
+struct Words {
+    live: Word<AtomicU8>,
+    /// What it is to tell the other.
+    notify: Word<AtomicU8>,
+}
+
+/// What there is of a ring.
+#[derive(Debug)]
+struct RingWords {
+    prod: Word<AtomicU32>,
+    cons: Word<AtomicU32>,
+    bytes: Window,
 }
 
 impl Pages {
@@ -79,7 +99,7 @@ impl Pages {
     pub(crate) fn of_server(
         orders: Orders,
         page: Mapping,
-        (left, right): (RingMemory, RingMemory),
+        rings: (RingMemory, RingMemory),
         grefs: &[GrantRef],
         persist: bool,
     ) -> Self {
@@ -92,17 +112,48 @@ impl Pages {
         page.atomic_u8(Side::Server.live_offset()).store(LIVE_HERE, Relaxed);
         // The server wants to hear of the first bytes, whether or not it has looked before they come.
         page.atomic_u8(Side::Client.notify_offset()).store(Notify::Write.bit(), Relaxed);
-        Self::new(Side::Server, persist, page, (left, right))
+        Self::new(Side::Server, persist, orders, page, rings)
     }
 
     /// A client's view of a server's channel.
-    pub(crate) fn of_client(page: Mapping, rings: (RingMemory, RingMemory)) -> Self {
-        Self::new(Side::Client, false, page, rings)
+    pub(crate) fn of_client(orders: Orders, page: Mapping, rings: (RingMemory, RingMemory)) -> Self {
+        Self::new(Side::Client, false, orders, page, rings)
     }
 
-    fn new(side: Side, persist: bool, page: Mapping, (left, right): (RingMemory, RingMemory)) -> Self {
-        let (seen, gone) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { side, persist, seen, gone, page, left, right }
+    fn new(
+        side: Side,
+        persist: bool,
+        orders: Orders,
+        page: Mapping,
+        (left, right): (RingMemory, RingMemory),
+    ) -> Self {
+        let page = Arc::new(page);
+        let words = |side: Side| Words {
+            live: page.word_u8(side.live_offset()),
+            notify: page.word_u8(side.notify_offset()),
+        };
+        let ring = |ring: Ring, memory: RingMemory| {
+            let len = orders.size(ring) as usize;
+            let bytes = match memory {
+                RingMemory::Inline(start) => page.window(start, len),
+                RingMemory::Own(memory) => Arc::new(memory).window(0, len),
+            };
+            RingWords {
+                prod: page.word_u32(ring.prod_offset()),
+                cons: page.word_u32(ring.cons_offset()),
+                bytes,
+            }
+        };
+        Self {
+            side,
+            persist,
+            seen: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            own: words(side),
+            peer: words(side.peer()),
+            left: ring(Ring::Left, left),
+            right: ring(Ring::Right, right),
+        }
     }
 
     pub(crate) fn side(&self) -> Side {
@@ -112,8 +163,7 @@ impl Pages {
     /// Whether the peer is there, for certain: a short form of [`peer`](Self::peer) for the usual case.
     #[inline]
     pub(crate) fn is_here(&self) -> bool {
-        let byte = self.page.atomic_u8(self.side.peer().live_offset());
-        self.seen.load(Relaxed) && !self.gone.load(Relaxed) && byte.load(Relaxed) == LIVE_HERE
+        self.peer.live.load(Relaxed) == LIVE_HERE && self.seen.load(Relaxed) && !self.gone.load(Relaxed)
     }
 
     /// Whether the peer is there, by its live byte. What it did before is seen afterwards (acquire).
@@ -122,13 +172,10 @@ impl Pages {
             return Ok(State::Closed);
         }
         let side = self.side.peer();
-        let value = self.page.atomic_u8(side.live_offset()).load(Acquire);
-        match value {
+        match self.peer.live.load(Acquire) {
             LIVE_AWAITED if side == Side::Client && !self.seen.load(Relaxed) => Ok(State::Waiting),
             LIVE_HERE => {
-                if !self.seen.load(Relaxed) {
-                    self.seen.store(true, Relaxed);
-                }
+                self.seen.store(true, Relaxed);
                 Ok(State::Open)
             }
             LIVE_GONE if self.persist => Ok(State::Waiting),
@@ -136,89 +183,93 @@ impl Pages {
                 self.gone.store(true, Release);
                 Ok(State::Closed)
             }
-            _ => Err(Violation::Live { side, value }),
+            value => Err(Violation::Live { side, value }),
         }
     }
 
     /// Sets the own live byte; what this side did before is seen by whoever sees it.
     pub(crate) fn set_own_live(&self, value: u8) {
-        self.page.atomic_u8(self.side.live_offset()).store(value, Release);
+        self.own.live.store(value, Release);
     }
 
     /// Sets the peer's notify byte, whatever it was: what a client does once, when it attaches.
     pub(crate) fn reset_peer_notify(&self, what: Notify) {
-        self.page.atomic_u8(self.side.peer().notify_offset()).store(what.bit(), Relaxed);
+        self.peer.notify.store(what.bit(), Relaxed);
     }
 
     /// Bytes of a ring from the position `at` on, for reading.
     pub(crate) fn slice(&self, ring: Ring, at: u32, len: u32) -> VolatileSlice<'_> {
-        let (memory, start) = self.ring(ring);
-        memory.slice(start + at as usize, len as usize)
+        self.ring(ring).bytes.slice(at as usize, len as usize)
     }
 
     /// Bytes of a ring from the position `at` on, for writing.
     pub(crate) fn slice_mut(&self, ring: Ring, at: u32, len: u32) -> VolatileSliceMut<'_> {
-        let (memory, start) = self.ring(ring);
-        memory.slice_mut(start + at as usize, len as usize)
+        self.ring(ring).bytes.slice_mut(at as usize, len as usize)
     }
 
-    /// The memory of a ring, and where in it the ring begins.
-    fn ring(&self, ring: Ring) -> (&Mapping, usize) {
-        let memory = match ring {
+    #[inline]
+    fn ring(&self, ring: Ring) -> &RingWords {
+        match ring {
             Ring::Left => &self.left,
             Ring::Right => &self.right,
-        };
-        match memory {
-            RingMemory::Inline(start) => (&self.page, *start),
-            RingMemory::Own(memory) => (memory, 0),
         }
     }
 }
 
 impl Wire for Pages {
+    #[inline]
     fn load_prod(&self, ring: Ring) -> u32 {
-        self.page.atomic_u32(ring.prod_offset()).load(Acquire)
+        self.ring(ring).prod.load(Acquire)
     }
 
+    #[inline]
     fn load_cons(&self, ring: Ring) -> u32 {
-        self.page.atomic_u32(ring.cons_offset()).load(Acquire)
+        self.ring(ring).cons.load(Acquire)
     }
 
+    #[inline]
     fn store_prod(&self, ring: Ring, prod: u32) {
-        self.page.atomic_u32(ring.prod_offset()).store(prod, Release);
+        self.ring(ring).prod.store(prod, Release);
     }
 
+    #[inline]
     fn store_cons(&self, ring: Ring, cons: u32) {
-        self.page.atomic_u32(ring.cons_offset()).store(cons, Release);
+        self.ring(ring).cons.store(cons, Release);
     }
 
     #[inline]
     fn copy_in(&self, ring: Ring, at: u32, bytes: &[u8]) {
-        let (memory, start) = self.ring(ring);
-        memory.copy_from(start + at as usize, bytes);
+        self.ring(ring).bytes.copy_from(at as usize, bytes);
     }
 
+    #[inline]
+    fn prefetch(&self, ring: Ring, at: u32, len: u32) {
+        self.ring(ring).bytes.prefetch_write(at as usize, len as usize);
+    }
+
+    #[inline]
     fn copy_out(&self, ring: Ring, at: u32, bytes: &mut [u8]) {
-        let (memory, start) = self.ring(ring);
-        memory.copy_to(start + at as usize, bytes);
+        self.ring(ring).bytes.copy_to(at as usize, bytes);
     }
 
+    #[inline]
     fn own_notify(&self) -> u8 {
-        self.page.atomic_u8(self.side.notify_offset()).load(Relaxed)
+        self.own.notify.load(Relaxed)
     }
 
     fn clear_own_notify(&self, bit: u8) -> u8 {
-        self.page.atomic_u8(self.side.notify_offset()).fetch_and(!bit, AcqRel)
+        self.own.notify.fetch_and(!bit, AcqRel)
     }
 
     fn set_peer_notify(&self, bit: u8) {
-        self.page.atomic_u8(self.side.peer().notify_offset()).fetch_or(bit, AcqRel);
+        self.peer.notify.fetch_or(bit, AcqRel);
     }
 
     fn peer_gone(&self) -> Result<bool, Violation> {
         Ok(self.peer()? == State::Closed)
     }
 
+    #[inline]
     fn fence(&self) {
         xen::full_fence();
     }

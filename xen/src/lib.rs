@@ -47,7 +47,9 @@ pub use event::EventChannels;
 pub use foreign::ForeignMemory;
 pub use grant::{GrantMap, GrantShare, SharedPages, UnmapNotify};
 pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Port};
-pub use memory::{Access, Mapping, VolatileSlice, VolatileSliceMut, full_fence, read_from_fd, write_to_fd};
+pub use memory::{
+    Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd, write_to_fd,
+};
 pub use store::{Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
 
 use std::sync::Arc;

@@ -11,11 +11,13 @@
 
 mod copy;
 mod frames;
+mod handle;
 mod volatile;
 
 use crate::PAGE_SIZE;
 pub use copy::full_fence;
 pub(crate) use frames::Frames;
+pub use handle::{Window, Word};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
@@ -97,6 +99,7 @@ impl Mapping {
     /// # Panics
     /// When `offset` lies outside, or the mapping is read-only.
     #[must_use]
+    #[inline]
     pub fn atomic_u8(&self, offset: usize) -> &AtomicU8 {
         let at = self.word(offset, 1);
         // SAFETY: `word` checked bounds, alignment and write access; an atomic is the one reference that allows others
@@ -109,6 +112,7 @@ impl Mapping {
     /// # Panics
     /// When the word lies outside or is not aligned, or the mapping is read-only.
     #[must_use]
+    #[inline]
     pub fn atomic_u16(&self, offset: usize) -> &AtomicU16 {
         let at = self.word(offset, 2);
         // SAFETY: as in `atomic_u8`.
@@ -120,6 +124,7 @@ impl Mapping {
     /// # Panics
     /// When the word lies outside or is not aligned, or the mapping is read-only.
     #[must_use]
+    #[inline]
     pub fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         let at = self.word(offset, 4);
         // SAFETY: as in `atomic_u8`.
@@ -130,6 +135,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When they do not fit, or the mapping is read-only.
+    #[inline]
     pub fn copy_from(&self, offset: usize, bytes: &[u8]) {
         assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
         self.check(offset, bytes.len());
@@ -141,6 +147,7 @@ impl Mapping {
     ///
     /// # Panics
     /// When the range lies outside.
+    #[inline]
     pub fn copy_to(&self, offset: usize, bytes: &mut [u8]) {
         self.check(offset, bytes.len());
         // SAFETY: `check` put the whole range inside the mapping; `bytes` is private memory.
@@ -152,30 +159,10 @@ impl Mapping {
     /// # Panics
     /// When the range lies outside, or the mapping is read-only.
     pub fn zero(&self, offset: usize, len: usize) {
-        self.slice_mut(offset, len).fill(0, len, 0);
-    }
-
-    /// A view of `len` bytes from `offset` on, for reading.
-    ///
-    /// # Panics
-    /// When the range lies outside.
-    #[must_use]
-    pub fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
-        self.check(offset, len);
-        // SAFETY: `check` put the range inside the mapping, which outlives the borrow of self.
-        unsafe { VolatileSlice::new(self.base.as_ptr().add(offset), len) }
-    }
-
-    /// A view of `len` bytes from `offset` on, for writing. (Others may have such a view, too: another domain does.)
-    ///
-    /// # Panics
-    /// When the range lies outside, or the mapping is read-only.
-    #[must_use]
-    pub fn slice_mut(&self, offset: usize, len: usize) -> VolatileSliceMut<'_> {
         assert_eq!(self.access, Access::ReadWrite, "write to a read-only mapping");
         self.check(offset, len);
-        // SAFETY: `check` put the range inside the mapping, which is writable and outlives the borrow of self.
-        unsafe { VolatileSliceMut::new(self.base.as_ptr().add(offset), len) }
+        // SAFETY: `check` put the whole range inside the mapping, which is writable.
+        unsafe { copy::fill(self.base.as_ptr().add(offset), 0, len) }
     }
 
     /// The memory as a slice, for a builder that fills it.
@@ -192,6 +179,7 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
     }
 
+    #[inline]
     fn word(&self, offset: usize, size: usize) -> *mut u8 {
         assert_eq!(self.access, Access::ReadWrite, "a synchronising word in a read-only mapping");
         assert!(offset.is_multiple_of(size), "offset {offset} is not aligned to {size}");
@@ -200,6 +188,7 @@ impl Mapping {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    #[inline]
     fn check(&self, offset: usize, len: usize) {
         assert!(
             offset <= self.len && len <= self.len - offset,

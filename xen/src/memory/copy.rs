@@ -12,6 +12,8 @@ const XMM: usize = size_of::<__m128i>();
 /// From this length on (bytes) registers of 32 bytes are used, where there are any. (Below, the look whether there are
 /// costs more than they save.)
 const LONG: usize = 512;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Copies `len` bytes.
 ///
@@ -180,6 +182,20 @@ unsafe fn by_128(to: *mut u8, from: *const u8, len: usize) {
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
             options(nostack),
         );
+    }
+}
+
+/// Asks for the cache lines of `len` bytes, to be written.
+///
+/// # Safety
+/// `len` bytes at `at` are mapped.
+#[inline]
+pub(super) unsafe fn prefetch_write(at: *mut u8, len: usize) {
+    let mut offset = 0;
+    while offset < len {
+        // SAFETY: a hint, which changes nothing and does not fault; inside of the mapping all the same.
+        unsafe { asm!("prefetchw [{}]", in(reg) at.add(offset), options(nostack, preserves_flags, readonly)) }
+        offset += LINE;
     }
 }
 

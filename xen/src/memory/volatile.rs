@@ -53,6 +53,7 @@ impl<'a> VolatileSlice<'a> {
 
     /// Bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -68,6 +69,7 @@ impl<'a> VolatileSlice<'a> {
     /// # Panics
     /// When `at` lies behind the end.
     #[must_use]
+    #[inline]
     pub fn split_at(self, at: usize) -> (Self, Self) {
         check(at, 0, self.len);
         // SAFETY: both parts lie inside of this view.
@@ -78,6 +80,7 @@ impl<'a> VolatileSlice<'a> {
     ///
     /// # Panics
     /// When there are fewer.
+    #[inline]
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) {
         check(offset, to.len(), self.len);
         // SAFETY: checked; `to` is private memory.
@@ -89,6 +92,7 @@ impl<'a> VolatileSlice<'a> {
     /// # Panics
     /// When there are fewer.
     #[must_use]
+    #[inline]
     pub fn array<const N: usize>(&self, offset: usize) -> [u8; N] {
         let mut bytes = [0; N];
         self.copy_to(offset, &mut bytes);
@@ -100,6 +104,7 @@ impl<'a> VolatileSlice<'a> {
     /// # Panics
     /// When there is none.
     #[must_use]
+    #[inline]
     pub fn byte(&self, offset: usize) -> u8 {
         let [byte] = self.array(offset);
         byte
@@ -126,6 +131,7 @@ impl<'a> VolatileSliceMut<'a> {
 
     /// Bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -141,6 +147,7 @@ impl<'a> VolatileSliceMut<'a> {
     /// # Panics
     /// When `at` lies behind the end.
     #[must_use]
+    #[inline]
     pub fn split_at(self, at: usize) -> (Self, Self) {
         check(at, 0, self.len);
         // SAFETY: both parts lie inside of this view.
@@ -151,6 +158,7 @@ impl<'a> VolatileSliceMut<'a> {
     ///
     /// # Panics
     /// When it does not fit.
+    #[inline]
     pub fn copy_from(&mut self, offset: usize, from: &[u8]) {
         check(offset, from.len(), self.len);
         // SAFETY: checked; `from` is private memory.
