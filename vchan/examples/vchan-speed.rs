@@ -125,6 +125,9 @@ fn ping(channel: &mut Channel, server: bool, count: usize, size: usize) -> Outco
             channel.recv_exact(&mut buffer)?;
         }
     }
+    if std::env::var_os("M").is_some() {
+        eprintln!("{server} {:?}", channel.metrics());
+    }
     if !server {
         say(&format!("seconds {:.9}", start.elapsed().as_secs_f64() / count as f64))?;
     }

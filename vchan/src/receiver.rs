@@ -60,7 +60,7 @@ impl Receiver {
     #[inline]
     pub fn recv_exact(&mut self, bytes: &mut [u8]) -> std::result::Result<(), Partial> {
         if self.recv_short(bytes) {
-            return Ok(());
+            return self.half.said().map_err(|error| Partial { done: bytes.len(), error });
         }
         self.recv_long(bytes)
     }

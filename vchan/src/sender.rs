@@ -57,7 +57,7 @@ impl Sender {
     #[inline]
     pub fn send_all(&mut self, bytes: &[u8]) -> std::result::Result<(), Partial> {
         if self.send_short(bytes) {
-            return Ok(());
+            return self.half.said().map_err(|error| Partial { done: bytes.len(), error });
         }
         self.send_long(bytes)
     }

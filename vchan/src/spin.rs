@@ -245,8 +245,16 @@ mod tests {
         while spin.failures < 3 {
             let _ = spin.look(1, nothing);
         }
-        while spin.look(1, || Ok::<_, Infallible>(1)).unwrap() == Spun::Skipped {}
-        assert_eq!(spin.look(1, || Ok::<_, Infallible>(1)), Ok(Spun::Found(1)));
+        let mut second = || {
+            let mut looks = 0;
+            spin.look(1, move || {
+                looks += 1;
+                Ok::<_, Infallible>(looks - 1)
+            })
+        };
+        while second() == Ok(Spun::Skipped) {}
+        assert_eq!(second(), Ok(Spun::Found(1)));
+        assert_eq!(second(), Ok(Spun::Found(1)), "no wait is skipped any more");
     }
 
     #[test]
@@ -273,10 +281,16 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_spin_does_not_look() {
+    fn a_disabled_spin_looks_once() {
         let mut spin = spin();
         spin.enable(false);
-        assert_eq!(spin.look(1, || -> Result<u32, Infallible> { unreachable!() }), Ok(Spun::Skipped));
+        let mut looks = 0;
+        let spun = spin.look(9, || {
+            looks += 1;
+            Ok::<_, Infallible>(looks)
+        });
+        assert_eq!((spun, looks), (Ok(Spun::Skipped), 1));
+        assert_eq!(spin.look(1, || Ok::<_, Infallible>(1)), Ok(Spun::AtOnce(1)));
     }
 
     /// The lull after many finds of what `there` says is there after so many pauses.

@@ -22,7 +22,8 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 use xen::{DomId, ErrorKind, EventChannels, Port};
 
@@ -88,13 +89,22 @@ pub(crate) struct Waiter {
     bell: Mutex<Option<Bell>>,
     own: DomId,
     bound: BoundPort,
-    /// Whether a thread sleeps on the descriptor, or takes an event from it.
-    led: Mutex<bool>,
+    /// Whether there is a leader ([`LED`]: a thread that sleeps on the descriptor, or takes an event from it), and above
+    /// that the count of events. In one word, so that who wants to lead learns in one step whether an event was counted.
+    state: AtomicU64,
+    /// Threads that follow, or are about to.
+    followers: Mutex<usize>,
     /// The leader left, or an event was counted.
     turned: Condvar,
-    /// Events. Only written under `led`.
-    count: AtomicU64,
+    /// Whether there are followers. Set before a follower looks at the state, read after the state was changed: one of the
+    /// two sees the other.
+    followed: AtomicBool,
 }
+
+/// In [`Waiter::state`]: there is a leader.
+const LED: u64 = 1;
+/// In [`Waiter::state`]: one event.
+const EVENT: u64 = 2;
 
 impl Waiter {
     pub(crate) fn new(bound: BoundPort, own: DomId) -> Self {
@@ -102,9 +112,10 @@ impl Waiter {
             bell: Mutex::new(None),
             own,
             bound,
-            led: Mutex::new(false),
+            state: AtomicU64::new(0),
+            followers: Mutex::new(0),
             turned: Condvar::new(),
-            count: AtomicU64::new(0),
+            followed: AtomicBool::new(false),
         }
     }
 
@@ -128,9 +139,9 @@ impl Waiter {
 
     /// Wakes whoever sleeps. What for is to be seen before this is called: who wakes looks.
     pub(crate) fn interrupt(&self) -> Result<()> {
-        let led = self.led.lock();
-        self.count_event();
-        if *led {
+        let before = self.state.fetch_add(EVENT, SeqCst);
+        self.wake_followers();
+        if before & LED != 0 {
             // Somebody sleeps on the descriptor, or is about to: the event waits there.
             self.allow_interruption()?;
             if let Some(bell) = &*self.bell.lock() {
@@ -142,71 +153,84 @@ impl Waiter {
 
     /// The events so far, if a thread sleeps on the descriptor now.
     pub(crate) fn asleep(&self) -> Option<Ticket> {
-        let led = self.led.lock();
-        led.then(|| self.ticket())
+        let state = self.state.load(Relaxed);
+        (state & LED != 0).then_some(Ticket(state & !LED))
     }
 
     /// To be taken before the look that decides whether to sleep.
     pub(crate) fn ticket(&self) -> Ticket {
-        Ticket(self.count.load(Ordering::Acquire))
+        Ticket(self.state.load(Acquire) & !LED)
     }
 
     /// Sleeps until there was an event since `ticket`, or until the time is up.
     pub(crate) fn sleep(&self, ticket: Ticket, until: Option<Instant>) -> Result<Woken> {
-        let mut led = self.led.lock();
         loop {
-            if self.count.load(Ordering::Relaxed) != ticket.0 {
-                return Ok(Woken::Look);
-            }
-            if !*led {
-                break;
-            }
-            match until {
-                None => self.turned.wait(&mut led),
-                Some(until) => {
-                    if self.turned.wait_until(&mut led, until).timed_out()
-                        && self.count.load(Ordering::Relaxed) == ticket.0
-                    {
-                        return Ok(Woken::TimedOut);
-                    }
-                }
+            match self.state.compare_exchange(ticket.0, ticket.0 | LED, SeqCst, SeqCst) {
+                Ok(_) => break,
+                Err(state) if state & !LED != ticket.0 => return Ok(Woken::Look),
+                Err(_) => match self.follow(ticket, until) {
+                    Some(woken) => return Ok(woken),
+                    None => continue,
+                },
             }
         }
-        *led = true;
-        drop(led);
         let taken = self.take_event(until);
         self.stop_leading(&taken);
         Ok(if taken? { Woken::Look } else { Woken::TimedOut })
     }
 
+    /// Sleeps while another thread leads. None: nobody leads any more.
+    fn follow(&self, ticket: Ticket, until: Option<Instant>) -> Option<Woken> {
+        let mut followers = self.followers.lock();
+        *followers += 1;
+        self.followed.store(true, SeqCst);
+        let woken = loop {
+            let state = self.state.load(SeqCst);
+            if state & !LED != ticket.0 {
+                break Some(Woken::Look);
+            }
+            if state & LED == 0 {
+                break None;
+            }
+            match until {
+                None => self.turned.wait(&mut followers),
+                Some(until) if self.turned.wait_until(&mut followers, until).timed_out() => {
+                    let counted = self.state.load(SeqCst) & !LED != ticket.0;
+                    break Some(if counted { Woken::Look } else { Woken::TimedOut });
+                }
+                Some(_) => {}
+            }
+        };
+        *followers -= 1;
+        if *followers == 0 {
+            self.followed.store(false, SeqCst);
+        }
+        woken
+    }
+
     /// Takes an event that has arrived, if there is one, so that the descriptor is readable for later ones alone. Does
     /// not sleep. (Where another thread sleeps on the descriptor, it takes the event.)
     pub(crate) fn drain(&self) -> Result<()> {
-        let mut led = self.led.lock();
-        if *led {
+        if self.state.fetch_or(LED, SeqCst) & LED != 0 {
             return Ok(());
         }
-        *led = true;
-        drop(led);
         let taken = self.take_event(Some(Instant::now()));
         self.stop_leading(&taken);
         taken.map(|_| ())
     }
 
     fn stop_leading(&self, taken: &Result<bool>) {
-        let mut led = self.led.lock();
-        *led = false;
-        if matches!(taken, Ok(true)) {
-            self.count_event();
-        } else {
-            self.turned.notify_all();
-        }
+        let change = if matches!(taken, Ok(true)) { EVENT.wrapping_sub(LED) } else { LED.wrapping_neg() };
+        self.state.fetch_add(change, SeqCst);
+        self.wake_followers();
     }
 
-    /// Under the lock of `led`.
-    fn count_event(&self) {
-        self.count.fetch_add(1, Ordering::Release);
-        self.turned.notify_all();
+    fn wake_followers(&self) {
+        if self.followed.load(SeqCst) {
+            let followers = self.followers.lock();
+            self.turned.notify_all();
+            drop(followers);
+        }
     }
 
     /// Sleeps on the descriptor and takes an event from it; false when the time was up before there was one.
