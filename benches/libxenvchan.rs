@@ -188,7 +188,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&folder)?;
     let theirs = folder.join("peer");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/xen-sim/tests/c/peer.c");
-    let gcc = Command::new("gcc").args(["-O2", "-o"]).arg(&theirs).args([source, "-lxenvchan"]).status();
+    let gcc = Command::new("gcc")
+        .args(["-O2", "-DCOUNT_NOTIFICATIONS", "-o"])
+        .arg(&theirs)
+        .args([source, "-lxenvchan"])
+        .status();
     if !gcc.is_ok_and(|status| status.success()) {
         return Err("gcc and libxenvchan's header are needed (Debian packages gcc and libxen-dev)".into());
     }

@@ -50,9 +50,6 @@ fn pump(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Outc
         }
         channel.recv_exact(&mut go)?;
     }
-    if std::env::var_os("M").is_some() {
-        eprintln!("{server} {:?}", channel.metrics());
-    }
     say(&format!("notifications {}", channel.metrics().notifications_sent))
 }
 
@@ -101,16 +98,15 @@ fn place(channel: &mut Channel, server: bool, total: usize, chunk: usize) -> Out
 
 /// The sum of all words.
 fn sum_of(bytes: VolatileSlice<'_>) -> u64 {
-    const WIDE: usize = 512;
-    let (whole, rest) = bytes.split_at(bytes.len() / WIDE * WIDE);
-    let mut sum = 0_u64;
-    for part in whole.arrays::<WIDE>() {
-        let (words, _) = part.as_chunks::<8>();
-        for word in words {
-            sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+    let (whole, rest) = bytes.split_at(bytes.len() / 64 * 64);
+    let mut sums = [0_u64; 8];
+    for line in whole.lines() {
+        for (sum, word) in sums.iter_mut().zip(line) {
+            *sum = sum.wrapping_add(word);
         }
     }
-    rest.arrays::<8>().fold(sum, |sum, word| sum.wrapping_add(u64::from_ne_bytes(word)))
+    let rest = (0..rest.len() / 8).map(|at| u64::from_ne_bytes(rest.array(8 * at)));
+    sums.into_iter().chain(rest).fold(0, u64::wrapping_add)
 }
 
 fn ping(channel: &mut Channel, server: bool, count: usize, size: usize) -> Outcome<()> {
@@ -124,9 +120,6 @@ fn ping(channel: &mut Channel, server: bool, count: usize, size: usize) -> Outco
             channel.send_all(&buffer)?;
             channel.recv_exact(&mut buffer)?;
         }
-    }
-    if std::env::var_os("M").is_some() {
-        eprintln!("{server} {:?}", channel.metrics());
     }
     if !server {
         say(&format!("seconds {:.9}", start.elapsed().as_secs_f64() / count as f64))?;

@@ -201,6 +201,7 @@ impl Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::sync::Arc;
 
     struct Nothing;
@@ -274,5 +275,82 @@ mod tests {
         assert_eq!(other.atomic_u32(8).load(std::sync::atomic::Ordering::Acquire), 0xdead_beef);
         assert_eq!(other.atomic_u8(8).load(std::sync::atomic::Ordering::Relaxed), 0xef);
         assert_eq!(other.atomic_u16(10).load(std::sync::atomic::Ordering::Relaxed), 0xdead);
+    }
+
+    #[test]
+    fn views_are_checked_and_hand_out_copies() {
+        let (pool, mapping) = pages(&[2, 3], Access::ReadWrite);
+        let mapping = Arc::new(mapping);
+        let window = mapping.window(PAGE_SIZE - 100, 200);
+        let pattern: Vec<u8> = (0..200).collect();
+        window.copy_from(0, &pattern);
+        let view = window.slice(10, 150);
+        assert_eq!(view.bytes().collect::<Vec<_>>(), pattern[10..160]);
+        assert_eq!(view.array::<3>(5), [15, 16, 17]);
+        let lines: Vec<[u64; 8]> = view.lines().collect();
+        assert_eq!((lines.len(), lines[1][7].to_le_bytes()[7]), (2, 137));
+        let (first, second) = view.split_at(149);
+        assert_eq!((first.len(), second.byte(0), second.is_empty()), (149, 159, false));
+
+        for len in 0..200 {
+            let mut room = window.slice_mut(0, 200);
+            room.fill(0, 200, 1);
+            room.fill(0, len, 9);
+            assert!(
+                room.as_read().bytes().enumerate().all(|(at, byte)| byte == if at < len { 9 } else { 1 })
+            );
+        }
+        let read_only = Arc::new(pool.map(&[2], Access::ReadOnly, Box::new(Nothing)).unwrap());
+        for outside in [
+            Box::new(|| {
+                let _ = window.slice(1, 200).len();
+            }) as Box<dyn Fn()>,
+            Box::new(|| {
+                let _ = window.slice_mut(200, 1).len();
+            }),
+            Box::new(|| {
+                let _ = view.array::<2>(149);
+            }),
+            Box::new(|| {
+                let _ = view.split_at(151);
+            }),
+            Box::new(|| window.slice_mut(0, 9).copy_from(1, &[0; 9])),
+            Box::new(|| window.slice_mut(0, 9).fill(usize::MAX, 2, 0)),
+            Box::new(|| {
+                let _ = mapping.window(2 * PAGE_SIZE, 1).slice(0, 1).len();
+            }),
+            Box::new(|| {
+                let _ = read_only.window(0, 9).slice_mut(0, 1).len();
+            }),
+            Box::new(|| read_only.window(0, 9).copy_from(0, &[1])),
+        ] {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(outside)).is_err());
+        }
+    }
+
+    #[test]
+    fn words_keep_their_page_mapped() {
+        let (pool, mapping) = pages(&[4], Access::ReadWrite);
+        let mapping = Arc::new(mapping);
+        let (byte, word) = (mapping.word_u8(21), mapping.word_u32(20));
+        drop(mapping);
+        word.store(0x0102_0304, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(byte.load(std::sync::atomic::Ordering::Relaxed), 3);
+        drop(pool);
+    }
+
+    #[test]
+    fn descriptors_are_read_into_views_and_written_from_them() {
+        let (_pool, mapping) = pages(&[0, 1], Access::ReadWrite);
+        let window = Arc::new(mapping).window(0, 2 * PAGE_SIZE);
+        let (from, to) = rustix::pipe::pipe().unwrap();
+        rustix::io::write(&to, b"hello, world").unwrap();
+        let mut views = [window.slice_mut(0, 5), window.slice_mut(4096, 100)];
+        assert_eq!(read_from_fd(from.as_fd(), &mut views).unwrap(), 12);
+        let views = [window.slice(4096, 7), window.slice(0, 5)];
+        assert_eq!(write_to_fd(to.as_fd(), &views).unwrap(), 12);
+        let mut back = [0; 20];
+        assert_eq!(rustix::io::read(&from, &mut back).unwrap(), 12);
+        assert_eq!(&back[..12], b", worldhello");
     }
 }

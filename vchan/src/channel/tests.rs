@@ -1022,3 +1022,169 @@ fn a_poller_can_look_after_the_peers_domain_itself() {
     assert!(matches!(server.probe(), Err(Error::PeerDied(CLIENT))));
     assert!(matches!(server.probe(), Err(Error::PeerDied(CLIENT))), "and it stays so");
 }
+
+// ---- in place, from and to descriptors, corked ----
+
+#[test]
+fn bytes_are_made_and_looked_at_in_the_ring_and_round_its_end() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    for round in 0..10 {
+        let bytes = pattern(round, 700);
+        let mut room = client.reserve(700).unwrap();
+        assert!(room.len() >= 700);
+        let [mut first, mut second] = room.segments();
+        let len = first.len().min(700);
+        first.copy_from(0, &bytes[..len]);
+        second.copy_from(0, &bytes[len..]);
+        room.commit(700).unwrap();
+
+        let there = server.peek(700).unwrap();
+        assert_eq!(there.len(), 700);
+        let [first, second] = there.segments();
+        let mut got = vec![0; 700];
+        first.copy_to(0, &mut got[..first.len()]);
+        second.copy_to(0, &mut got[first.len()..]);
+        assert!(got == bytes, "round {round}");
+        assert_eq!(first.bytes().chain(second.bytes()).collect::<Vec<_>>(), bytes);
+        there.consume(700);
+    }
+    assert_eq!(client.metrics().bytes, 7000);
+    assert_eq!(server.metrics().operations, 10);
+}
+
+#[test]
+fn what_is_dropped_was_neither_sent_nor_received() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    assert!(client.reserve(10).unwrap().len() >= 10);
+    assert_eq!(server.ready().unwrap(), 0);
+    client.send_all(b"still there").unwrap();
+    assert_eq!(server.peek(1).unwrap().len(), 11);
+    let mut bytes = [0; 11];
+    server.recv_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"still there");
+    assert!(matches!(client.reserve(1025), Err(Error::RingTooSmall { asked: 1025, size: 1024 })));
+    assert!(matches!(server.peek(usize::MAX), Err(Error::RingTooSmall { .. })));
+    client.send_all(b"last").unwrap();
+    drop(client);
+    assert_eq!(server.peek(5).unwrap().len(), 4, "fewer at the end");
+    server.recv_exact(&mut [0; 4]).unwrap();
+    assert!(server.peek(1).unwrap().is_empty());
+    assert!(matches!(server.reserve(1), Err(Error::Closed)));
+}
+
+#[test]
+#[should_panic(expected = "1025 bytes committed of 1024")]
+fn no_more_is_committed_than_there_is_room_for() {
+    let host = Host::new();
+    let (_server, mut client) = host.pair(&sizes(0, 0));
+    let _ = client.reserve(1).unwrap().commit(1025);
+}
+
+#[test]
+fn descriptors_are_read_into_the_ring_and_written_from_it() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    let (from, to) = (rustix::pipe::pipe().unwrap(), rustix::pipe::pipe().unwrap());
+    let mut total = 0;
+    for round in 0..20 {
+        let bytes = pattern(total, 333);
+        assert_eq!(rustix::io::write(&from.1, &bytes).unwrap(), 333);
+        let mut moved = 0;
+        while moved < 333 {
+            moved += client.read_from_fd(&from.0, 200).unwrap();
+        }
+        let mut out = 0;
+        while out < 333 {
+            out += server.write_to_fd(&to.1, 150).unwrap();
+        }
+        let mut got = vec![0; 333];
+        assert_eq!(rustix::io::read(&to.0, &mut got).unwrap(), 333);
+        assert!(got == bytes, "round {round}");
+        total += 333;
+    }
+    drop(from.1);
+    assert_eq!(client.read_from_fd(&from.0, 10).unwrap(), 0, "the end of the file");
+    assert_eq!(client.read_from_fd(&from.0, 0).unwrap(), 0);
+    drop(to.0);
+    client.send_all(b"kept").unwrap();
+    assert!(matches!(server.write_to_fd(&to.1, 10), Err(Error::System { call: "writev", .. })));
+    server.recv_exact(&mut [0; 4]).unwrap();
+    drop(client);
+    assert_eq!(server.write_to_fd(&to.1, 10).unwrap(), 0, "the end of the stream");
+}
+
+#[test]
+fn a_cork_holds_back_until_a_flush_a_part_of_the_ring_or_a_wait() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    quiet(&mut server);
+    host.machine.reset_counts();
+    client.set_corked(true);
+    for _ in 0..10 {
+        client.send_all(b"0123456789").unwrap();
+    }
+    assert_eq!(server.ready().unwrap(), 0);
+    client.flush().unwrap();
+    assert_eq!(server.ready().unwrap(), 100);
+    assert_eq!(host.machine.counts().of("xenevtchn_notify"), 1, "one for ten messages");
+    client.send_all(&[1; 300]).unwrap();
+    assert!(server.ready().unwrap() >= 356, "a quarter of 1,024");
+    client.send_all(b"x").unwrap();
+    client.set_timeout(Some(SHORT));
+    assert!(matches!(client.recv(&mut [0]), Err(Error::TimedOut(_))));
+    assert_eq!(server.ready().unwrap(), 401, "who waits for an answer has asked");
+    client.send_all(b"y").unwrap();
+    client.set_corked(false);
+    assert_eq!(server.ready().unwrap(), 402);
+    client.set_corked(true);
+    client.send_all(b"z").unwrap();
+    client.close().unwrap();
+    server.recv_exact(&mut [0; 403]).unwrap();
+}
+
+#[test]
+fn several_buffers_are_one_message() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    quiet(&mut server);
+    host.machine.reset_counts();
+    let parts = [IoSlice::new(b"head"), IoSlice::new(b""), IoSlice::new(b"and body")];
+    assert_eq!(client.send_vectored(&parts).unwrap(), 12);
+    assert_eq!(host.machine.counts().of("xenevtchn_notify"), 1);
+    let (mut head, mut body) = ([0; 4], [0; 100]);
+    let n = server.recv_vectored(&mut [IoSliceMut::new(&mut head), IoSliceMut::new(&mut body)]).unwrap();
+    assert_eq!((n, &head, &body[..8]), (12, b"head", &b"and body"[..]));
+    let large = vec![7; 5000];
+    client.set_nonblocking(true);
+    assert_eq!(client.send_vectored(&[IoSlice::new(&large), IoSlice::new(b"more")]).unwrap(), 1024);
+    assert!(matches!(client.send_vectored(&[IoSlice::new(b"x")]), Err(Error::WouldBlock)));
+}
+
+#[test]
+fn the_room_of_what_was_received_is_back_before_anything_that_may_depend_on_it() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    let room = |client: &mut Channel| client.room().unwrap();
+    client.send_all(&[0; 1024]).unwrap();
+    server.recv_exact(&mut [0; 100]).unwrap();
+    assert_eq!(room(&mut client), 0, "held back");
+    server.recv_exact(&mut [0; 156]).unwrap();
+    assert_eq!(room(&mut client), 256, "a quarter of the ring");
+    server.recv_exact(&mut [0; 10]).unwrap();
+    server.send_all(b"x").unwrap();
+    assert_eq!(room(&mut client), 266, "before something is sent");
+    server.recv_exact(&mut [0; 10]).unwrap();
+    server.set_nonblocking(true);
+    server.recv_exact(&mut [0; 10]).unwrap();
+    assert_eq!(room(&mut client), 286, "who does not block");
+    server.set_nonblocking(false);
+    server.recv_exact(&mut [0; 738]).unwrap();
+    assert_eq!(room(&mut client), 1024, "when all was taken");
+    client.send_all(&[0; 20]).unwrap();
+    server.recv_exact(&mut [0; 10]).unwrap();
+    let (_sender, receiver) = server.split().unwrap();
+    drop(receiver);
+    assert_eq!(room(&mut client), 1014, "and at the end");
+}

@@ -8,8 +8,8 @@
  *   exchange BYTES CHUNK   the client sends BYTES in writes of CHUNK, then the server does; each checks every byte
  *   hold                   waits until the other end is gone
  *   keep                   stays until it is killed
- *   pump BYTES CHUNK       the client sends BYTES in writes of CHUNK; the server prints "seconds" and the time it took, both
- *                          print "notifications" and how many they sent
+ *   pump BYTES CHUNK       the client sends BYTES in writes of CHUNK; the server prints "seconds" and the time it took, both, if
+ *                          compiled with COUNT_NOTIFICATIONS, print "notifications" and how many they sent
  *   ping COUNT BYTES       the client prints "seconds" and the mean time of a round trip of BYTES
  *
  * The server prints "ready" when a client can connect, both print "connected ORDER_LEFT ORDER_RIGHT".
@@ -31,6 +31,7 @@ static void fail(const char *what)
     exit(1);
 }
 
+#ifdef COUNT_NOTIFICATIONS
 static unsigned long notifications;
 
 /* Between libxenvchan and libxenevtchn: counts. */
@@ -43,6 +44,7 @@ int xenevtchn_notify(xenevtchn_handle *events, evtchn_port_t port)
     notifications++;
     return notify(events, port);
 }
+#endif
 
 static double now(void)
 {
@@ -127,7 +129,9 @@ static void pump(int is_server, size_t total, size_t chunk)
             write_all(buffer, total - sent < chunk ? total - sent : chunk);
         read_all(&go, 1);
     }
+#ifdef COUNT_NOTIFICATIONS
     printf("notifications %lu\n", notifications);
+#endif
     free(buffer);
 }
 

@@ -115,10 +115,12 @@ impl<'a> VolatileSlice<'a> {
         (0..self.len).map(move |at| self.byte(at))
     }
 
-    /// Copies of `N` bytes each, one after another, as many as are whole; the rest is at the end of the view. For
-    /// looking through many bytes without a buffer of their size.
-    pub fn arrays<const N: usize>(self) -> impl ExactSizeIterator<Item = [u8; N]> + 'a {
-        (0..self.len / N).map(move |at| self.array(at * N))
+    /// Copies of 64 bytes each, as eight words in native byte order, one after another, as many as are whole; the rest is at
+    /// the end of the view. The fastest way to look through many bytes: no copy of them is written anywhere.
+    #[inline]
+    pub fn lines(self) -> impl ExactSizeIterator<Item = [u64; 8]> + 'a {
+        // SAFETY: (at + 1) * 64 <= len.
+        (0..self.len / 64).map(move |at| unsafe { copy::line(self.start.add(at * 64)) })
     }
 }
 
