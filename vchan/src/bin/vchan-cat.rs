@@ -152,7 +152,7 @@ enum Broken {
 fn converse(channel: Channel, mode: Mode, moved: &mut Moved) -> std::result::Result<(), Broken> {
     let (mut sender, mut receiver) = channel.split()?;
     if mode.send {
-        send(|bytes| all_sent(&mut sender, bytes), &mut moved.sent)?;
+        send_straight(&mut sender, &mut moved.sent)?;
         wait_until_read(&mut sender)?;
         Ok(sender.close()?)
     } else if mode.recv {
@@ -236,6 +236,20 @@ fn wait_until_read(sender: &mut Sender) -> std::result::Result<(), Broken> {
     }
 }
 
+/// Sends standard input until it ends: straight into the ring.
+fn send_straight(sender: &mut Sender, sent: &mut u64) -> std::result::Result<(), Broken> {
+    let input = io::stdin();
+    loop {
+        match sender.read_from_fd(&input, usize::MAX) {
+            Ok(0) => return Ok(()),
+            Ok(n) => *sent += n as u64,
+            Err(Error::Closed) => return Err(Broken::Unread(sender.unread()?)),
+            Err(Error::System { source, .. }) => return Err(Broken::Input(source)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Hands standard input to `sink` until it ends.
 fn send(
     mut sink: impl FnMut(&[u8]) -> std::result::Result<(), Broken>,
@@ -259,15 +273,14 @@ fn send(
 
 /// Writes what comes to standard output until the peer closes.
 fn receive(receiver: &mut Receiver, received: &mut u64) -> std::result::Result<(), Broken> {
-    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned().map_err(Broken::Output)?);
-    let mut part = vec![0; PART];
+    // The descriptor itself: the bytes go there straight from the ring.
+    let output = io::stdout();
     loop {
-        match receiver.recv(&mut part)? {
-            0 => return Ok(()),
-            n => {
-                output.write_all(&part[..n]).map_err(Broken::Output)?;
-                *received += n as u64;
-            }
+        match receiver.write_to_fd(&output, usize::MAX) {
+            Ok(0) => return Ok(()),
+            Ok(n) => *received += n as u64,
+            Err(Error::System { source, .. }) => return Err(Broken::Output(source)),
+            Err(error) => return Err(error.into()),
         }
     }
 }
