@@ -16,7 +16,7 @@ const PATH: &str = "data/hostile";
 
 /// A server that publishes a control page of its own making: `bytes`, from the first one on. Nine references are good,
 /// from 8 on, as the mock counts them; the page itself is one of them.
-pub fn page(bytes: &[u8]) {
+pub(crate) fn page(bytes: &[u8]) {
     let machine = Machine::new();
     let (server, client) = (machine.domain(SERVER), machine.domain(CLIENT));
     let share = server.grant_share().expect("grants");
@@ -44,7 +44,7 @@ pub fn page(bytes: &[u8]) {
 }
 
 /// A conversation in whose shared pages somebody writes. Each step takes four bytes: what to do, where, and what to write.
-pub fn traffic(bytes: &[u8]) {
+pub(crate) fn traffic(bytes: &[u8]) {
     let machine = Machine::new();
     let (server, client) = (machine.domain(SERVER), machine.domain(CLIENT));
     let options = ListenOptions { read_min: 0, write_min: 4096, ..ListenOptions::default() };
