@@ -16,12 +16,12 @@ test: lint unit asan testbed
 lint: toolchain
 	.ci/deps
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
 
 # Everything but the testbed, whose checks are the target of that name.
 unit: toolchain
 	.ci/deps build
-	$(CARGO) test --workspace --exclude testbed --locked
+	$(CARGO) test --workspace --exclude testbed --all-features --locked
 
 # Real Xen in QEMU; each check is a test of its own.
 testbed: toolchain

@@ -9,6 +9,9 @@
 //!   [connects](Channel::connect). Both get a [`Channel`].
 //! * A channel implements [`Read`](std::io::Read), [`Write`](std::io::Write) and [`AsFd`](std::os::fd::AsFd), blocks or
 //!   not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
+//! * Bytes can be made and looked at in the ring ([`Channel::reserve`], [`Channel::peek`]) and moved straight between it and
+//!   descriptors ([`Channel::read_from_fd`], [`Channel::write_to_fd`]).
+//! * With the feature `tokio`, `AsyncChannel` is an `AsyncRead` and `AsyncWrite`.
 //! * The end of the stream is a success (0 bytes), having to wait is [`Error::WouldBlock`], and everything else is an
 //!   error of its own: see [`Error`].
 //!
@@ -18,6 +21,8 @@
 //! at them.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod channel;
 mod connect;
 mod error;
@@ -41,6 +46,8 @@ mod wait;
 mod warden;
 mod wire;
 
+#[cfg(feature = "tokio")]
+pub use asynchronous::AsyncChannel;
 pub use channel::Channel;
 pub use connect::ConnectOptions;
 pub use error::{Error, Partial, Result, Violation};

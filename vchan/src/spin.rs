@@ -28,6 +28,8 @@ const MOST_SKIPPED: u32 = 1 << 10;
 const LONGEST_LULL: u32 = 64;
 /// How many times as long, or as short, the lull is that is tried next.
 const LULL_STEP: u32 = 4;
+/// Bytes beside which the handing over of a line is a small thing.
+const PLENTY: u32 = 8192;
 /// Finds by which a lull is judged.
 const GROUP: u32 = 16;
 /// Pauses between two looks at the clock.
@@ -151,6 +153,11 @@ impl Lull {
 
     /// A look found so many bytes.
     fn learn(&mut self, found: u32) {
+        if found >= PLENTY {
+            // Nothing is to be gained; and a lull before much work is time lost.
+            *self = Self::default();
+            return;
+        }
         self.finds += 1;
         self.sum += u64::from(found);
         if self.finds == GROUP {
@@ -308,6 +315,14 @@ mod tests {
         assert_eq!(lull_after(|_| 64), 1);
         // A sender with a message every two pauses.
         assert!(lull_after(|pauses| 64 * (1 + pauses / 2)) >= 16);
+    }
+
+    #[test]
+    fn there_is_no_lull_before_much_work() {
+        let mut lull = Lull { pauses: LONGEST_LULL, ..Lull::default() };
+        lull.learn(PLENTY);
+        assert_eq!(lull.pauses, 1);
+        assert_eq!(lull_after(|pauses| PLENTY * (4 + pauses)), 1);
     }
 
     #[test]
