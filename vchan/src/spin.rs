@@ -29,7 +29,7 @@ const LONGEST_LULL: u32 = 64;
 /// How many times as long, or as short, the lull is that is tried next.
 const LULL_STEP: u32 = 4;
 /// Bytes beside which the handing over of a line is a small thing.
-const PLENTY: u32 = 8192;
+const PLENTY: u32 = 32768;
 /// Finds by which a lull is judged.
 const GROUP: u32 = 16;
 /// Pauses between two looks at the clock.
