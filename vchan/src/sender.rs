@@ -94,12 +94,13 @@ impl Sender {
         let mut done = 0;
         for buffer in buffers.iter().filter(|buffer| !buffer.is_empty()) {
             // Only the first may wait: after that, what was sent is told.
-            let room = self.half.link.check(self.producer.room(1))?;
-            if done > 0 && room == 0 {
+            if done > 0 && self.half.link.check(self.producer.room(1))? == 0 {
                 break;
             }
             match self.send_some(buffer, &mut deadline) {
-                Ok(n) => done += n,
+                Ok(n) if n == buffer.len() => done += n,
+                // The next one must not follow half a buffer, even if there is room again by now.
+                Ok(n) => return Ok(done + n),
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             }

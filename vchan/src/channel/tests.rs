@@ -1163,6 +1163,30 @@ fn several_buffers_are_one_message() {
 }
 
 #[test]
+fn no_buffer_follows_half_of_another_while_the_peer_makes_room() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    let expected = pattern(0, 2_000_000);
+    thread::scope(|scope| {
+        let expected = &expected;
+        scope.spawn(move || {
+            client.set_timeout(Some(LONG));
+            let mut sent = 0;
+            while sent < expected.len() {
+                let (first, rest) = expected[sent..].split_at((expected.len() - sent).min(1300));
+                sent += client.send_vectored(&[IoSlice::new(first), IoSlice::new(rest)]).unwrap();
+            }
+        });
+        server.set_timeout(Some(LONG));
+        let mut got = vec![0; expected.len()];
+        for part in got.chunks_mut(17) {
+            server.recv_exact(part).unwrap();
+        }
+        assert!(got == *expected);
+    });
+}
+
+#[test]
 fn the_room_of_what_was_received_is_back_before_anything_that_may_depend_on_it() {
     let host = Host::new();
     let (mut server, mut client) = host.pair(&sizes(0, 0));
