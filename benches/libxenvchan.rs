@@ -147,23 +147,29 @@ impl Bench {
         let mut server = self.start(server, case, "1", &["server", "2", "data/speed", left, right])?;
         server.line()?;
         let mut client = self.start(client, case, "2", &["client", "1", "/local/domain/1/data/speed"])?;
-        let (mut seconds, mut notifications) = (0.0, 0.0);
+        let (mut seconds, mut notifications) = (None, None);
         for end in [&mut server, &mut client] {
             end.line()?;
             for line in end.lines.by_ref() {
                 let line = line?;
                 match line.split_once(' ').ok_or("a line without a value")? {
-                    ("seconds", value) => seconds = value.parse()?,
-                    (_, value) => notifications += value.parse::<f64>()?,
+                    ("seconds", value) => seconds = Some(value.parse::<f64>()?),
+                    ("notifications", value) => {
+                        notifications = Some(notifications.unwrap_or(0.0) + value.parse::<f64>()?);
+                    }
+                    (what, _) => return Err(format!("a peer measured {what}").into()),
                 }
             }
             if !end.child.wait()?.success() {
                 return Err("a peer failed".into());
             }
         }
-        let measured = if matches!(case.unit, Unit::Notifications(_)) { notifications } else { seconds };
-        // None at all is better than anything: one, so that there is a ratio.
-        Ok(if measured > 0.0 { measured } else { 1.0 })
+        let measured = match case.unit {
+            // None at all is better than anything: one, so that there is a ratio.
+            Unit::Notifications(_) => notifications.map(|sent| sent.max(1.0)),
+            Unit::Megabytes(_) | Unit::Microseconds => seconds,
+        };
+        measured.ok_or_else(|| "nobody measured".into())
     }
 }
 

@@ -29,7 +29,7 @@ pub struct ConnectOptions {
     /// but to be safe this is to be set to false for servers that use it. Then, in a guest, the end of the server's
     /// domain is not noticed at all.
     pub server_keeps_keys: bool,
-    /// How long an operation waits without an event before it looks whether the server's domain still exists.
+    /// How often it is looked whether the server's domain still exists, while an operation waits without an event.
     pub probe_interval: Duration,
 }
 

@@ -74,10 +74,9 @@ impl Half {
 
     #[cold]
     fn signal(&mut self, due: std::result::Result<bool, Violation>) {
-        self.metrics.notifications_sent += 1;
-        let signalled = self.link.check(due).and_then(|_| self.link.waiter().bound().notify());
-        if let Err(error) = signalled {
-            self.unsaid = Some(error);
+        match self.link.check(due).and_then(|_| self.link.waiter().bound().notify()) {
+            Ok(()) => self.metrics.notifications_sent += 1,
+            Err(error) => self.unsaid = Some(error),
         }
     }
 

@@ -24,7 +24,7 @@ pub struct ListenOptions {
     /// [waiting](State::Waiting) again instead of at the end, and another one may come. The rings stay as they are, so
     /// that one gets what the first one left unread, and the other way round; nothing marks the border.
     pub persist: bool,
-    /// How long an operation waits without an event before it looks whether the client's domain still exists.
+    /// How often it is looked whether the client's domain still exists, while an operation waits without an event.
     pub probe_interval: Duration,
 }
 

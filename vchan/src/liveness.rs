@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use xen::{DomId, ErrorKind, EventChannels, Port, Transaction, Xenstore};
 
-/// How long a side waits without an event before it looks whether its peer's domain still exists.
+/// How often it is looked whether the domain of a peer still exists for whose events somebody sleeps. Its end is noticed
+/// after one to two of these.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Looks after the life of the peer's domain.

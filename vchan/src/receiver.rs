@@ -4,7 +4,7 @@ use crate::half::Half;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{Consumer, End};
-use crate::sender::{part_of, retry, within};
+use crate::sender::{part_of, within};
 use crate::wait::Deadline;
 use crate::wire::Pages;
 use crate::{Error, Partial, Result, State};
@@ -126,11 +126,8 @@ impl Receiver {
         if chunk.is_empty() {
             return Ok(0);
         }
-        let [first, second] = chunk.segments();
-        let len = first.len().min(max);
-        let rest = second.len().min(max - len);
-        let parts = [first.split_at(len).0, second.split_at(rest).0];
-        let n = retry(|| xen::write_to_fd(fd.as_fd(), &parts))
+        let parts = chunk.receiver.consumer.unread(chunk.len().min(max) as u32);
+        let n = xen::write_to_fd(fd.as_fd(), &parts)
             .map_err(|source| Error::System { call: "writev", source })?;
         chunk.consume(n);
         Ok(n)

@@ -8,7 +8,7 @@
 //!
 //! All indices and notify bits of a channel stand in one cache line, and two processors hand a line over in the time in
 //! which one copies kilobytes. So what is done (bytes filled in, bytes taken) is counted here first, and *published*
-//! when it is time to: that is the caller's choice, see [`Producer::publish`] and [`Consumer::publish`].
+//! when it is time to: that is the caller's choice, see [`End::publish`].
 //!
 //! Both ends offer two primitives, under everything that moves bytes:
 //! reserve ([`Producer::room`], [`Producer::fill`]) and [`commit`](Producer::commit); peek ([`Consumer::ready`],

@@ -133,21 +133,17 @@ impl Sender {
         if max == 0 {
             return Ok(0);
         }
-        let mut chunk = self.reserve(1)?;
-        let [first, second] = chunk.segments();
-        let len = first.len().min(max);
-        let mut parts = [first.split_at(len).0, second];
-        let rest = (max - len).min(parts[1].len());
-        let [first, second] = parts;
-        parts = [first, second.split_at(rest).0];
-        let n = retry(|| xen::read_from_fd(fd.as_fd(), &mut parts))
+        let chunk = self.reserve(1)?;
+        let mut parts = chunk.sender.producer.reserved(chunk.len().min(max) as u32);
+        let n = xen::read_from_fd(fd.as_fd(), &mut parts)
             .map_err(|source| Error::System { call: "readv", source })?;
         chunk.commit(n)?;
         Ok(n)
     }
 
     /// Holds bytes back from the peer, until a part of the ring has come together, until [`flush`](Self::flush), until
-    /// this half has to wait, until something is received from the same [`Channel`](crate::Channel), or until it is uncorked: for many small messages that nobody waits for one by one.
+    /// this half has to wait, until something is received from the same [`Channel`](crate::Channel), or until it is
+    /// uncorked: for many small messages that nobody waits for one by one.
     pub fn set_corked(&mut self, corked: bool) {
         self.corked = corked;
         if !corked {
@@ -362,16 +358,6 @@ pub(crate) fn within(want: usize, size: u32) -> Result<u32> {
     match u32::try_from(want) {
         Ok(want) if want <= size => Ok(want),
         _ => Err(Error::RingTooSmall { asked: want, size }),
-    }
-}
-
-/// Repeats a system call that a signal interrupted.
-pub(crate) fn retry(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
     }
 }
 

@@ -244,7 +244,7 @@ fn send_straight(sender: &mut Sender, sent: &mut u64) -> std::result::Result<(),
             Ok(0) => return Ok(()),
             Ok(n) => *sent += n as u64,
             Err(Error::Closed) => return Err(Broken::Unread(sender.unread()?)),
-            Err(Error::System { source, .. }) => return Err(Broken::Input(source)),
+            Err(Error::System { call: "readv", source }) => return Err(Broken::Input(source)),
             Err(error) => return Err(error.into()),
         }
     }
@@ -279,7 +279,7 @@ fn receive(receiver: &mut Receiver, received: &mut u64) -> std::result::Result<(
         match receiver.write_to_fd(&output, usize::MAX) {
             Ok(0) => return Ok(()),
             Ok(n) => *received += n as u64,
-            Err(Error::System { source, .. }) => return Err(Broken::Output(source)),
+            Err(Error::System { call: "writev", source }) => return Err(Broken::Output(source)),
             Err(error) => return Err(error.into()),
         }
     }

@@ -1,8 +1,9 @@
 //! Copies to and from memory that another domain may write at the same time.
 //!
-//! In assembler: so the compiler knows of these accesses only that memory may have changed. It cannot read a byte a second
-//! time, nor rely on what it believes to stand there, and no reference is made that would promise quiet memory. What
-//! arrives is a private copy; a byte that the other side changed meanwhile has its old or its new value in it.
+//! In assembler: so the compiler knows of these accesses only that memory may have changed. It cannot go
+//! back to read a byte again, nor rely on what it believes to stand there, and no reference is made that would promise
+//! quiet memory. What arrives is a private copy; a byte that the other side changed meanwhile has its old or its new value
+//! in it. (Where the moves at both ends of a length overlap, the later one of two reads counts.)
 
 use std::arch::asm;
 use std::arch::x86_64::__m128i;

@@ -11,8 +11,7 @@ use std::os::fd::AsRawFd;
 ///
 /// It is no `&[u8]`, and cannot be turned into one: such a reference is a promise to the compiler that the bytes stay as
 /// they are, on the strength of which it may read one twice, check the first value and use the second. Here each access
-/// reads memory exactly once and gives out a private copy, which then stays what it is. So check the copy, and use the
-/// copy.
+/// gives out a private copy, which then stays what it is. So check the copy, and use the copy.
 ///
 /// All offsets are bytes from the view's start. A method panics, as indexing does, when an offset lies outside.
 #[derive(Clone, Copy)]
@@ -25,20 +24,13 @@ pub struct VolatileSlice<'a> {
 /// A run of bytes that somebody else may change at any time; for writing. (See [`VolatileSlice`].)
 ///
 /// What is written may be seen by the other side at once, in any order, and may be changed by it.
-pub struct VolatileSliceMut<'a> {
-    start: *mut u8,
-    len: usize,
-    mapping: PhantomData<&'a Mapping>,
-}
+#[derive(Debug)]
+pub struct VolatileSliceMut<'a>(VolatileSlice<'a>);
 
 // SAFETY: the view of a mapping, which is Sync: all accesses are such that others may write meanwhile.
 unsafe impl Send for VolatileSlice<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for VolatileSlice<'_> {}
-// SAFETY: as above.
-unsafe impl Send for VolatileSliceMut<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for VolatileSliceMut<'_> {}
 
 fn check(offset: usize, len: usize, of: usize) {
     assert!(offset <= of && len <= of - offset, "{len} bytes at {offset} of a view of {of} bytes");
@@ -128,20 +120,21 @@ impl<'a> VolatileSliceMut<'a> {
     /// # Safety
     /// `len` bytes at `start` lie in a writable mapping that outlives `'a`.
     pub(super) unsafe fn new(start: *mut u8, len: usize) -> Self {
-        Self { start, len, mapping: PhantomData }
+        // SAFETY: the caller's word, of more than this needs.
+        Self(unsafe { VolatileSlice::new(start, len) })
     }
 
     /// Bytes.
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len
     }
 
     /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_empty()
     }
 
     /// The bytes before `at`, and those from there on.
@@ -151,9 +144,13 @@ impl<'a> VolatileSliceMut<'a> {
     #[must_use]
     #[inline]
     pub fn split_at(self, at: usize) -> (Self, Self) {
-        check(at, 0, self.len);
-        // SAFETY: both parts lie inside of this view.
-        unsafe { (Self::new(self.start, at), Self::new(self.start.add(at), self.len - at)) }
+        let (before, from_there) = self.0.split_at(at);
+        (Self(before), Self(from_there))
+    }
+
+    /// Where the bytes begin: writable, as `new` was promised.
+    fn start(&self) -> *mut u8 {
+        self.0.start.cast_mut()
     }
 
     /// Copies `from` to `offset`.
@@ -162,9 +159,9 @@ impl<'a> VolatileSliceMut<'a> {
     /// When it does not fit.
     #[inline]
     pub fn copy_from(&mut self, offset: usize, from: &[u8]) {
-        check(offset, from.len(), self.len);
+        check(offset, from.len(), self.len());
         // SAFETY: checked; `from` is private memory.
-        unsafe { copy::copy(self.start.add(offset), from.as_ptr(), from.len()) }
+        unsafe { copy::copy(self.start().add(offset), from.as_ptr(), from.len()) }
     }
 
     /// Sets `len` bytes from `offset` on to `value`.
@@ -172,28 +169,21 @@ impl<'a> VolatileSliceMut<'a> {
     /// # Panics
     /// When they do not fit.
     pub fn fill(&mut self, offset: usize, len: usize, value: u8) {
-        check(offset, len, self.len);
+        check(offset, len, self.len());
         // SAFETY: checked.
-        unsafe { copy::fill(self.start.add(offset), value, len) }
+        unsafe { copy::fill(self.start().add(offset), value, len) }
     }
 
     /// The view for reading, for as long as nothing is written through it.
     #[must_use]
     pub fn as_read(&self) -> VolatileSlice<'_> {
-        // SAFETY: the same bytes, for a shorter time.
-        unsafe { VolatileSlice::new(self.start, self.len) }
+        self.0
     }
 }
 
 impl fmt::Debug for VolatileSlice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VolatileSlice").field("len", &self.len).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for VolatileSliceMut<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VolatileSliceMut").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -205,10 +195,9 @@ impl fmt::Debug for VolatileSliceMut<'_> {
 /// # Errors
 /// Those of readv(2).
 pub fn read_from_fd(fd: BorrowedFd<'_>, to: &mut [VolatileSliceMut<'_>; 2]) -> io::Result<usize> {
-    let parts = to.each_mut().map(|view| libc::iovec { iov_base: view.start.cast(), iov_len: view.len });
+    let parts = to.each_mut().map(|view| libc::iovec { iov_base: view.start().cast(), iov_len: view.len() });
     // SAFETY: both parts are mapped for writing during the call.
-    let done = unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) };
-    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    moved(|| unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) })
 }
 
 /// Writes shared memory straight to a descriptor: the first view, then the second. Returns how many bytes it were.
@@ -218,6 +207,20 @@ pub fn read_from_fd(fd: BorrowedFd<'_>, to: &mut [VolatileSliceMut<'_>; 2]) -> i
 pub fn write_to_fd(fd: BorrowedFd<'_>, from: &[VolatileSlice<'_>; 2]) -> io::Result<usize> {
     let parts = from.map(|view| libc::iovec { iov_base: view.start.cast_mut().cast(), iov_len: view.len });
     // SAFETY: both parts are mapped for reading during the call, which does not write to them.
-    let done = unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr(), 2) };
-    usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    moved(|| unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr(), 2) })
+}
+
+/// How many bytes a system call moved; repeats it when a signal interrupted it.
+fn moved(call: impl Fn() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(n) => return Ok(n),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
 }
