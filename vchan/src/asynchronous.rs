@@ -1,12 +1,11 @@
 //! Channels under tokio.
 
-use crate::{Channel, Error, Listener, Result, State};
-use parking_lot::Mutex;
+use crate::{Channel, Listener, Result};
+use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -18,48 +17,24 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 /// [`shutdown`](tokio::io::AsyncWriteExt::shutdown) is over when the peer has taken all that was sent. The wire has no
 /// word for one direction alone, so the channel itself is closed when it is dropped.
 ///
-/// The end of the peer's *domain* is told to nobody: a task that waits for long calls [`probe`](Self::probe) from time to
-/// time.
+/// A [`Hub`](crate::Hub)'s channel can be used outside of a runtime, too: the hub wakes its tasks.
 #[derive(Debug)]
 pub struct AsyncChannel {
-    event: AsyncFd<OwnedFd>,
+    /// None: a hub takes the events.
+    event: Option<AsyncFd<OwnedFd>>,
     channel: Channel,
-    tasks: Arc<Tasks>,
-}
-
-/// Who waits. There is one event for both directions, so it wakes both.
-#[derive(Debug, Default)]
-struct Tasks {
-    reader: Mutex<Option<Waker>>,
-    writer: Mutex<Option<Waker>>,
-}
-
-impl Wake for Tasks {
-    fn wake(self: Arc<Self>) {
-        for task in [&self.reader, &self.writer] {
-            let waker = task.lock().take();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
+    /// Wakes both tasks: there is one event for both directions.
+    waker: Waker,
 }
 
 impl AsyncChannel {
-    /// The channel, for tasks. To be called within a runtime that has I/O enabled.
+    /// The channel, for tasks. To be called within a runtime that has I/O enabled, unless it is a hub's.
     ///
     /// # Errors
     /// When the runtime cannot watch the descriptor.
-    pub fn new(mut channel: Channel) -> io::Result<Self> {
-        channel.set_nonblocking(true);
-        let event = watch(channel.as_fd())?;
-        Ok(Self { event, channel, tasks: Arc::default() })
+    pub fn new(channel: Channel) -> io::Result<Self> {
+        let event = channel.event_fd().map(watch).transpose()?;
+        Ok(Self { event, waker: channel.event_waker(), channel })
     }
 
     /// Waits until the listener's client has come.
@@ -67,65 +42,37 @@ impl AsyncChannel {
     /// # Errors
     /// As [`Listener::state`], and when the runtime cannot watch the descriptor.
     pub async fn accept(listener: Listener) -> io::Result<Self> {
-        {
-            let event = watch(listener.as_fd())?;
-            while listener.state()? == State::Waiting {
-                event.readable().await?.clear_ready();
-            }
-        }
-        Self::new(listener.into_channel())
+        let mut this = Self::new(listener.into_channel())?;
+        poll_fn(|context| this.poll(context, Channel::poll_accept)).await?;
+        Ok(this)
     }
 
-    /// Looks whether the peer's domain still exists; see [`Channel::probe`].
-    ///
-    /// # Errors
-    /// [`PeerDied`](Error::PeerDied).
-    pub fn probe(&self) -> Result<()> {
-        self.channel.probe()
-    }
-
-    /// The channel itself, which then blocks again.
+    /// The channel itself, for threads again.
     #[must_use]
     pub fn into_channel(self) -> Channel {
-        let mut channel = self.channel;
-        channel.set_nonblocking(false);
-        channel
+        self.channel
     }
 
     /// Tries an operation, whenever there was an event, until it need not wait.
     fn poll<T>(
         &mut self,
-        context: &Context<'_>,
-        direction: Direction,
-        mut operation: impl FnMut(&mut Channel) -> Result<T>,
+        context: &mut Context<'_>,
+        mut operation: impl FnMut(&mut Channel, &mut Context<'_>) -> Poll<Result<T>>,
     ) -> Poll<io::Result<T>> {
         loop {
-            let before = self.channel.link().waiter().ticket();
-            match operation(&mut self.channel) {
-                Err(Error::WouldBlock) => {}
-                result => return Poll::Ready(result.map_err(io::Error::from)),
+            if let Poll::Ready(result) = operation(&mut self.channel, context) {
+                return Poll::Ready(result.map_err(io::Error::from));
             }
-            let (task, other) = match direction {
-                Direction::Read => (&self.tasks.reader, &self.tasks.writer),
-                Direction::Write => (&self.tasks.writer, &self.tasks.reader),
-            };
-            *task.lock() = Some(context.waker().clone());
-            // The operation took an event, of which the runtime may not learn any more: it may be the other task's.
-            if self.channel.link().waiter().ticket() != before
-                && let Some(waker) = other.lock().take()
-            {
-                waker.wake();
-            }
-            let both = Waker::from(Arc::clone(&self.tasks));
-            ready!(self.event.poll_read_ready(&mut Context::from_waker(&both)))?.clear_ready();
+            let Some(event) = &self.event else { return Poll::Pending };
+            ready!(event.poll_read_ready(&mut Context::from_waker(&self.waker)))?.clear_ready();
         }
     }
 }
 
 /// A descriptor of the runtime's own for the same events, so that neither it nor the channel can close the other's.
 #[allow(deprecated, reason = "its successor is unsafe, for descriptors that are not owned: this one is")]
-fn watch(fd: impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd.as_fd().try_clone_to_owned()?, Interest::READABLE)
+fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
 impl AsyncRead for AsyncChannel {
@@ -136,7 +83,7 @@ impl AsyncRead for AsyncChannel {
     ) -> Poll<io::Result<()>> {
         let n = ready!(
             self.get_mut()
-                .poll(context, Direction::Read, |channel| { channel.recv(buffer.initialize_unfilled()) })
+                .poll(context, |channel, context| channel.poll_recv(context, buffer.initialize_unfilled()))
         )?;
         buffer.advance(n);
         Poll::Ready(Ok(()))
@@ -145,7 +92,7 @@ impl AsyncRead for AsyncChannel {
 
 impl AsyncWrite for AsyncChannel {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().poll(context, Direction::Write, |channel| channel.send(bytes))
+        self.get_mut().poll(context, |channel, context| channel.poll_send(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -153,7 +100,7 @@ impl AsyncWrite for AsyncChannel {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().poll(context, Direction::Write, |channel| channel.send_vectored(buffers))
+        self.get_mut().poll(context, |channel, context| channel.poll_send_vectored(context, buffers))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -165,7 +112,7 @@ impl AsyncWrite for AsyncChannel {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll(context, Direction::Write, Channel::wait_until_read)
+        self.get_mut().poll(context, Channel::poll_until_read)
     }
 }
 
@@ -278,6 +225,5 @@ mod tests {
         let mut bytes = [0; 12];
         server.recv_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"for a thread");
-        client.probe().unwrap();
     }
 }

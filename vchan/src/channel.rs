@@ -8,6 +8,7 @@ use crate::{Orders, Partial, ReadChunk, Receiver, Result, Sender, Side, State, W
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// Both directions of a channel, at either end.
@@ -15,10 +16,8 @@ use std::time::Duration;
 /// Made by [`Listener::accept`](crate::Listener::accept) and [`Channel::connect`]. Dropping it closes the channel: the
 /// peer can still receive all that was sent.
 ///
-/// The descriptor of [`as_fd`](AsFd::as_fd) is for waiting alone (poll, epoll; level-triggered or not). It becomes
-/// readable when something may have changed, after an operation said [`WouldBlock`](Error::WouldBlock); then the
-/// operation is tried again, until it says so once more. That also takes the event, so nothing else is to be done with
-/// the descriptor.
+/// It blocks, or not ([`set_nonblocking`](Self::set_nonblocking), with [`event_fd`](Self::event_fd) for waiting), or is
+/// polled by tasks ([`poll_recv`](Self::poll_recv), `AsyncChannel`).
 #[derive(Debug)]
 pub struct Channel {
     sender: Sender,
@@ -70,6 +69,46 @@ impl Channel {
     pub fn recv_exact(&mut self, bytes: &mut [u8]) -> std::result::Result<(), Partial> {
         self.sender.settle();
         self.receiver.recv_exact(bytes)
+    }
+
+    /// As [`send`](Self::send), for a task; see [`Sender::poll_send`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn poll_send(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        self.receiver.settle();
+        self.sender.poll_send(context, bytes)
+    }
+
+    /// As [`send_vectored`](Self::send_vectored), for a task.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn poll_send_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        self.receiver.settle();
+        self.sender.poll_send_vectored(context, buffers)
+    }
+
+    /// As [`recv`](Self::recv), for a task; see [`Receiver::poll_recv`].
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn poll_recv(&mut self, context: &mut Context<'_>, bytes: &mut [u8]) -> Poll<Result<usize>> {
+        self.sender.settle();
+        self.receiver.poll_recv(context, bytes)
+    }
+
+    /// As [`wait_until_read`](Self::wait_until_read), for a task.
+    ///
+    /// # Errors
+    /// As [`Sender::wait_until_read`].
+    pub fn poll_until_read(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.receiver.settle();
+        self.sender.poll_until_read(context)
     }
 
     /// Sends several buffers as one; see [`Sender::send_vectored`].
@@ -197,6 +236,28 @@ impl Channel {
         self.link().probe()
     }
 
+    /// The descriptor to wait for (poll, epoll; level-triggered or not). It becomes readable when something may have
+    /// changed, after an operation said [`WouldBlock`](crate::Error::WouldBlock); then the operation is tried again, until
+    /// it says so once more. That also takes the event, so nothing else is to be done with the descriptor.
+    ///
+    /// None of a [`Hub`](crate::Hub)'s channel.
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.link().waiter().event_fd()
+    }
+
+    /// What a reactor is to wake when [`event_fd`](Self::event_fd) is readable, for those who use `poll_send` and
+    /// `poll_recv` with a channel of its own: it wakes the tasks that wait for this channel. (A hub does so itself.)
+    #[must_use]
+    pub fn event_waker(&self) -> Waker {
+        Waker::from(Arc::clone(self.link()))
+    }
+
+    /// Whether a server's client has come, for a task.
+    pub(crate) fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.receiver.poll_accept(context)
+    }
+
     /// Which end this is.
     #[must_use]
     pub fn side(&self) -> Side {
@@ -253,12 +314,6 @@ impl Channel {
     pub fn close(mut self) -> Result<()> {
         self.receiver.settle();
         self.sender.close()
-    }
-}
-
-impl AsFd for Channel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.link().waiter().as_fd()
     }
 }
 

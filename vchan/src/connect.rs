@@ -1,16 +1,21 @@
 //! The client's side of setting up a channel.
 
+use crate::deadline::Deadline;
+use crate::hub::Switchboard;
 use crate::keys::{Rendezvous, find, own_domid, port_key};
 use crate::link::Link;
 use crate::listener::check_peer;
-use crate::liveness::{Liveness, PROBE_INTERVAL};
+use crate::liveness::{Liveness, PROBE_INTERVAL, Traced};
 use crate::notify::Notify;
 use crate::page::{GRANTS_OFFSET, LIVE_HERE, Place};
+use crate::port::BoundPort;
 use crate::ring::{Consumer, Producer};
-use crate::wait::{BoundPort, Deadline, Waiter, poll_until};
+use crate::watches::{Watch, Watches};
 use crate::wire::{Pages, RingMemory};
 use crate::{Channel, Error, Orders, Result, Ring, Side, State};
-use rustix::event::{PollFd, PollFlags};
+use parking_lot::Mutex;
+use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -56,57 +61,128 @@ impl Channel {
         path: &str,
         options: &ConnectOptions,
     ) -> Result<Self> {
-        let store = platform.xenstore()?;
-        let own = own_domid(&*store)?;
-        check_peer(own, server)?;
-        let path =
-            if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{server}/{path}") };
-        let client = Client {
-            own,
-            server,
-            events: platform.event_channels()?,
-            map: platform.grant_map()?,
-            store,
-            path,
-            options,
-        };
-        match options.wait {
-            None => client.attempt(),
-            Some(time) => client.wait(time),
-        }
+        Connector::new(platform, server, path, options)?.connect()
     }
 }
 
-/// Somebody who wants to connect.
-struct Client<'a> {
+/// Who connects to a server, and connects again when it was restarted, or does not want to block meanwhile.
+///
+/// A server that is restarted has new rings: what the old one had not read is lost, and what it had sent is to be received
+/// before. So a client that wants to go on does so knowingly:
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use vchan::{Channel, ConnectOptions, Connector};
+/// # fn converse(channel: &mut Channel) {}
+/// let options = ConnectOptions { wait: Some(Duration::MAX), ..ConnectOptions::default() };
+/// let connector = Connector::new(&xen::host::Host, xen::DomId(3), "data/vchan/0/512", &options)?;
+/// loop {
+///     let mut channel = connector.connect()?;
+///     converse(&mut channel); // until it says Closed
+/// }
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), vchan::Error>(())
+/// ```
+pub struct Connector {
     own: DomId,
     server: DomId,
     events: Arc<dyn EventChannels>,
     map: Arc<dyn GrantMap>,
     store: Arc<dyn Xenstore>,
     path: String,
-    options: &'a ConnectOptions,
+    options: ConnectOptions,
+    watches: Arc<Watches>,
+    /// Of those who do not block.
+    watch: Mutex<Option<Watch>>,
+    hub: Option<Arc<Switchboard>>,
 }
 
-impl Client<'_> {
-    /// Tries whenever the keys change.
-    fn wait(&self, time: Duration) -> Result<Channel> {
-        // The key that a server writes last; the directory may not be ours to read.
-        let _watch = Watch::new(&self.store, port_key(&self.path))?;
-        let mut deadline = Deadline::new(Some(time));
-        loop {
-            let error = match self.attempt() {
-                Ok(channel) => return Ok(channel),
-                // Keys that a killed server left behind fail in one of these ways; its successor will replace them.
-                Err(error @ (Error::NoServer { .. } | Error::Closed | Error::Xen(_))) => error,
-                Err(error) => return Err(error),
-            };
-            let event = PollFd::from_borrowed_fd(self.store.as_fd(), PollFlags::IN);
-            if !poll_until(&mut [event], deadline.at())?[0] {
-                return Err(error);
-            }
-            while self.store.watch_event()?.is_some() {}
+impl Connector {
+    /// Makes ready to connect, as [`Channel::connect`] does.
+    ///
+    /// # Errors
+    /// [`Loopback`](Error::Loopback), [`ReservedDomain`](Error::ReservedDomain), or a failed call to Xen.
+    pub fn new(platform: &dyn Platform, server: DomId, path: &str, options: &ConnectOptions) -> Result<Self> {
+        Self::through(platform, None, server, path, options)
+    }
+
+    /// With handles of its own, or a hub's.
+    pub(crate) fn through(
+        platform: &dyn Platform,
+        hub: Option<&Arc<Switchboard>>,
+        server: DomId,
+        path: &str,
+        options: &ConnectOptions,
+    ) -> Result<Self> {
+        let store = platform.xenstore()?;
+        let own = own_domid(&*store)?;
+        check_peer(own, server)?;
+        let path =
+            if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{server}/{path}") };
+        Ok(Self {
+            own,
+            server,
+            events: platform.event_channels()?,
+            map: platform.grant_map()?,
+            watches: hub.map_or_else(|| Watches::new(Arc::clone(&store)), |hub| Arc::clone(hub.watches())),
+            store,
+            path,
+            options: options.clone(),
+            watch: Mutex::new(None),
+            hub: hub.cloned(),
+        })
+    }
+
+    /// Connects; waits for the server as long as the options say.
+    ///
+    /// # Errors
+    /// As [`Channel::connect`].
+    pub fn connect(&self) -> Result<Channel> {
+        let mut result = self.attempt();
+        let Some(time) = self.options.wait else { return result };
+        if !matches!(&result, Err(error) if is_not_yet(error)) {
+            return result;
         }
+        let watch = self.watch()?;
+        let mut deadline = Deadline::new(Some(time));
+        // The watch fires as soon as it is made, so nothing that happened before is missed.
+        while matches!(&result, Err(error) if is_not_yet(error)) && watch.wait(deadline.at())? {
+            result = self.attempt();
+        }
+        result
+    }
+
+    /// Connects, if that can be done without waiting for the server. Otherwise [`WouldBlock`](Error::WouldBlock), and the
+    /// [descriptor](Self::event_fd) becomes readable when it is worth trying again.
+    ///
+    /// # Errors
+    /// As [`Channel::connect`], but for [`NoServer`](Error::NoServer) and [`Closed`](Error::Closed).
+    pub fn try_connect(&self) -> Result<Channel> {
+        let mut watch = self.watch.lock();
+        if watch.is_none() {
+            *watch = Some(self.watch()?);
+        }
+        if let Some(watch) = &*watch {
+            watch.has_fired()?;
+        }
+        match self.attempt() {
+            Err(error) if is_not_yet(&error) => Err(Error::WouldBlock),
+            result => {
+                *watch = None;
+                result
+            }
+        }
+    }
+
+    /// The descriptor for [`try_connect`](Self::try_connect). None of a hub's.
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.hub.is_none().then(|| self.watches.as_fd())
+    }
+
+    /// Watches the key that a server writes last; the directory may not be ours to read.
+    fn watch(&self) -> Result<Watch> {
+        Watch::new(&self.watches, port_key(&self.path))
     }
 
     fn attempt(&self) -> Result<Channel> {
@@ -129,17 +205,18 @@ impl Client<'_> {
 
         let key = self.options.server_keeps_keys.then(|| port_key(&self.path));
         let liveness = Liveness::new(
-            self.own,
-            self.server,
+            (self.own, self.server),
             Arc::clone(&self.events),
             Arc::clone(&self.store),
-            key,
+            Traced::Server { key },
             self.options.probe_interval,
+            self.hub.as_ref().map(|hub| hub.sighting(self.server)),
         );
         pages.set_own_live(LIVE_HERE);
         pages.reset_peer_notify(Notify::Write);
         bound.notify()?;
-        let link = Link::new(pages, orders, Waiter::new(bound, self.own), liveness);
+        let link = Link::new(pages, orders, (bound, self.own), liveness, self.hub.as_ref());
+        tracing::debug!(server = self.server.0, path = self.path, "connected");
         Ok(Channel::new(sender, receiver, link))
     }
 
@@ -166,24 +243,17 @@ fn read_header(page: &Mapping) -> Result<(Orders, Vec<GrantRef>)> {
     Ok((orders, words.iter().map(|word| GrantRef(u32::from_ne_bytes(*word))).collect()))
 }
 
-/// A watch, ended when this is dropped.
-struct Watch<'a> {
-    store: &'a dyn Xenstore,
-    path: String,
+/// Whether a server may come yet. Keys that a killed one left behind fail in one of these ways, too; its successor will
+/// replace them.
+fn is_not_yet(error: &Error) -> bool {
+    matches!(error, Error::NoServer { .. } | Error::Closed | Error::Xen(_))
 }
 
-const TOKEN: &str = "vchan";
-
-impl<'a> Watch<'a> {
-    fn new(store: &'a Arc<dyn Xenstore>, path: String) -> Result<Self> {
-        store.watch(&path, TOKEN)?;
-        Ok(Self { store: &**store, path })
-    }
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        // If it cannot be ended now, it ends with the connection.
-        let _ = self.store.unwatch(&self.path, TOKEN);
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("server", &self.server)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
     }
 }

@@ -1,12 +1,14 @@
 //! What both halves of a channel do besides moving bytes: wait, signal, and say later what could not be said at once.
 
+use crate::deadline::Deadline;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{End, Outlook};
 use crate::spin::{Spin, Spun};
-use crate::wait::Deadline;
+use crate::wait::Task;
 use crate::{Error, Result, Violation};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// The part of a [`Sender`](crate::Sender) or [`Receiver`](crate::Receiver) that is the same in both.
@@ -152,5 +154,35 @@ impl Half {
                 return Ok(Outlook::Enough(there));
             }
         }
+    }
+}
+
+/// A [`Sender`](crate::Sender) or a [`Receiver`](crate::Receiver).
+pub(crate) trait HasHalf {
+    /// Whose tasks it wakes.
+    const TASK: Task;
+
+    fn half(&mut self) -> &mut Half;
+
+    /// Tries an operation without blocking; when it would block, has the task woken when it is worth trying again.
+    fn poll<T>(
+        &mut self,
+        context: &Context<'_>,
+        mut operation: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Poll<Result<T>> {
+        let nonblocking = std::mem::replace(&mut self.half().nonblocking, true);
+        let polled = loop {
+            let ticket = self.half().link.waiter().ticket();
+            match operation(self) {
+                Err(Error::WouldBlock) => {
+                    if self.half().link.waiter().wake_later(ticket, Self::TASK, context.waker()) {
+                        break Poll::Pending;
+                    }
+                }
+                result => break Poll::Ready(result),
+            }
+        };
+        self.half().nonblocking = nonblocking;
+        polled
     }
 }

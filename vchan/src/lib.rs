@@ -7,10 +7,10 @@
 //!
 //! * A server opens a [`Listener`] for one client and [accepts](Listener::accept) it; a client
 //!   [connects](Channel::connect). Both get a [`Channel`].
-//! * A channel implements [`Read`](std::io::Read), [`Write`](std::io::Write) and [`AsFd`](std::os::fd::AsFd), blocks or
-//!   not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
+//! * A channel implements [`Read`](std::io::Read) and [`Write`](std::io::Write), blocks or not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
 //! * Bytes can be made and looked at in the ring ([`Channel::reserve`], [`Channel::peek`]) and moved straight between it and
 //!   descriptors ([`Channel::read_from_fd`], [`Channel::write_to_fd`]).
+//! * A [`Hub`] carries any number of channels over six descriptors, and wakes the tasks of any executor.
 //! * With the feature `tokio`, `AsyncChannel` is an `AsyncRead` and `AsyncWrite`.
 //! * The end of the stream is a success (0 bytes), having to wait is [`Error::WouldBlock`], and everything else is an
 //!   error of its own: see [`Error`].
@@ -25,10 +25,12 @@
 mod asynchronous;
 mod channel;
 mod connect;
+mod deadline;
 mod error;
 #[cfg(test)]
 mod fixture;
 mod half;
+mod hub;
 mod keys;
 mod link;
 mod listener;
@@ -38,19 +40,22 @@ mod metrics;
 mod model;
 mod notify;
 mod page;
+mod port;
 mod receiver;
 mod ring;
 mod sender;
 mod spin;
 mod wait;
 mod warden;
+mod watches;
 mod wire;
 
 #[cfg(feature = "tokio")]
 pub use asynchronous::AsyncChannel;
 pub use channel::Channel;
-pub use connect::ConnectOptions;
+pub use connect::{ConnectOptions, Connector};
 pub use error::{Error, Partial, Result, Violation};
+pub use hub::Hub;
 pub use listener::{ListenOptions, Listener};
 pub use liveness::PROBE_INTERVAL;
 pub use metrics::Metrics;

@@ -1,9 +1,12 @@
 //! What the two halves of a channel have in common: the shared pages, the event channel, and the end of both.
 
+use crate::deadline::Deadline;
+use crate::hub::{Line, Switchboard};
 use crate::keys::Published;
 use crate::liveness::Liveness;
 use crate::page::LIVE_GONE;
-use crate::wait::{Deadline, Ticket, Waiter, Woken};
+use crate::port::BoundPort;
+use crate::wait::{Ticket, Waiter, Woken};
 use crate::warden;
 use crate::wire::Pages;
 use crate::{Error, Orders, Result, State, Violation};
@@ -11,13 +14,17 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Wake;
+use xen::DomId;
 
 /// One side of a channel, without the positions in its rings.
 pub(crate) struct Link {
     // The order matters: the pages go before the port through which the kernel tells the peer that they went.
     pages: Arc<Pages>,
     orders: Orders,
-    waiter: Waiter,
+    /// A hub's channel's.
+    _line: Option<Line>,
+    waiter: Arc<Waiter>,
     liveness: Liveness,
     /// A server's; until the channel is closed.
     keys: Mutex<Option<Published>>,
@@ -29,10 +36,20 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(pages: Arc<Pages>, orders: Orders, waiter: Waiter, liveness: Liveness) -> Arc<Self> {
+    /// With the peer's port and the own domain.
+    pub(crate) fn new(
+        pages: Arc<Pages>,
+        orders: Orders,
+        (bound, own): (BoundPort, DomId),
+        liveness: Liveness,
+        hub: Option<&Arc<Switchboard>>,
+    ) -> Arc<Self> {
+        let waiter =
+            Arc::new(if hub.is_some() { Waiter::of_hub(bound, own) } else { Waiter::new(bound, own) });
         let link = Arc::new(Self {
             pages,
             orders,
+            _line: hub.map(|hub| Line::new(hub, &waiter)),
             waiter,
             liveness,
             keys: Mutex::new(None),
@@ -93,7 +110,10 @@ impl Link {
     /// Remembers that the peer broke the protocol; the other half, if it sleeps, wakes to learn of it.
     pub(crate) fn check<T>(&self, result: std::result::Result<T, Violation>) -> Result<T> {
         result.map_err(|violation| {
-            let first = *self.violation.get_or_init(|| violation);
+            let first = *self.violation.get_or_init(|| {
+                tracing::warn!(domid = self.liveness.peer().0, %violation, "the peer broke the protocol");
+                violation
+            });
             self.usable.store(false, Ordering::Release);
             // Fails only where no bell could be hung: then no other half can sleep, either.
             let _ = self.waiter.interrupt();
@@ -155,6 +175,7 @@ impl Link {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
+        tracing::debug!(domid = self.liveness.peer().0, "closed");
         self.usable.store(false, Ordering::Release);
         self.pages.set_own_live(LIVE_GONE);
         let told = self.waiter.bound().notify();
@@ -162,6 +183,13 @@ impl Link {
         let keys = self.keys.lock().take();
         let removed = keys.map_or(Ok(()), |keys| keys.remove());
         told.and(woken).and(removed)
+    }
+}
+
+/// Has the tasks of the channel look again.
+impl Wake for Link {
+    fn wake(self: Arc<Self>) {
+        self.waiter.wake_all();
     }
 }
 

@@ -1,15 +1,19 @@
 //! The server's side of setting up a channel.
 
+use crate::deadline::Deadline;
+use crate::hub::Switchboard;
 use crate::keys::{Published, Rendezvous, own_domid};
 use crate::link::Link;
-use crate::liveness::{Liveness, PROBE_INTERVAL};
+use crate::liveness::{Liveness, PROBE_INTERVAL, Traced};
 use crate::page::Place;
+use crate::port::BoundPort;
 use crate::ring::{Consumer, Producer};
-use crate::wait::{BoundPort, Deadline, Waiter};
+
 use crate::wire::{Pages, RingMemory};
 use crate::{Channel, Error, Orders, Result, Ring, Side, State};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use xen::{Access, DomId, GrantRef, GrantShare, Platform, UnmapNotify};
 
@@ -71,6 +75,17 @@ impl Listener {
     /// or a failed call to Xen, whose kind [`Exhausted`](xen::ErrorKind::Exhausted) tells of too many shared pages
     /// (Linux: the parameter `limit` of the module gntalloc). Nothing is left behind.
     pub fn open(platform: &dyn Platform, client: DomId, path: &str, options: &ListenOptions) -> Result<Self> {
+        Self::open_through(platform, None, client, path, options)
+    }
+
+    /// With handles of its own, or a hub's.
+    pub(crate) fn open_through(
+        platform: &dyn Platform,
+        hub: Option<&Arc<Switchboard>>,
+        client: DomId,
+        path: &str,
+        options: &ListenOptions,
+    ) -> Result<Self> {
         let orders = Orders::for_minimums(options.read_min, options.write_min)?;
         let store = platform.xenstore()?;
         let own = own_domid(&*store)?;
@@ -94,12 +109,15 @@ impl Listener {
         let receiver = Consumer::attach(Arc::clone(&pages), Ring::Left, orders.size(Ring::Left))?;
 
         let interval = options.probe_interval;
-        let liveness = Liveness::new(own, client, events, Arc::clone(&store), None, interval);
-        let link = Link::new(pages, orders, Waiter::new(bound, own), liveness);
+        let sighting = hub.map(|hub| hub.sighting(client));
+        let liveness =
+            Liveness::new((own, client), events, Arc::clone(&store), Traced::Client, interval, sighting);
+        let link = Link::new(pages, orders, (bound, own), liveness, hub);
         let channel = Channel::new(sender, receiver, Arc::clone(&link));
 
         // From here on a client may come.
         link.keep(Published::new(store, path, (own, client), Rendezvous { gref, port })?);
+        tracing::debug!(client = client.0, path, "published");
         Ok(Self { channel })
     }
 
@@ -129,7 +147,21 @@ impl Listener {
         }
     }
 
-    /// Whether the client has come. For those who wait for the descriptor, which becomes readable when it has.
+    /// As [`wait`](Self::wait), for a task; see [`Receiver::poll_recv`](crate::Receiver::poll_recv) for who wakes it.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.channel.poll_accept(context)
+    }
+
+    /// The descriptor that becomes readable when the client has come; see [`Channel::event_fd`].
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.event_fd()
+    }
+
+    /// Whether the client has come. For those who wait for the descriptor.
     ///
     /// # Errors
     /// [`PeerDied`](Error::PeerDied), [`Violation`](Error::Violation).
@@ -148,12 +180,6 @@ impl Listener {
     #[must_use]
     pub fn into_channel(self) -> Channel {
         self.channel
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.channel.as_fd()
     }
 }
 

@@ -18,7 +18,7 @@
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xen::{DomId, ErrorKind, EventChannels, Port, Transaction, Xenstore};
 
 /// How often it is looked whether the domain of a peer still exists for whose events somebody sleeps. Its end is noticed
@@ -31,11 +31,30 @@ pub(crate) struct Liveness {
     peer: DomId,
     events: Arc<dyn EventChannels>,
     store: Arc<dyn Xenstore>,
-    /// A key that is there as long as the peer lives.
-    key: Option<String>,
+    traced: Traced,
     interval: Duration,
+    /// A hub's: what its other channels to that domain have seen.
+    sighting: Option<Arc<Sighting>>,
     before: Mutex<Traces>,
     dead: AtomicBool,
+}
+
+/// Whose domain it is, by which traces differ in weight.
+pub(crate) enum Traced {
+    /// A client's, of which this side keeps no memory mapped.
+    Client,
+    /// A server's, with a key that is there as long as it lives.
+    Server { key: Option<String> },
+}
+
+/// When a domain was last seen alive, by any channel of a hub.
+#[derive(Debug, Default)]
+pub(crate) struct Sighting(Mutex<Option<Instant>>);
+
+impl Sighting {
+    fn is_within(&self, interval: Duration) -> bool {
+        self.0.lock().is_some_and(|seen| seen.elapsed() < interval)
+    }
 }
 
 /// What was seen of the domain.
@@ -49,20 +68,21 @@ struct Traces {
 impl Liveness {
     /// Begins to look after `peer`; it is looked at once, so that its end is noticed later.
     pub(crate) fn new(
-        own: DomId,
-        peer: DomId,
+        (own, peer): (DomId, DomId),
         events: Arc<dyn EventChannels>,
         store: Arc<dyn Xenstore>,
-        key: Option<String>,
+        traced: Traced,
         interval: Duration,
+        sighting: Option<Arc<Sighting>>,
     ) -> Self {
         let liveness = Self {
             own,
             peer,
             events,
             store,
-            key,
+            traced,
             interval,
+            sighting,
             before: Mutex::new(Traces::default()),
             dead: AtomicBool::new(false),
         };
@@ -91,6 +111,9 @@ impl Liveness {
         if self.is_dead() {
             return true;
         }
+        if self.sighting.as_ref().is_some_and(|sighting| sighting.is_within(self.interval)) {
+            return false;
+        }
         let mut before = self.before.lock();
         let now = self.look();
         let lost = before.known_to_xen && !now.known_to_xen
@@ -98,9 +121,17 @@ impl Liveness {
             || before.key && !now.key;
         *before = now;
         if lost {
+            tracing::warn!(domid = self.peer.0, "the peer's domain is gone");
             self.dead.store(true, Ordering::Release);
+        } else if let Some(sighting) = self.sighting.as_ref().filter(|_| self.proves_life(now)) {
+            *sighting.0.lock() = Some(Instant::now());
         }
         lost
+    }
+
+    /// Whether no channel to the same domain need look for itself.
+    fn proves_life(&self, now: Traces) -> bool {
+        now.known_to_xenstored || now.key || now.known_to_xen && matches!(self.traced, Traced::Client)
     }
 
     fn look(&self) -> Traces {
@@ -108,7 +139,7 @@ impl Liveness {
             known_to_xen: self.known_to_xen(),
             // Whoever may not ask is told "no" of every domain, its own included.
             known_to_xenstored: self.introduced(self.own) && self.introduced(self.peer),
-            key: self.key.as_deref().is_some_and(|path| self.has_key(path)),
+            key: matches!(&self.traced, Traced::Server { key: Some(path) } if self.has_key(path)),
         }
     }
 

@@ -1,16 +1,18 @@
 //! The receiving half of a channel.
 
-use crate::half::Half;
+use crate::deadline::Deadline;
+use crate::half::{Half, HasHalf};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{Consumer, End};
 use crate::sender::{part_of, within};
-use crate::wait::Deadline;
+use crate::wait::Task;
 use crate::wire::Pages;
 use crate::{Error, Partial, Result, State};
 use std::io::{self, IoSliceMut, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use xen::VolatileSlice;
 
@@ -76,6 +78,23 @@ impl Receiver {
             }
         }
         self.half.said().map_err(|error| Partial { done, error })
+    }
+
+    /// As [`recv`](Self::recv), for a task of any executor; never blocks. The task is woken by the thread of the
+    /// [`Hub`](crate::Hub); with a channel of its own see [`Channel::event_waker`](crate::Channel::event_waker).
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub fn poll_recv(&mut self, context: &mut Context<'_>, bytes: &mut [u8]) -> Poll<Result<usize>> {
+        self.poll(context, |receiver| receiver.recv(bytes))
+    }
+
+    /// Whether a server's client has come.
+    pub(crate) fn poll_accept(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll(context, |receiver| {
+            receiver.half.link.waiter().drain()?;
+            if receiver.state()? == State::Waiting { Err(Error::WouldBlock) } else { Ok(()) }
+        })
     }
 
     /// Receives into several buffers one after another; returns how many bytes. Waits only while there are none.
@@ -166,6 +185,12 @@ impl Receiver {
         self.half.link.state()
     }
 
+    /// The descriptor to wait for; see [`Channel::event_fd`](crate::Channel::event_fd).
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.half.link.waiter().event_fd()
+    }
+
     /// Lets operations of this half return [`WouldBlock`](Error::WouldBlock) where they would wait.
     pub fn set_nonblocking(&mut self, nonblocking: bool) {
         self.half.nonblocking = nonblocking;
@@ -242,6 +267,14 @@ impl Receiver {
     }
 }
 
+impl HasHalf for Receiver {
+    const TASK: Task = Task::Receiver;
+
+    fn half(&mut self) -> &mut Half {
+        &mut self.half
+    }
+}
+
 /// Gives back what was held back: the sender may be the other half's concern still.
 impl Drop for Receiver {
     fn drop(&mut self) {
@@ -285,12 +318,6 @@ impl ReadChunk<'_> {
         assert!(n <= self.len(), "{n} bytes consumed of {}", self.len());
         self.receiver.half.metrics.operations += 1;
         self.receiver.consume(n as u32);
-    }
-}
-
-impl AsFd for Receiver {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.half.link.waiter().as_fd()
     }
 }
 

@@ -1,15 +1,17 @@
 //! The sending half of a channel.
 
-use crate::half::Half;
+use crate::deadline::Deadline;
+use crate::half::{Half, HasHalf};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{End, Outlook, Producer};
-use crate::wait::Deadline;
+use crate::wait::Task;
 use crate::wire::Pages;
 use crate::{Error, Partial, Result, State};
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use xen::VolatileSliceMut;
 
@@ -74,6 +76,15 @@ impl Sender {
         self.half.said().map_err(|error| Partial { done, error })
     }
 
+    /// As [`send`](Self::send), for a task of any executor; never blocks. The task is woken by the thread of the
+    /// [`Hub`](crate::Hub); with a channel of its own see [`Channel::event_waker`](crate::Channel::event_waker).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn poll_send(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        self.poll(context, |sender| sender.send(bytes))
+    }
+
     /// Sends several buffers one after another as one: what is sent by one call reaches the peer together, as far as
     /// there is room for it at once. Returns how many bytes; at least one.
     ///
@@ -106,6 +117,18 @@ impl Sender {
             }
         }
         Ok(done)
+    }
+
+    /// As [`send_vectored`](Self::send_vectored), for a task.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn poll_send_vectored(
+        &mut self,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
+        self.poll(context, |sender| sender.send_vectored(buffers))
     }
 
     /// Waits until there is room for `want` bytes, at most the ring's size, and gives out all the room that is known
@@ -200,12 +223,26 @@ impl Sender {
         }
     }
 
+    /// As [`wait_until_read`](Self::wait_until_read), for a task.
+    ///
+    /// # Errors
+    /// As [`wait_until_read`](Self::wait_until_read).
+    pub fn poll_until_read(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll(context, Self::wait_until_read)
+    }
+
     /// Whether the peer is there.
     ///
     /// # Errors
     /// [`Violation`](Error::Violation), [`PeerDied`](Error::PeerDied), [`ClosedHere`](Error::ClosedHere).
     pub fn state(&self) -> Result<State> {
         self.half.link.state()
+    }
+
+    /// The descriptor to wait for; see [`Channel::event_fd`](crate::Channel::event_fd).
+    #[must_use]
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.half.link.waiter().event_fd()
     }
 
     /// Lets operations of this half return [`WouldBlock`](Error::WouldBlock) where they would wait.
@@ -302,6 +339,14 @@ impl Sender {
     }
 }
 
+impl HasHalf for Sender {
+    const TASK: Task = Task::Sender;
+
+    fn half(&mut self) -> &mut Half {
+        &mut self.half
+    }
+}
+
 /// Publishes what a cork held back.
 impl Drop for Sender {
     fn drop(&mut self) {
@@ -358,12 +403,6 @@ pub(crate) fn within(want: usize, size: u32) -> Result<u32> {
     match u32::try_from(want) {
         Ok(want) if want <= size => Ok(want),
         _ => Err(Error::RingTooSmall { asked: want, size }),
-    }
-}
-
-impl AsFd for Sender {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.half.link.waiter().as_fd()
     }
 }
 

@@ -6,6 +6,8 @@
 //! wakes for, it counts the event and wakes the other, and each looks at its own ring. When the leader leaves without
 //! an event (its time is up), the other takes its place.
 //!
+//! A task ([`poll`](crate::half::Half::poll)) follows, too: it leaves its waker, and the ticket keeps it from waiting for what has been.
+//!
 //! What makes this safe against lost wake-ups is the [`Ticket`]: the count of events, taken *before* a thread looks at
 //! the shared page for the last time. If an event was counted since, the thread does not sleep: what the event told of
 //! may have come after the look.
@@ -16,46 +18,23 @@
 //! Without an end to its time a leader sleeps in the read that takes the event, as libxenvchan does: one system call. Who
 //! wants to wake it without the peer sends it an event of its own, through an event channel that has both ends at this
 //! handle (the *bell*).
+//!
+//! Of a [hub](crate::Hub)'s channels, whose ports share one descriptor, none is ever led by a sleeper: the hub's own
+//! thread takes the events of all, and everybody else follows.
 
-use crate::{Error, Result};
+use crate::Result;
+use crate::deadline::poll_until;
+use crate::port::{Bell, BoundPort};
 use parking_lot::{Condvar, Mutex};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Duration, Instant};
-use xen::{DomId, ErrorKind, EventChannels, Port};
+use std::task::Waker;
+use std::time::Instant;
+use xen::{DomId, ErrorKind};
 
-/// A local port, closed when this is dropped.
-pub(crate) struct BoundPort {
-    events: Arc<dyn EventChannels>,
-    port: Port,
-}
-
-impl BoundPort {
-    pub(crate) fn new(events: Arc<dyn EventChannels>, port: Port) -> Self {
-        Self { events, port }
-    }
-
-    pub(crate) fn port(&self) -> Port {
-        self.port
-    }
-
-    /// Signals the peer.
-    pub(crate) fn notify(&self) -> Result<()> {
-        Ok(self.events.notify(self.port)?)
-    }
-}
-
-impl Drop for BoundPort {
-    fn drop(&mut self) {
-        // Fails only if the port is not open: then there is nothing to close.
-        let _ = self.events.unbind(self.port);
-    }
-}
-
-/// How many events there were before a thread looked whether it has to sleep.
+/// How many events there were before a thread or task looked whether it has to wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket(u64);
 
@@ -68,37 +47,44 @@ pub(crate) enum Woken {
     TimedOut,
 }
 
-/// An event channel from this domain to itself.
-struct Bell {
-    /// Where its event arrives; held to be closed.
-    _arrival: BoundPort,
-    rope: BoundPort,
+/// The tasks that a channel can have: one for each half.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Task {
+    Sender = 0,
+    Receiver = 1,
 }
 
-impl Bell {
-    fn hang(events: &Arc<dyn EventChannels>, own: DomId) -> Result<Self> {
-        let arrival = BoundPort::new(Arc::clone(events), events.bind_unbound(own)?);
-        let rope = events.bind_interdomain(own, arrival.port())?;
-        Ok(Self { _arrival: arrival, rope: BoundPort::new(Arc::clone(events), rope) })
-    }
-}
-
-/// Lets the threads of a channel sleep until its peer signals.
+/// Lets the threads and tasks of a channel wait until its peer signals.
 pub(crate) struct Waiter {
     // Before the peer's port: what is dropped last takes the handle along.
     bell: Mutex<Option<Bell>>,
     own: DomId,
     bound: BoundPort,
+    /// A hub's thread leads, for good.
+    of_hub: bool,
     /// Whether there is a leader ([`LED`]: a thread that sleeps on the descriptor, or takes an event from it), and above
     /// that the count of events. In one word, so that who wants to lead learns in one step whether an event was counted.
     state: AtomicU64,
-    /// Threads that follow, or are about to.
-    followers: Mutex<usize>,
+    others: Mutex<Others>,
     /// The leader left, or an event was counted.
     turned: Condvar,
-    /// Whether there are followers. Set before a follower looks at the state, read after the state was changed: one of the
+    /// Whether there are others. Set before one of them looks at the state, read after the state was changed: one of the
     /// two sees the other.
-    followed: AtomicBool,
+    awaited: AtomicBool,
+}
+
+/// Who waits beside the leader.
+#[derive(Default)]
+struct Others {
+    /// Threads that follow, or are about to.
+    threads: usize,
+    tasks: [Option<Waker>; 2],
+}
+
+impl Others {
+    fn are_there(&self) -> bool {
+        self.threads > 0 || self.tasks.iter().any(Option::is_some)
+    }
 }
 
 /// In [`Waiter::state`]: there is a leader.
@@ -107,57 +93,68 @@ const LED: u64 = 1;
 const EVENT: u64 = 2;
 
 impl Waiter {
+    /// For a port that has its descriptor for itself.
     pub(crate) fn new(bound: BoundPort, own: DomId) -> Self {
         Self {
             bell: Mutex::new(None),
             own,
             bound,
+            of_hub: false,
             state: AtomicU64::new(0),
-            followers: Mutex::new(0),
+            others: Mutex::default(),
             turned: Condvar::new(),
-            followed: AtomicBool::new(false),
+            awaited: AtomicBool::new(false),
         }
+    }
+
+    /// For a port whose events a hub takes, and [hands on](Self::arrived).
+    pub(crate) fn of_hub(bound: BoundPort, own: DomId) -> Self {
+        Self { of_hub: true, state: AtomicU64::new(LED), ..Self::new(bound, own) }
     }
 
     pub(crate) fn bound(&self) -> &BoundPort {
         &self.bound
     }
 
-    /// The descriptor that is readable when there is an event.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bound.events.as_fd()
+    /// The descriptor that is readable when there is an event. A hub's channels have none of their own.
+    pub(crate) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.of_hub).then(|| self.bound.events().as_fd())
     }
 
     /// To be called before more than one thread uses the channel: afterwards an interruption does not fail.
     pub(crate) fn allow_interruption(&self) -> Result<()> {
+        if self.of_hub {
+            return Ok(());
+        }
         let mut bell = self.bell.lock();
         if bell.is_none() {
-            *bell = Some(Bell::hang(&self.bound.events, self.own)?);
+            *bell = Some(Bell::hang(self.bound.events(), self.own)?);
         }
         Ok(())
     }
 
-    /// Wakes whoever sleeps. What for is to be seen before this is called: who wakes looks.
+    /// Wakes whoever waits. What for is to be seen before this is called: who wakes looks.
     pub(crate) fn interrupt(&self) -> Result<()> {
         let before = self.state.fetch_add(EVENT, SeqCst);
-        self.wake_followers();
-        if before & LED != 0 {
+        self.wake_all();
+        if before & LED != 0 && !self.of_hub {
             // Somebody sleeps on the descriptor, or is about to: the event waits there.
             self.allow_interruption()?;
             if let Some(bell) = &*self.bell.lock() {
-                bell.rope.notify()?;
+                bell.ring()?;
             }
         }
         Ok(())
     }
 
-    /// The events so far, if a thread sleeps on the descriptor now.
+    /// The events so far, if somebody waits for one now.
     pub(crate) fn asleep(&self) -> Option<Ticket> {
         let state = self.state.load(Relaxed);
-        (state & LED != 0).then_some(Ticket(state & !LED))
+        let awaited = state & LED != 0 && !self.of_hub || self.awaited.load(Relaxed);
+        awaited.then_some(Ticket(state & !LED))
     }
 
-    /// To be taken before the look that decides whether to sleep.
+    /// To be taken before the look that decides whether to wait.
     pub(crate) fn ticket(&self) -> Ticket {
         Ticket(self.state.load(Acquire) & !LED)
     }
@@ -181,9 +178,9 @@ impl Waiter {
 
     /// Sleeps while another thread leads. None: nobody leads any more.
     fn follow(&self, ticket: Ticket, until: Option<Instant>) -> Option<Woken> {
-        let mut followers = self.followers.lock();
-        *followers += 1;
-        self.followed.store(true, SeqCst);
+        let mut others = self.others.lock();
+        others.threads += 1;
+        self.awaited.store(true, SeqCst);
         let woken = loop {
             let state = self.state.load(SeqCst);
             if state & !LED != ticket.0 {
@@ -193,19 +190,34 @@ impl Waiter {
                 break None;
             }
             match until {
-                None => self.turned.wait(&mut followers),
-                Some(until) if self.turned.wait_until(&mut followers, until).timed_out() => {
+                None => self.turned.wait(&mut others),
+                Some(until) if self.turned.wait_until(&mut others, until).timed_out() => {
                     let counted = self.state.load(SeqCst) & !LED != ticket.0;
                     break Some(if counted { Woken::Look } else { Woken::TimedOut });
                 }
                 Some(_) => {}
             }
         };
-        *followers -= 1;
-        if *followers == 0 {
-            self.followed.store(false, SeqCst);
-        }
+        others.threads -= 1;
+        self.awaited.store(others.are_there(), SeqCst);
         woken
+    }
+
+    /// Has a task woken by the next event after `ticket`. False: there was one, so it looks again.
+    pub(crate) fn wake_later(&self, ticket: Ticket, task: Task, waker: &Waker) -> bool {
+        let mut others = self.others.lock();
+        let place = &mut others.tasks[task as usize];
+        match place {
+            Some(known) => known.clone_from(waker),
+            None => *place = Some(waker.clone()),
+        }
+        self.awaited.store(true, SeqCst);
+        let later = self.state.load(SeqCst) & !LED == ticket.0;
+        if !later {
+            others.tasks[task as usize] = None;
+            self.awaited.store(others.are_there(), SeqCst);
+        }
+        later
     }
 
     /// Takes an event that has arrived, if there is one, so that the descriptor is readable for later ones alone. Does
@@ -219,24 +231,50 @@ impl Waiter {
         taken.map(|_| ())
     }
 
-    fn stop_leading(&self, taken: &Result<bool>) {
-        let change = if matches!(taken, Ok(true)) { EVENT.wrapping_sub(LED) } else { LED.wrapping_neg() };
-        self.state.fetch_add(change, SeqCst);
-        self.wake_followers();
+    /// An event was taken by the hub.
+    pub(crate) fn arrived(&self) {
+        self.state.fetch_add(EVENT, SeqCst);
+        self.wake_all();
     }
 
-    fn wake_followers(&self) {
-        if self.followed.load(SeqCst) {
-            let followers = self.followers.lock();
+    /// The hub takes no events any more: who waits finds out why.
+    pub(crate) fn abandon(&self) {
+        self.state.fetch_and(!LED, SeqCst);
+        self.wake_all();
+    }
+
+    fn stop_leading(&self, taken: &Result<bool>) {
+        if matches!(taken, Ok(true)) {
+            self.state.fetch_add(EVENT.wrapping_sub(LED), SeqCst);
+            self.wake_all();
+        } else {
+            self.state.fetch_sub(LED, SeqCst);
+            // Tasks do not lead, and nothing has come for them.
+            if self.awaited.load(SeqCst) {
+                let others = self.others.lock();
+                self.turned.notify_all();
+                drop(others);
+            }
+        }
+    }
+
+    /// Wakes the threads that follow, and the tasks.
+    pub(crate) fn wake_all(&self) {
+        if self.awaited.load(SeqCst) {
+            let mut others = self.others.lock();
             self.turned.notify_all();
-            drop(followers);
+            let tasks = std::mem::take(&mut others.tasks);
+            self.awaited.store(others.are_there(), SeqCst);
+            drop(others);
+            tasks.into_iter().flatten().for_each(Waker::wake);
         }
     }
 
     /// Sleeps on the descriptor and takes an event from it; false when the time was up before there was one.
     fn take_event(&self, until: Option<Instant>) -> Result<bool> {
+        let events = self.bound.events();
         if until.is_some() {
-            let event = PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN);
+            let event = PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN);
             if !poll_until(&mut [event], until)?[0] {
                 return Ok(false);
             }
@@ -244,72 +282,22 @@ impl Waiter {
         // Blocks only if no end was set: readable means that there is an event (or that the descriptor is broken, which
         // this call then says), and nobody else takes events.
         let port = loop {
-            match self.bound.events.pending() {
+            match events.pending() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 taken => break taken?,
             }
         };
-        self.bound.events.unmask(port)?;
+        events.unmask(port)?;
         Ok(true)
-    }
-}
-
-/// Sleeps until a descriptor is ready or in error, or the time is up; says which are. Starts over after a signal.
-pub(crate) fn poll_until<const N: usize>(
-    fds: &mut [PollFd<'_>; N],
-    until: Option<Instant>,
-) -> Result<[bool; N]> {
-    loop {
-        let left = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
-        match poll(fds, left.as_ref()) {
-            Ok(_) => return Ok(fds.each_ref().map(|fd| !fd.revents().is_empty())),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(Error::System { call: "poll", source: errno.into() }),
-        }
-    }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
-    }
-}
-
-/// When an operation has to end that may take `timeout`: counted from the first time that it has to wait, so that an
-/// operation which need not wait does not look at the clock.
-#[derive(Debug)]
-pub(crate) struct Deadline {
-    timeout: Option<Duration>,
-    at: Option<Instant>,
-}
-
-impl Deadline {
-    pub(crate) fn new(timeout: Option<Duration>) -> Self {
-        Self { timeout, at: None }
-    }
-
-    /// The time; none if the operation may take for ever.
-    pub(crate) fn at(&mut self) -> Option<Instant> {
-        if self.at.is_none() {
-            self.at = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        }
-        self.at
-    }
-
-    /// The error when the time is up.
-    pub(crate) fn passed(&mut self) -> Result<()> {
-        match (self.at(), self.timeout) {
-            (Some(at), Some(timeout)) if at <= Instant::now() => Err(Error::TimedOut(timeout)),
-            _ => Ok(()),
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use std::thread;
+    use std::time::Duration;
     use xen::mock::Machine;
     use xen::{DomId, Platform};
 
@@ -460,18 +448,5 @@ mod tests {
         machine.fail(Some("xenevtchn_pending"), 0, ErrorKind::Other);
         assert!(matches!(near.sleep(near.ticket(), late()), Err(Error::Xen(_))));
         assert_eq!(near.sleep(near.ticket(), late()).unwrap(), Woken::Look);
-    }
-
-    #[test]
-    fn a_deadline_counts_from_the_first_wait() {
-        let mut deadline = Deadline::new(Some(SHORT));
-        thread::sleep(SHORT);
-        deadline.passed().unwrap();
-        thread::sleep(SHORT);
-        assert!(matches!(deadline.passed(), Err(Error::TimedOut(SHORT))));
-        for mut deadline in [Deadline::new(None), Deadline::new(Some(Duration::MAX))] {
-            assert_eq!(deadline.at(), None);
-            deadline.passed().unwrap();
-        }
     }
 }
