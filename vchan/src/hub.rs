@@ -258,3 +258,6 @@ impl Drop for Line {
         self.switchboard.lines.waiters.lock().remove(&self.port);
     }
 }
+
+#[cfg(test)]
+mod tests;

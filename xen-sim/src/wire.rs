@@ -220,8 +220,8 @@ pub(crate) enum Reply {
         port: Port,
         slot: SlotId,
     },
-    /// None: nobody is bound to the port.
-    Peer(Option<(SlotId, Port)>),
+    /// None: nobody is bound to the port. The number is that of the handle that has bound it.
+    Peer(Option<(SlotId, Port, u64)>),
     Value(Vec<u8>),
     Names(Vec<String>),
     Permissions(Vec<Permission>),

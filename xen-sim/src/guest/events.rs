@@ -3,10 +3,11 @@
 use super::link::Link;
 use crate::memory::SlotTable;
 use crate::wire::{Domid, Port, Reply, Request, Role, SlotId};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, read, retry_on_intr, write};
 use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
 /// A port that the handle has bound.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ struct Peer {
     slot: SlotId,
     port: Port,
     /// The pipe of the handle that has bound it.
-    ports: OwnedFd,
+    ports: Arc<OwnedFd>,
 }
 
 /// An open `/dev/xen/evtchn`.
@@ -38,6 +39,8 @@ pub(crate) struct EventHandle {
     own: OwnedFd,
     /// Written while a port is being bound, so that nobody can unmask a port whose slot is not known yet.
     bound: RwLock<HashMap<Port, Local>>,
+    /// The pipes of the handles that our ports' peers are bound by: one descriptor each, however many ports.
+    pipes: Mutex<HashMap<u64, Weak<OwnedFd>>>,
 }
 
 fn deliver(ports: impl AsFd, port: Port) -> Result<(), Errno> {
@@ -53,7 +56,7 @@ impl EventHandle {
             fcntl_setfd(&arrivals, FdFlags::empty())?;
         }
         let slots = SlotTable::map(slots)?;
-        Ok(Self { link, slots, arrivals, own, bound: RwLock::new(HashMap::new()) })
+        Ok(Self { link, slots, arrivals, own, bound: RwLock::new(HashMap::new()), pipes: Mutex::default() })
     }
 
     fn bind(&self, request: &Request) -> Result<Port, Errno> {
@@ -107,7 +110,17 @@ impl EventHandle {
         let (Reply::Peer(peer), fds) = self.link.ask(&Request::Peer { port })? else {
             return Err(Errno::PROTO);
         };
-        local.peer = peer.zip(fds.into_iter().next()).map(|((slot, port), ports)| Peer { slot, port, ports });
+        local.peer = peer.zip(fds.into_iter().next()).map(|((slot, port, handle), ports)| {
+            let mut pipes = self.pipes.lock();
+            let known = pipes.get(&handle).and_then(Weak::upgrade);
+            let ports = known.unwrap_or_else(|| {
+                pipes.retain(|_, pipe| pipe.strong_count() > 0);
+                let pipe = Arc::new(ports);
+                pipes.insert(handle, Arc::downgrade(&pipe));
+                pipe
+            });
+            Peer { slot, port, ports }
+        });
         local.peer.as_ref().map_or(Ok(()), |peer| self.raise(peer))
     }
 

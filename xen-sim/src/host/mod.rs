@@ -215,7 +215,7 @@ impl Tables {
             Request::Peer { port } => match self.ports.peer(id, (domid, port))? {
                 Some(peer) => {
                     let fds = duplicates([peer.bell.writer()])?;
-                    Ok(Answer(Reply::Peer(Some((peer.slot, peer.port))), fds))
+                    Ok(Answer(Reply::Peer(Some((peer.slot, peer.port, peer.handle))), fds))
                 }
                 None => Ok(Reply::Peer(None).into()),
             },

@@ -95,6 +95,7 @@ pub(super) struct Ports {
 pub(super) struct Peer {
     pub(super) slot: SlotId,
     pub(super) port: Port,
+    pub(super) handle: ConnectionId,
     pub(super) bell: Rc<Bell>,
 }
 
@@ -266,10 +267,9 @@ impl Ports {
         let entry =
             self.ports.get(&key).filter(|entry| entry.handle == Some(handle)).ok_or(Errno::NOTCONN)?;
         let Binding::Interdomain(peer) = entry.binding else { return Ok(None) };
-        Ok(self.ports.get(&peer).map(|theirs| Peer {
-            slot: theirs.slot,
-            port: peer.1,
-            bell: Rc::clone(&theirs.bell),
+        Ok(self.ports.get(&peer).and_then(|theirs| {
+            let (slot, port, bell) = (theirs.slot, peer.1, Rc::clone(&theirs.bell));
+            theirs.handle.map(|handle| Peer { slot, port, handle, bell })
         }))
     }
 
