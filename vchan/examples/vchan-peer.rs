@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `server` | receives BYTES, sends BYTES (of SEED + 1), receives the client's word, gives its own, sees the end |
 //! | `client` | the other side of that |
+//! | `returning` | a client that sees its first server go, and comes back to its successor |
 //! | `drain` | a server that receives until the end, which must come after BYTES |
 //! | `burst` | a client that sends BYTES and leaves at once |
 //!
@@ -20,14 +21,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
-use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Ring};
+use vchan::{Channel, ConnectOptions, Connector, ListenOptions, Listener, Ring};
 use xen::DomId;
 use xen::host::Host;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str =
-    "usage: vchan-peer server|client|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
+const USAGE: &str = "usage: vchan-peer server|client|returning|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The client has everything.
@@ -154,13 +154,22 @@ fn run() -> Outcome<String> {
         listener.wait(Some(PATIENCE))?;
         Ok(listener.into_channel())
     };
-    let connect = || -> Outcome<Channel> {
+    let connector = || {
         let options = ConnectOptions { wait: Some(PATIENCE), ..ConnectOptions::default() };
-        Ok(Channel::connect(&Host, domid, path, &options)?)
+        Connector::new(&Host, domid, path, &options)
     };
     let mut channel = match role.as_str() {
         "server" | "drain" => serve()?,
-        "client" | "burst" => connect()?,
+        "client" | "burst" => connector()?.connect()?,
+        "returning" => {
+            let connector = connector()?;
+            let mut first = connector.connect()?;
+            say("met the first server")?;
+            see_end(&mut first)?;
+            drop(first);
+            say("lost the first server")?;
+            connector.connect()?
+        }
         _ => return Err(format!("{role} is no role").into()),
     };
     channel.set_timeout(Some(PATIENCE));
@@ -175,7 +184,7 @@ fn run() -> Outcome<String> {
             channel.send_all(&[FAREWELL])?;
             see_end(&mut channel)?;
         }
-        "client" => {
+        "client" | "returning" => {
             send(&mut channel, bytes, seed)?;
             receive_all(&mut channel, bytes, seed.wrapping_add(1))?;
             channel.send_all(&[ACKNOWLEDGE])?;

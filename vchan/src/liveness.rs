@@ -52,8 +52,9 @@ pub(crate) enum Traced {
 pub(crate) struct Sighting(Mutex<Option<Instant>>);
 
 impl Sighting {
-    fn is_within(&self, interval: Duration) -> bool {
-        self.0.lock().is_some_and(|seen| seen.elapsed() < interval)
+    /// Whether that suffices for those who look once an interval: all of them at about the same time.
+    fn suffices(&self, interval: Duration) -> bool {
+        self.0.lock().is_some_and(|seen| seen.elapsed() < interval / 2)
     }
 }
 
@@ -111,7 +112,7 @@ impl Liveness {
         if self.is_dead() {
             return true;
         }
-        if self.sighting.as_ref().is_some_and(|sighting| sighting.is_within(self.interval)) {
+        if self.sighting.as_ref().is_some_and(|sighting| sighting.suffices(self.interval)) {
             return false;
         }
         let mut before = self.before.lock();

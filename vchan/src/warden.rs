@@ -10,13 +10,14 @@ use crate::wait::Ticket;
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A channel that is looked after.
 struct Ward {
     link: Weak<Link>,
-    /// When it is looked at next.
-    due: Instant,
+    /// When it is looked at next: not before the first of the two, if another one is due then, and else at the second. So
+    /// any number of them soon have the thread wake once an interval.
+    due: (Instant, Instant),
     /// What its waiter said last time, if somebody slept.
     before: Option<Ticket>,
 }
@@ -29,23 +30,26 @@ struct Warden {
 
 struct Wards {
     list: Vec<Ward>,
+    /// When the thread looks next.
+    next: Option<Instant>,
     /// Whether the thread runs.
     watched: bool,
 }
 
-static WARDEN: Warden =
-    Warden { wards: Mutex::new(Wards { list: Vec::new(), watched: false }), came: Condvar::new() };
+static WARDEN: Warden = Warden {
+    wards: Mutex::new(Wards { list: Vec::new(), next: None, watched: false }),
+    came: Condvar::new(),
+};
 
 /// Looks after a channel from now on, until it is dropped.
 pub(crate) fn look_after(link: &Arc<Link>) {
-    let Some(due) = Instant::now().checked_add(link.liveness().interval()) else {
-        // Never.
-        return;
-    };
+    let Some(due) = due(link.liveness().interval()) else { return };
     let mut wards = WARDEN.wards.lock();
     wards.list.push(Ward { link: Arc::downgrade(link), due, before: None });
     if wards.watched {
-        WARDEN.came.notify_one();
+        if wards.next.is_some_and(|next| due.1 < next) {
+            WARDEN.came.notify_one();
+        }
     } else {
         let thread = thread::Builder::new().name("vchan-warden".to_owned()).spawn(|| WARDEN.watch());
         // Without a thread nobody looks; the channels themselves work, and the next one tries again.
@@ -53,12 +57,19 @@ pub(crate) fn look_after(link: &Arc<Link>) {
     }
 }
 
+/// When to look after such an interval; None: never.
+fn due(interval: Duration) -> Option<(Instant, Instant)> {
+    let now = Instant::now();
+    Some((now.checked_add(interval - interval / 4)?, now.checked_add(interval)?))
+}
+
 impl Warden {
     fn watch(&self) {
         let mut wards = self.wards.lock();
         loop {
             wards.list.retain(|ward| ward.link.strong_count() > 0);
-            let Some(first) = wards.list.iter().map(|ward| ward.due).min() else {
+            wards.next = wards.list.iter().map(|ward| ward.due.1).min();
+            let Some(first) = wards.next else {
                 wards.watched = false;
                 return;
             };
@@ -71,7 +82,7 @@ impl Warden {
             let now = Instant::now();
             let mut at = 0;
             while at < wards.list.len() {
-                if wards.list[at].due <= now { due.push(wards.list.swap_remove(at)) } else { at += 1 }
+                if wards.list[at].due.0 <= now { due.push(wards.list.swap_remove(at)) } else { at += 1 }
             }
             drop(wards);
             due.retain_mut(Ward::look);
@@ -92,10 +103,6 @@ impl Ward {
             // Fails only where no event channel is to be had for it: then it is tried again.
             let _ = link.waiter().interrupt();
         }
-        match Instant::now().checked_add(link.liveness().interval()) {
-            Some(due) => self.due = due,
-            None => return false,
-        }
-        true
+        due(link.liveness().interval()).map(|due| self.due = due).is_some()
     }
 }

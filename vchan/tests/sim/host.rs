@@ -29,7 +29,7 @@ impl Kind {
 }
 
 /// A file that cargo built with this test, seen from it.
-fn beside(file: &str) -> PathBuf {
+pub(crate) fn beside(file: &str) -> PathBuf {
     let path = env::current_exe().unwrap().with_file_name(file);
     assert!(path.is_file(), "{} is missing: run `cargo test` without --test", path.display());
     path

@@ -5,3 +5,5 @@ mod cat;
 mod conversation;
 mod death;
 mod host;
+mod hub;
+mod restart;
