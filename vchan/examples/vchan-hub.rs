@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::task::{Context, Poll, Wake, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use vchan::{Channel, ConnectOptions, Hub, ListenOptions, Listener};
 use xen::DomId;
 use xen::host::Host;
@@ -74,13 +74,10 @@ impl Queue {
 
     /// Waits so long for a task to be woken, which is an error.
     fn stay_silent(&self, time: Duration) -> Outcome<()> {
-        let end = Instant::now() + time;
-        loop {
-            match self.woken.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Err(RecvTimeoutError::Timeout) => return Ok(()),
-                Err(error) => return Err(error.into()),
-                Ok(number) => return Err(format!("channel {number} was woken in the silence").into()),
-            }
+        match self.woken.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(number) => Err(format!("channel {number} was woken in the silence").into()),
         }
     }
 }

@@ -8,10 +8,11 @@ use crate::cache::checkout;
 use crate::{Error, Result, process};
 
 /// Our programs: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 3] = [
+const PROGRAMS: [(&str, &[&str], &str); 4] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
+    ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),
 ];
 
 /// The other side: a C program over Debian's libxenvchan that speaks as `vchan-peer` does.
