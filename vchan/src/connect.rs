@@ -115,7 +115,7 @@ impl Connector {
         options: &ConnectOptions,
     ) -> Result<Self> {
         let store = platform.xenstore()?;
-        let own = own_domid(&*store)?;
+        let own = hub.map_or_else(|| own_domid(&*store), |hub| Ok(hub.own()))?;
         check_peer(own, server)?;
         let path =
             if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{server}/{path}") };

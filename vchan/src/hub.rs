@@ -1,5 +1,6 @@
 //! Many channels over few descriptors.
 
+use crate::keys::own_domid;
 use crate::liveness::Sighting;
 use crate::port::Bell;
 use crate::wait::Waiter;
@@ -92,6 +93,7 @@ impl Hub {
 
 /// What the channels of a hub share.
 pub(crate) struct Switchboard {
+    own: DomId,
     handles: Handles,
     watches: Arc<Watches>,
     lines: Arc<Lines>,
@@ -109,7 +111,8 @@ impl Switchboard {
             waiters: Mutex::default(),
             ending: AtomicBool::new(false),
         });
-        let bell = Bell::hang(&handles.events, crate::keys::own_domid(&*handles.store)?)?;
+        let own = own_domid(&*handles.store)?;
+        let bell = Bell::hang(&handles.events, own)?;
         let operator = {
             let lines = Arc::clone(&lines);
             let thread = thread::Builder::new().name("vchan-hub".to_owned());
@@ -117,12 +120,18 @@ impl Switchboard {
         };
         Ok(Arc::new(Self {
             watches: Watches::new(Arc::clone(&handles.store)),
+            own,
             handles,
             lines,
             bell,
             operator: Mutex::new(Some(operator)),
             sightings: Mutex::default(),
         }))
+    }
+
+    /// The domain that all its channels are of.
+    pub(crate) fn own(&self) -> DomId {
+        self.own
     }
 
     pub(crate) fn watches(&self) -> &Arc<Watches> {

@@ -88,7 +88,7 @@ impl Listener {
     ) -> Result<Self> {
         let orders = Orders::for_minimums(options.read_min, options.write_min)?;
         let store = platform.xenstore()?;
-        let own = own_domid(&*store)?;
+        let own = hub.map_or_else(|| own_domid(&*store), |hub| Ok(hub.own()))?;
         check_peer(own, client)?;
 
         let events = platform.event_channels()?;

@@ -47,15 +47,14 @@ pub(crate) enum Traced {
     Server { key: Option<String> },
 }
 
-/// When a domain was last seen alive, by any channel of a hub.
+/// What a hub's channels know of a domain together: they look once an interval, all of them at about the same time, so
+/// what is younger than half of that suffices.
 #[derive(Debug, Default)]
-pub(crate) struct Sighting(Mutex<Option<Instant>>);
-
-impl Sighting {
-    /// Whether that suffices for those who look once an interval: all of them at about the same time.
-    fn suffices(&self, interval: Duration) -> bool {
-        self.0.lock().is_some_and(|seen| seen.elapsed() < interval / 2)
-    }
+pub(crate) struct Sighting {
+    /// When it was last certain that the domain lives.
+    alive: Mutex<Option<Instant>>,
+    /// When its traces were looked at, and what they were; without a key, of which each channel has its own.
+    traces: Mutex<Option<(Instant, Traces)>>,
 }
 
 /// What was seen of the domain.
@@ -88,7 +87,7 @@ impl Liveness {
             dead: AtomicBool::new(false),
         };
         // A key that Qubes' libvchan will soon remove is no trace of life yet.
-        *liveness.before.lock() = Traces { key: false, ..liveness.look() };
+        *liveness.before.lock() = liveness.look_at_domain();
         liveness
     }
 
@@ -112,11 +111,15 @@ impl Liveness {
         if self.is_dead() {
             return true;
         }
-        if self.sighting.as_ref().is_some_and(|sighting| sighting.suffices(self.interval)) {
+        let is_recent = |seen: Instant| seen.elapsed() < self.interval / 2;
+        if self.sighting.as_ref().is_some_and(|sighting| sighting.alive.lock().is_some_and(is_recent)) {
             return false;
         }
         let mut before = self.before.lock();
-        let now = self.look();
+        let now = Traces {
+            key: matches!(&self.traced, Traced::Server { key: Some(path) } if self.has_key(path)),
+            ..self.look_at_domain()
+        };
         let lost = before.known_to_xen && !now.known_to_xen
             || before.known_to_xenstored && !now.known_to_xenstored
             || before.key && !now.key;
@@ -125,7 +128,7 @@ impl Liveness {
             tracing::warn!(domid = self.peer.0, "the peer's domain is gone");
             self.dead.store(true, Ordering::Release);
         } else if let Some(sighting) = self.sighting.as_ref().filter(|_| self.proves_life(now)) {
-            *sighting.0.lock() = Some(Instant::now());
+            *sighting.alive.lock() = Some(Instant::now());
         }
         lost
     }
@@ -135,12 +138,26 @@ impl Liveness {
         now.known_to_xenstored || now.key || now.known_to_xen && matches!(self.traced, Traced::Client)
     }
 
-    fn look(&self) -> Traces {
+    /// Looks, or takes what another channel of the hub has just seen.
+    fn look_at_domain(&self) -> Traces {
+        let Some(sighting) = &self.sighting else { return self.ask() };
+        let mut known = sighting.traces.lock();
+        match *known {
+            Some((seen, traces)) if seen.elapsed() < self.interval / 2 => traces,
+            _ => {
+                let traces = self.ask();
+                *known = Some((Instant::now(), traces));
+                traces
+            }
+        }
+    }
+
+    fn ask(&self) -> Traces {
         Traces {
             known_to_xen: self.known_to_xen(),
             // Whoever may not ask is told "no" of every domain, its own included.
             known_to_xenstored: self.introduced(self.own) && self.introduced(self.peer),
-            key: matches!(&self.traced, Traced::Server { key: Some(path) } if self.has_key(path)),
+            key: false,
         }
     }
 

@@ -161,7 +161,7 @@ fn a_client_that_fails_at_any_call_leaves_nothing() {
         // A server that outlives its clients, so that each attempt finds it.
         let options = ListenOptions { persist: true, ..sizes(read_min, write_min) };
         let _listener = host.listen(&options);
-        fail_every_call(&host, 3, || {
+        fail_every_call(&host, 2, || {
             Channel::connect(&host.client, SERVER, PATH, &ConnectOptions::default())
         });
     }

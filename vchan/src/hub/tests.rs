@@ -68,7 +68,8 @@ fn one_handle_of_each_kind_serves_all_and_nothing_is_left() {
     let before = host.machine.inventory();
     host.machine.reset_counts();
     let hubs = hubs(&host);
-    let ends: Vec<_> = (0..50).map(|n| pair(&hubs, n, &sizes(0, 0))).collect();
+    let options = ListenOptions { probe_interval: LONG, ..sizes(0, 0) };
+    let ends: Vec<_> = (0..50).map(|n| pair(&hubs, n, &options)).collect();
     let counts = host.machine.counts();
     for (call, handles) in
         [("xenevtchn_open", 2), ("xs_open", 2), ("xengntshr_open", 1), ("xengnttab_open", 1)]
@@ -76,6 +77,9 @@ fn one_handle_of_each_kind_serves_all_and_nothing_is_left() {
         assert_eq!(counts.of(call), handles, "{call}");
     }
     assert_eq!(counts.xenstore_transactions(), 0);
+    // Each client reads two keys, each hub its domain's number; each hub has a bell, and looks once at the other's domain.
+    assert_eq!(counts.of("xs_read"), 2 * 50 + 2);
+    assert_eq!(counts.of("xenevtchn_bind_interdomain"), 50 + 2 + 2);
     for (server, client) in &ends {
         assert!(server.event_fd().is_none() && client.event_fd().is_none());
     }
