@@ -11,6 +11,7 @@
 //!   not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
 //! * Bytes can be made and looked at in the ring ([`Channel::reserve`], [`Channel::peek`]) and moved straight between it and
 //!   descriptors ([`Channel::read_from_fd`], [`Channel::write_to_fd`]).
+//! * A [`Pump`] does that in both directions until the conversation is over.
 //! * With the feature `tokio`, `AsyncChannel` is an `AsyncRead` and `AsyncWrite`.
 //! * The end of the stream is a success (0 bytes), having to wait is [`Error::WouldBlock`], and everything else is an
 //!   error of its own: see [`Error`].
@@ -38,6 +39,7 @@ mod metrics;
 mod model;
 mod notify;
 mod page;
+mod pump;
 mod receiver;
 mod ring;
 mod sender;
@@ -55,6 +57,7 @@ pub use listener::{ListenOptions, Listener};
 pub use liveness::PROBE_INTERVAL;
 pub use metrics::Metrics;
 pub use page::{MAX_RING, Orders, Ring, Side};
+pub use pump::{EndedBy, Pump, PumpError, Pumped};
 pub use receiver::{ReadChunk, Receiver};
 pub use sender::{Sender, WriteChunk};
 pub use wire::State;
