@@ -7,6 +7,7 @@
 
 use crate::wait::poll_until;
 use crate::{Channel, Error, Receiver, Sender, State};
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::net::Shutdown;
 use std::io::{self, ErrorKind};
@@ -32,15 +33,17 @@ use std::time::Instant;
 ///
 /// | | at first | with [`half_close`](Self::half_close) |
 /// |---|---|---|
-/// | the input ends | waits until the peer has taken all, and closes | goes on receiving until the peer closes |
+/// | the input ends | waits until the peer has taken all, and closes | goes on receiving until the peer closes, or nobody reads the output any more |
 /// | the output cannot be written | closes | goes on sending; then as at first. What comes is left to the peer as unread |
 /// | the input cannot be read | closes | closes |
 /// | the peer closes | writes what has come, and stops reading | the same |
 ///
-/// The second column suits protocols that themselves say when a direction ends, as qrexec does. With the first one, bytes
-/// that come between the end of the input and the close may not be written; the peer counts them as unread.
+/// The second column suits protocols that themselves say when a direction ends, as qrexec does; somebody has to close at
+/// last, so it does not suit both ends where neither program leaves by itself. With the first one, bytes that come between
+/// the end of the input and the close may not be written; the peer counts them as unread.
 ///
-/// Closing always waits for an output that takes a write that has begun. Timeouts of the channel
+/// Before it closes, a write to the output that has begun is waited for: bytes that were written are never counted as unread.
+/// Timeouts of the channel
 /// ([`Channel::set_timeout`]) are in force: each wait for bytes, or for room, may last so long.
 ///
 /// # What it cannot do
@@ -154,6 +157,22 @@ enum Sent {
     Cut,
 }
 
+/// What both directions have in common.
+#[derive(Default)]
+struct Course {
+    /// Which end came first.
+    first: OnceLock<EndedBy>,
+    /// Held from a write until its bytes are given back as taken: a close in between would let the peer count bytes as
+    /// unread that are in the output already.
+    writing: Mutex<()>,
+}
+
+impl Course {
+    fn ends(&self, by: EndedBy) {
+        self.first.get_or_init(|| by);
+    }
+}
+
 /// How both directions ended.
 struct Ends {
     sent: Result<Sent, PumpError>,
@@ -179,11 +198,11 @@ impl Pump {
     /// Sends what `input` gives, and writes what comes to `output`, at the same time.
     pub fn run(self, input: impl AsFd, output: impl AsFd) -> Pumped {
         let (input, output, half_close) = (input.as_fd(), output.as_fd(), self.half_close);
-        self.over_halves(|sender, receiver, first| {
+        self.over_halves(|sender, receiver, course| {
             let over = eventfd(0, EventfdFlags::CLOEXEC)
                 .map_err(|errno| Error::System { call: "eventfd", source: errno.into() })?;
             let receive = || {
-                let received = drain(receiver, output, first);
+                let received = drain(receiver, output, course);
                 if received.as_ref().is_err_and(|error| !error.leaves_the_other_half(half_close)) {
                     // Wakes the sending direction where it waits for room.
                     let _ = receiver.half.link.close();
@@ -197,22 +216,22 @@ impl Pump {
                 let receiving = receiving
                     .spawn_scoped(scope, receive)
                     .map_err(|source| Error::System { call: "clone", source })?;
-                let mut sent = feed(sender, input, Some(over.as_fd()), first);
+                let mut sent = feed(sender, input, Some(over.as_fd()), course);
                 let ends_by_itself = match &sent {
-                    Ok(Sent::All) => half_close,
+                    Ok(Sent::All) => half_close && wait_for_receiver(over.as_fd(), output),
                     Ok(Sent::Cut) => true,
                     Err(error) => error.leaves_the_other_half(half_close),
                 };
                 if !ends_by_itself {
-                    let (unread, closed) = close(sender);
+                    let (unread, closed) = close(sender, course);
                     return Ok(Ends { sent, received: join(receiving), unread, closed });
                 }
                 let received = join(receiving);
                 let deaf = half_close && matches!(received, Err(PumpError::Output(_)));
                 if deaf && matches!(sent, Ok(Sent::Cut)) {
-                    sent = feed(sender, input, None, first);
+                    sent = feed(sender, input, None, course);
                 }
-                let (unread, closed) = close(sender);
+                let (unread, closed) = close(sender, course);
                 Ok(Ends { sent, received, unread, closed })
             })
         })
@@ -221,9 +240,9 @@ impl Pump {
     /// Sends what `input` gives until it ends and the peer has taken all. What comes is left to the peer as unread. Makes no
     /// thread.
     pub fn send(self, input: impl AsFd) -> Pumped {
-        self.over_halves(|sender, _, first| {
-            let mut sent = feed(sender, input.as_fd(), None, first);
-            let (unread, closed) = close(sender);
+        self.over_halves(|sender, _, course| {
+            let mut sent = feed(sender, input.as_fd(), None, course);
+            let (unread, closed) = close(sender, course);
             if matches!(sent, Ok(Sent::Cut)) && unread == 0 {
                 sent = Err(Error::Closed.into());
             }
@@ -233,30 +252,30 @@ impl Pump {
 
     /// Writes what comes to `output` until the peer closes. Makes no thread.
     pub fn receive(self, output: impl AsFd) -> Pumped {
-        self.over_halves(|sender, receiver, first| {
-            let received = drain(receiver, output.as_fd(), first);
-            let (unread, closed) = close(sender);
+        self.over_halves(|sender, receiver, course| {
+            let received = drain(receiver, output.as_fd(), course);
+            let (unread, closed) = close(sender, course);
             Ok(Ends { sent: Ok(Sent::All), received, unread, closed })
         })
     }
 
     fn over_halves(
         mut self,
-        body: impl FnOnce(&mut Sender, &mut Receiver, &OnceLock<EndedBy>) -> Result<Ends, Error>,
+        body: impl FnOnce(&mut Sender, &mut Receiver, &Course) -> Result<Ends, Error>,
     ) -> Pumped {
         self.channel.set_nonblocking(false);
-        let first = OnceLock::new();
+        let course = Course::default();
         let mut moved = (0, 0);
         let ends = self.channel.split().and_then(|(mut sender, mut receiver)| {
             let bytes =
                 |sender: &Sender, receiver: &Receiver| (sender.metrics().bytes, receiver.metrics().bytes);
             let before = bytes(&sender, &receiver);
-            let ends = body(&mut sender, &mut receiver, &first);
+            let ends = body(&mut sender, &mut receiver, &course);
             let after = bytes(&sender, &receiver);
             moved = (after.0 - before.0, after.1 - before.1);
             ends
         });
-        let ended_by = first.into_inner().unwrap_or(EndedBy::Channel);
+        let ended_by = course.first.into_inner().unwrap_or(EndedBy::Channel);
         let (unread, result) = match ends {
             Ok(Ends { sent, received, unread, closed }) => {
                 let sent = sent.map(|_| ());
@@ -280,18 +299,18 @@ fn feed(
     sender: &mut Sender,
     input: BorrowedFd<'_>,
     over: Option<BorrowedFd<'_>>,
-    first: &OnceLock<EndedBy>,
+    course: &Course,
 ) -> Result<Sent, PumpError> {
     let mut pour = || {
         while wait_for_input(sender, input, over)? {
             match sender.read_from_fd(input, usize::MAX) {
                 Ok(0) => {
-                    first.get_or_init(|| EndedBy::Input);
+                    course.ends(EndedBy::Input);
                     sender.wait_until_read()?;
                     return Ok(Sent::All);
                 }
                 Err(Error::System { call: "readv", source }) if source.kind() != ErrorKind::WouldBlock => {
-                    first.get_or_init(|| EndedBy::Input);
+                    course.ends(EndedBy::Input);
                     return Err(PumpError::Input(source));
                 }
                 Ok(_) | Err(Error::System { call: "readv", .. }) => {}
@@ -304,7 +323,7 @@ fn feed(
         Err(PumpError::Channel(Error::Closed | Error::ClosedHere)) => Ok(Sent::Cut),
         sent => sent,
     };
-    first.get_or_init(|| EndedBy::Channel);
+    course.ends(EndedBy::Channel);
     sent
 }
 
@@ -333,14 +352,18 @@ fn wait_for_input(
     Ok(false)
 }
 
+/// Waits until the receiving direction has ended. False: it might go on, but nobody reads the output any more.
+fn wait_for_receiver(over: BorrowedFd<'_>, output: BorrowedFd<'_>) -> bool {
+    let over = PollFd::from_borrowed_fd(over, PollFlags::IN);
+    // POLLERR and POLLHUP, which poll(2) always tells.
+    let gone = PollFd::from_borrowed_fd(output, PollFlags::empty());
+    poll_until(&mut [over, gone], None).is_ok_and(|[over, _]| over)
+}
+
 /// Writes what comes to the output until the channel ends, and then, if the output is a socket, its end.
-fn drain(
-    receiver: &mut Receiver,
-    output: BorrowedFd<'_>,
-    first: &OnceLock<EndedBy>,
-) -> Result<(), PumpError> {
+fn drain(receiver: &mut Receiver, output: BorrowedFd<'_>, course: &Course) -> Result<(), PumpError> {
     let received = loop {
-        match receiver.write_to_fd(output, usize::MAX) {
+        match write_some(receiver, output, course) {
             Ok(0) | Err(Error::ClosedHere) => break Ok(()),
             Ok(_) => {}
             Err(Error::System { call: "writev", source }) if source.kind() == ErrorKind::WouldBlock => {
@@ -354,15 +377,31 @@ fn drain(
         }
     };
     let failed = matches!(received, Err(PumpError::Output(_)));
-    first.get_or_init(|| if failed { EndedBy::Output } else { EndedBy::Channel });
+    course.ends(if failed { EndedBy::Output } else { EndedBy::Channel });
     // Of what is no socket, or not connected any more, there is no other end to be told.
     let _ = rustix::net::shutdown(output, Shutdown::Write);
     received
 }
 
+/// Waits for bytes, and writes those that have come.
+fn write_some(receiver: &mut Receiver, output: BorrowedFd<'_>, course: &Course) -> Result<usize, Error> {
+    if receiver.peek(1)?.is_empty() {
+        return Ok(0);
+    }
+    let _begun = course.writing.lock();
+    // Does not wait for bytes, but refuses when the channel was closed in the meantime.
+    let n = receiver.write_to_fd(output, usize::MAX)?;
+    receiver.settle();
+    Ok(n)
+}
+
 /// Closes the channel; says also how many bytes the peer, if it has gone, left unread.
-fn close(sender: &mut Sender) -> (usize, Result<(), Error>) {
+fn close(sender: &mut Sender, course: &Course) -> (usize, Result<(), Error>) {
+    let _none_begun = course.writing.lock();
     let gone = matches!(sender.state(), Ok(State::Closed) | Err(Error::PeerDied(_)));
     let unread = if gone { sender.unread().unwrap_or(0) } else { 0 };
     (unread, sender.half.link.close())
 }
+
+#[cfg(test)]
+mod tests;
