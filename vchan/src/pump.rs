@@ -129,10 +129,11 @@ pub enum PumpError {
     /// The output cannot be written to. Where its reader is gone, that is [`BrokenPipe`](ErrorKind::BrokenPipe).
     #[error("output: {0}")]
     Output(#[source] io::Error),
-    /// The channel failed; or, where nothing is received, the peer [closed](Error::Closed) it before the input ended.
+    /// The channel failed.
     #[error(transparent)]
     Channel(#[from] Error),
-    /// The peer closed the channel, and left so many of the bytes that were sent.
+    /// The peer closed the channel, and left so many of the bytes that were sent. From [`Pump::send`] also with 0: the peer
+    /// closed before the input ended.
     #[error("the peer left {0} bytes unread")]
     Unread(usize),
 }
@@ -241,11 +242,12 @@ impl Pump {
     /// thread.
     pub fn send(self, input: impl AsFd) -> Pumped {
         self.over_halves(|sender, _, course| {
-            let mut sent = feed(sender, input.as_fd(), None, course);
+            let sent = feed(sender, input.as_fd(), None, course);
             let (unread, closed) = close(sender, course);
-            if matches!(sent, Ok(Sent::Cut)) && unread == 0 {
-                sent = Err(Error::Closed.into());
-            }
+            let sent = match sent {
+                Ok(Sent::Cut) => Err(PumpError::Unread(unread)),
+                sent => sent,
+            };
             Ok(Ends { sent, received: Ok(()), unread, closed })
         })
     }
