@@ -148,14 +148,15 @@ fn a_second_client_is_refused_and_disturbs_nobody() {
         let server = host.peer(server, "server", (4096, 4096), bytes);
         let mut client = host.peer(Kind::Ours, "client", (0, 0), bytes);
         client.await_text("connected");
+        // So that there is still somebody to disturb when the second one has been refused.
+        client.signal("-STOP");
         let program = env!("CARGO_BIN_EXE_vchan-cat");
         let second = Process::start(host.command(CLIENT, program).args(["connect", "1", PATH])).finish();
         assert_eq!(second.status.code(), Some(2));
         let said = String::from_utf8(second.stderr).unwrap();
-        assert!(
-            said.starts_with("vchan-cat: xenevtchn_bind_interdomain") && said.lines().count() == 1,
-            "{said}"
-        );
+        let refused = "vchan-cat: xenevtchn_bind_interdomain";
+        assert!(said.starts_with(refused) && said.lines().count() == 1, "{said}");
+        client.signal("-CONT");
         let expected = (true, format!("ok sent={bytes} received={bytes} left_order=12 right_order=12"));
         assert_eq!(client.verdict(), expected);
         assert_eq!(server.verdict(), expected);
