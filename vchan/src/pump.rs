@@ -3,7 +3,8 @@
 //! Each direction has a thread: the sending one is the caller's, the receiving one is made for the time of the run. They
 //! meet in three places. A thread that waits in the channel is woken by whatever ends the channel; the sending thread also
 //! waits for its input, and polls beside it a descriptor that the receiving one makes readable when it ends; and who ends
-//! the conversation from here closes the channel. So none is left behind.
+//! the conversation from here closes the channel (and makes that descriptor readable, for a receiving thread that waits for
+//! its output). So none is left behind.
 
 use crate::wait::poll_until;
 use crate::{Channel, Error, Receiver, Sender, State};
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use rustix::net::Shutdown;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::result::Result;
 use std::sync::OnceLock;
@@ -42,9 +43,10 @@ use std::time::Instant;
 /// last, so it does not suit both ends where neither program leaves by itself. With the first one, bytes that come between
 /// the end of the input and the close may not be written; the peer counts them as unread.
 ///
-/// Before it closes, a write to the output that has begun is waited for: bytes that were written are never counted as unread.
-/// Timeouts of the channel
-/// ([`Channel::set_timeout`]) are in force: each wait for bytes, or for room, may last so long.
+/// Before the pump closes, it waits for a write to a blocking output that has begun: bytes that were written are never
+/// counted as unread. Timeouts of the channel ([`Channel::set_timeout`]) are in force: each wait for bytes, or for room, may
+/// last so long. A server that [persists](crate::ListenOptions::persist) sees no end of its peer, and pumps for one client
+/// after the other.
 ///
 /// # What it cannot do
 /// * A write to a pipe or a socket whose reader is gone sends SIGPIPE to the thread. Rust's `main` ignores it, and then it is
@@ -159,8 +161,9 @@ enum Sent {
 }
 
 /// What both directions have in common.
-#[derive(Default)]
 struct Course {
+    /// An eventfd, readable once one of two directions is over: the other polls it beside its descriptor.
+    over: OwnedFd,
     /// Which end came first.
     first: OnceLock<EndedBy>,
     /// Held from a write until its bytes are given back as taken: a close in between would let the peer count bytes as
@@ -169,6 +172,23 @@ struct Course {
 }
 
 impl Course {
+    fn new() -> Result<Self, Error> {
+        let over = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|errno| Error::System { call: "eventfd", source: errno.into() })?;
+        Ok(Self { over, first: OnceLock::new(), writing: Mutex::new(()) })
+    }
+
+    /// Cannot fail: each direction does so once.
+    fn set_over(&self) {
+        let _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until one of the two is as asked for: `fd` (the first), or a direction over (the second).
+    fn poll(&self, fd: BorrowedFd<'_>, events: PollFlags) -> Result<[bool; 2], Error> {
+        let over = PollFd::new(&self.over, PollFlags::IN);
+        poll_until(&mut [PollFd::from_borrowed_fd(fd, events), over], None)
+    }
+
     fn ends(&self, by: EndedBy) {
         self.first.get_or_init(|| by);
     }
@@ -200,16 +220,13 @@ impl Pump {
     pub fn run(self, input: impl AsFd, output: impl AsFd) -> Pumped {
         let (input, output, half_close) = (input.as_fd(), output.as_fd(), self.half_close);
         self.over_halves(|sender, receiver, course| {
-            let over = eventfd(0, EventfdFlags::CLOEXEC)
-                .map_err(|errno| Error::System { call: "eventfd", source: errno.into() })?;
             let receive = || {
                 let received = drain(receiver, output, course);
                 if received.as_ref().is_err_and(|error| !error.leaves_the_other_half(half_close)) {
                     // Wakes the sending direction where it waits for room.
                     let _ = receiver.half.link.close();
                 }
-                // Cannot fail: it is the only write.
-                let _ = rustix::io::write(&over, &1_u64.to_ne_bytes());
+                course.set_over();
                 received
             };
             thread::scope(|scope| {
@@ -217,9 +234,12 @@ impl Pump {
                 let receiving = receiving
                     .spawn_scoped(scope, receive)
                     .map_err(|source| Error::System { call: "clone", source })?;
-                let mut sent = feed(sender, input, Some(over.as_fd()), course);
+                let mut sent = feed(sender, input, false, course);
                 let ends_by_itself = match &sent {
-                    Ok(Sent::All) => half_close && wait_for_receiver(over.as_fd(), output),
+                    // Over, or with POLLERR or POLLHUP, which are always told: nobody reads the output any more.
+                    Ok(Sent::All) => {
+                        half_close && course.poll(output, PollFlags::empty()).is_ok_and(|[_, over]| over)
+                    }
                     Ok(Sent::Cut) => true,
                     Err(error) => error.leaves_the_other_half(half_close),
                 };
@@ -230,7 +250,7 @@ impl Pump {
                 let received = join(receiving);
                 let deaf = half_close && matches!(received, Err(PumpError::Output(_)));
                 if deaf && matches!(sent, Ok(Sent::Cut)) {
-                    sent = feed(sender, input, None, course);
+                    sent = feed(sender, input, true, course);
                 }
                 let (unread, closed) = close(sender, course);
                 Ok(Ends { sent, received, unread, closed })
@@ -242,7 +262,7 @@ impl Pump {
     /// thread.
     pub fn send(self, input: impl AsFd) -> Pumped {
         self.over_halves(|sender, _, course| {
-            let sent = feed(sender, input.as_fd(), None, course);
+            let sent = feed(sender, input.as_fd(), true, course);
             let (unread, closed) = close(sender, course);
             let sent = match sent {
                 Ok(Sent::Cut) => Err(PumpError::Unread(unread)),
@@ -266,18 +286,20 @@ impl Pump {
         body: impl FnOnce(&mut Sender, &mut Receiver, &Course) -> Result<Ends, Error>,
     ) -> Pumped {
         self.channel.set_nonblocking(false);
-        let course = Course::default();
+        let mut first = None;
         let mut moved = (0, 0);
         let ends = self.channel.split().and_then(|(mut sender, mut receiver)| {
             let bytes =
                 |sender: &Sender, receiver: &Receiver| (sender.metrics().bytes, receiver.metrics().bytes);
+            let course = Course::new()?;
             let before = bytes(&sender, &receiver);
             let ends = body(&mut sender, &mut receiver, &course);
             let after = bytes(&sender, &receiver);
             moved = (after.0 - before.0, after.1 - before.1);
+            first = course.first.into_inner();
             ends
         });
-        let ended_by = course.first.into_inner().unwrap_or(EndedBy::Channel);
+        let ended_by = first.unwrap_or(EndedBy::Channel);
         let (unread, result) = match ends {
             Ok(Ends { sent, received, unread, closed }) => {
                 let sent = sent.map(|_| ());
@@ -295,16 +317,11 @@ fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Sends the input until it ends and the peer has taken all; or until the channel ends, or the other direction, which says
-/// so by `over`. Without that, nobody else uses the channel.
-fn feed(
-    sender: &mut Sender,
-    input: BorrowedFd<'_>,
-    over: Option<BorrowedFd<'_>>,
-    course: &Course,
-) -> Result<Sent, PumpError> {
+/// Sends the input until it ends and the peer has taken all; or until the channel ends, or the other direction. If `alone`,
+/// there is no other one.
+fn feed(sender: &mut Sender, input: BorrowedFd<'_>, alone: bool, course: &Course) -> Result<Sent, PumpError> {
     let mut pour = || {
-        while wait_for_input(sender, input, over)? {
+        while wait_for_input(sender, input, alone, course)? {
             match sender.read_from_fd(input, usize::MAX) {
                 Ok(0) => {
                     course.ends(EndedBy::Input);
@@ -333,33 +350,22 @@ fn feed(
 fn wait_for_input(
     sender: &Sender,
     input: BorrowedFd<'_>,
-    over: Option<BorrowedFd<'_>>,
+    alone: bool,
+    course: &Course,
 ) -> Result<bool, Error> {
-    let link = &sender.half.link;
-    let ready = |beside: BorrowedFd<'_>, until| {
-        let fds = [input, beside].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        poll_until(&mut { fds }, until)
-    };
-    if let Some(over) = over {
-        let [_, over] = ready(over, None)?;
-        return Ok(!over);
+    if !alone {
+        return Ok(!course.poll(input, PollFlags::IN)?[1]);
     }
+    let link = &sender.half.link;
     while link.state()? != State::Closed {
-        match ready(sender.as_fd(), Instant::now().checked_add(link.liveness().interval()))? {
+        let mut fds = [input, sender.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        match poll_until(&mut fds, Instant::now().checked_add(link.liveness().interval()))? {
             [true, _] => return Ok(true),
             [false, true] => link.waiter().drain()?,
             [false, false] => link.probe()?,
         }
     }
     Ok(false)
-}
-
-/// Waits until the receiving direction has ended. False: it might go on, but nobody reads the output any more.
-fn wait_for_receiver(over: BorrowedFd<'_>, output: BorrowedFd<'_>) -> bool {
-    let over = PollFd::from_borrowed_fd(over, PollFlags::IN);
-    // POLLERR and POLLHUP, which poll(2) always tells.
-    let gone = PollFd::from_borrowed_fd(output, PollFlags::empty());
-    poll_until(&mut [over, gone], None).is_ok_and(|[over, _]| over)
 }
 
 /// Writes what comes to the output until the channel ends, and then, if the output is a socket, its end.
@@ -369,8 +375,8 @@ fn drain(receiver: &mut Receiver, output: BorrowedFd<'_>, course: &Course) -> Re
             Ok(0) | Err(Error::ClosedHere) => break Ok(()),
             Ok(_) => {}
             Err(Error::System { call: "writev", source }) if source.kind() == ErrorKind::WouldBlock => {
-                let mut room = [PollFd::from_borrowed_fd(output, PollFlags::OUT)];
-                if let Err(error) = poll_until(&mut room, None) {
+                // Or until the channel was closed, which the next round sees.
+                if let Err(error) = course.poll(output, PollFlags::OUT) {
                     break Err(error.into());
                 }
             }
@@ -402,7 +408,9 @@ fn close(sender: &mut Sender, course: &Course) -> (usize, Result<(), Error>) {
     let _none_begun = course.writing.lock();
     let gone = matches!(sender.state(), Ok(State::Closed) | Err(Error::PeerDied(_)));
     let unread = if gone { sender.unread().unwrap_or(0) } else { 0 };
-    (unread, sender.half.link.close())
+    let closed = sender.half.link.close();
+    course.set_over();
+    (unread, closed)
 }
 
 #[cfg(test)]

@@ -339,6 +339,26 @@ fn a_blocked_output_holds_the_peer_back_and_not_the_other_direction() {
 }
 
 #[test]
+fn a_blocked_output_that_need_not_be_waited_for_delays_no_close() {
+    let host = Host::new();
+    let (mut server, client) = pair(&host);
+    let (input, mut writer) = files();
+    let (_unread, output) = files();
+    ioctl_fionbio(&output, true).unwrap();
+    let pump = thread::spawn(move || soon(|| Pump::new(client).run(input, output)));
+    server.set_timeout(Some(2 * SHORT));
+    let stuck = server.send_all(&[1; MANY]).unwrap_err();
+    server.set_timeout(Some(LONG));
+    writer.write_all(b"enough").unwrap();
+    drop(writer);
+    server.recv_exact(&mut [0; 6]).unwrap();
+    assert_eq!(server.recv(&mut [0]).unwrap(), 0);
+    let pumped = pump.join().unwrap();
+    pumped.result.unwrap();
+    assert_eq!(pumped.received as usize + server.unread().unwrap(), stuck.done, "written, or unread");
+}
+
+#[test]
 fn a_file_goes_one_way() {
     let host = Host::new();
     let (server, client) = host.pair(&ListenOptions::default());
