@@ -11,6 +11,7 @@
 //! | `returning` | a client that sees its first server go, and comes back to its successor |
 //! | `drain` | a server that receives until the end, which must come after BYTES |
 //! | `burst` | a client that sends BYTES and leaves at once |
+//! | `impatient` | the same (only this program), but it waits no longer than 20 ms at a time, and goes on after that |
 //!
 //! The bytes of a seed are those of SplitMix64's numbers, each as 8 bytes, the lowest first. The parts that are sent have
 //! lengths of their own: see `lengths`. A client ignores the minimums. Prints one line, `ok sent=N received=N left_order=A
@@ -21,13 +22,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
-use vchan::{Channel, ConnectOptions, Connector, ListenOptions, Listener, Ring};
+use vchan::{Channel, ConnectOptions, Connector, Error, ListenOptions, Listener, Ring};
 use xen::DomId;
 use xen::host::Host;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-const USAGE: &str = "usage: vchan-peer server|client|returning|drain|burst DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
+const USAGE: &str = "usage: vchan-peer server|client|returning|drain|burst|impatient DOMID PATH LEFT_MIN RIGHT_MIN BYTES SEED [--progress]";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The client has everything.
@@ -89,6 +90,26 @@ fn send(channel: &mut Channel, bytes: usize, seed: u64) -> Outcome<()> {
         left -= part.len();
         if left == 0 {
             break;
+        }
+    }
+    Ok(())
+}
+
+/// Sends although the peer takes nothing for longer than the timeout, of which it says so.
+fn send_impatiently(
+    channel: &mut Channel,
+    bytes: usize,
+    seed: u64,
+    said: impl Fn() -> io::Result<()>,
+) -> Outcome<()> {
+    channel.set_timeout(Some(Duration::from_millis(20)));
+    let all: Vec<u8> = Bytes::of(seed).take(bytes).collect();
+    let mut left = &all[..];
+    while !left.is_empty() {
+        match channel.send(left) {
+            Ok(n) => left = &left[n..],
+            Err(Error::TimedOut(_)) => said()?,
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -160,7 +181,7 @@ fn run() -> Outcome<String> {
     };
     let mut channel = match role.as_str() {
         "server" | "drain" => serve()?,
-        "client" | "burst" => connector()?.connect()?,
+        "client" | "burst" | "impatient" => connector()?.connect()?,
         "returning" => {
             let connector = connector()?;
             let mut first = connector.connect()?;
@@ -194,6 +215,10 @@ fn run() -> Outcome<String> {
             sent = 0;
             receive_all(&mut channel, bytes, seed)?;
             see_end(&mut channel)?;
+        }
+        "impatient" => {
+            received = 0;
+            send_impatiently(&mut channel, bytes, seed, || say("timed out"))?;
         }
         _ => {
             received = 0;

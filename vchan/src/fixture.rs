@@ -1,7 +1,7 @@
 //! Two domains of a machine in memory, and channels between them, for the unit tests.
 
 use crate::wire::{Pages, RingMemory};
-use crate::{Channel, ConnectOptions, ListenOptions, Listener, Orders, Ring};
+use crate::{Channel, ConnectOptions, Hub, ListenOptions, Listener, Orders, Ring};
 use std::sync::Arc;
 use std::time::Duration;
 use xen::mock::{Domain, Machine};
@@ -87,6 +87,14 @@ impl Host {
     pub(crate) fn pair(&self, options: &ListenOptions) -> (Channel, Channel) {
         let listener = self.listen(options);
         let client = self.connect();
+        (listener.accept().unwrap(), client)
+    }
+
+    /// The same, each end through a hub.
+    pub(crate) fn pair_of_hubs(&self, options: &ListenOptions) -> (Channel, Channel) {
+        let [server, client] = [&self.server, &self.client].map(|domain| Hub::open(domain.clone()).unwrap());
+        let listener = server.listen(CLIENT, PATH, options).unwrap();
+        let client = client.connect(SERVER, PATH, &ConnectOptions::default()).unwrap();
         (listener.accept().unwrap(), client)
     }
 

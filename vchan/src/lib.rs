@@ -7,10 +7,12 @@
 //!
 //! * A server opens a [`Listener`] for one client and [accepts](Listener::accept) it; a client
 //!   [connects](Channel::connect). Both get a [`Channel`].
-//! * A channel implements [`Read`](std::io::Read) and [`Write`](std::io::Write), blocks or not, and [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
+//! * A channel implements [`Read`](std::io::Read) and [`Write`](std::io::Write), blocks or not, and
+//!   [splits](Channel::split) into a [`Sender`] and a [`Receiver`].
 //! * Bytes can be made and looked at in the ring ([`Channel::reserve`], [`Channel::peek`]) and moved straight between it and
 //!   descriptors ([`Channel::read_from_fd`], [`Channel::write_to_fd`]).
 //! * A [`Hub`] carries any number of channels over six descriptors, and wakes the tasks of any executor.
+//! * A [`Pump`] does that in both directions until the conversation is over.
 //! * With the feature `tokio`, `AsyncChannel` is an `AsyncRead` and `AsyncWrite`.
 //! * The end of the stream is a success (0 bytes), having to wait is [`Error::WouldBlock`], and everything else is an
 //!   error of its own: see [`Error`].
@@ -41,6 +43,7 @@ mod model;
 mod notify;
 mod page;
 mod port;
+mod pump;
 mod receiver;
 mod ring;
 mod sender;
@@ -60,6 +63,7 @@ pub use listener::{ListenOptions, Listener};
 pub use liveness::PROBE_INTERVAL;
 pub use metrics::Metrics;
 pub use page::{MAX_RING, Orders, Ring, Side};
+pub use pump::{EndedBy, Pump, PumpError, Pumped};
 pub use receiver::{ReadChunk, Receiver};
 pub use sender::{Sender, WriteChunk};
 pub use wire::State;

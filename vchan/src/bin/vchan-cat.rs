@@ -2,14 +2,11 @@
 #![forbid(unsafe_code)]
 
 use clap::{Args, Parser, Subcommand};
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
-use vchan::{Channel, ConnectOptions, Error, ListenOptions, Listener, Receiver, Sender};
+use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Pump, PumpError};
 use xen::DomId;
 use xen::host::Host;
 
@@ -17,7 +14,7 @@ use xen::host::Host;
 ///
 /// Without --send or --recv both directions are used at once, until standard input ends (and the peer has taken all of
 /// it) or the peer closes, whichever is first: a vchan cannot be closed in one direction alone. For a file, use --send
-/// at one end and --recv at the other.
+/// at one end and --recv at the other; for a protocol that says itself when it is over, --half-close.
 ///
 /// Exit status: 0 all that was to be said was said and taken; 1 the conversation broke off; 2 it did not begin.
 #[derive(Debug, Parser)]
@@ -66,13 +63,13 @@ struct Mode {
     /// Write what the peer sends to standard output, until it closes
     #[arg(long)]
     recv: bool,
+    /// When standard input has ended, go on receiving until the peer closes
+    #[arg(long, conflicts_with_all = ["send", "recv"])]
+    half_close: bool,
     /// Say on standard error how much went through, and how fast
     #[arg(long)]
     stats: bool,
 }
-
-/// Bytes that are moved at once.
-const PART: usize = 1 << 16;
 
 /// Nothing was said because no channel could be had.
 const NOT_BEGUN: u8 = 2;
@@ -98,35 +95,16 @@ fn main() -> ExitCode {
         Err(error) => return fail(NOT_BEGUN, &error),
     };
     let begin = Instant::now();
-    let mut moved = Moved::default();
-    let result = converse(channel, mode, &mut moved);
+    let pump = Pump::new(channel).half_close(mode.half_close);
+    let pumped = match mode {
+        Mode { send: true, .. } => pump.send(io::stdin()),
+        Mode { recv: true, .. } => pump.receive(io::stdout()),
+        _ => pump.run(io::stdin(), io::stdout()),
+    };
     if mode.stats {
-        moved.print(mode, begin.elapsed());
-    }
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(BROKEN_OFF, &error),
-    }
-}
-
-/// One line on standard error. If that cannot be written, the status must do.
-fn fail(status: u8, error: &dyn std::error::Error) -> ExitCode {
-    let _ = writeln!(io::stderr(), "vchan-cat: {error}");
-    ExitCode::from(status)
-}
-
-/// Bytes that went through.
-#[derive(Debug, Default)]
-struct Moved {
-    sent: u64,
-    received: u64,
-}
-
-impl Moved {
-    /// A line for each direction that the mode has.
-    fn print(&self, mode: Mode, time: Duration) {
-        let seconds = time.as_secs_f64();
-        for (unused, what, bytes) in [(mode.recv, "sent", self.sent), (mode.send, "received", self.received)]
+        let seconds = begin.elapsed().as_secs_f64();
+        for (unused, what, bytes) in
+            [(mode.recv, "sent", pumped.sent), (mode.send, "received", pumped.received)]
         {
             if !unused {
                 let rate = bytes as f64 / seconds / 1e6;
@@ -134,153 +112,18 @@ impl Moved {
             }
         }
     }
-}
-
-/// How a conversation broke off.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error(transparent)]
-    Channel(#[from] Error),
-    #[error("the peer left {0} bytes unread")]
-    Unread(usize),
-    #[error("standard input: {0}")]
-    Input(io::Error),
-    #[error("standard output: {0}")]
-    Output(io::Error),
-}
-
-fn converse(channel: Channel, mode: Mode, moved: &mut Moved) -> std::result::Result<(), Broken> {
-    let (mut sender, mut receiver) = channel.split()?;
-    if mode.send {
-        send_straight(&mut sender, &mut moved.sent)?;
-        wait_until_read(&mut sender)?;
-        Ok(sender.close()?)
-    } else if mode.recv {
-        receive(&mut receiver, &mut moved.received)?;
-        Ok(receiver.close()?)
-    } else {
-        both(sender, receiver, moved)
-    }
-}
-
-/// Both directions at once.
-fn both(sender: Sender, mut receiver: Receiver, moved: &mut Moved) -> std::result::Result<(), Broken> {
-    // The sending thread may be waiting for standard input when the peer closes. It cannot be woken, so it is left
-    // behind, and what it has to say stands here. It never holds the lock while it reads.
-    static SENDING: Mutex<Option<Sending>> = Mutex::new(None);
-    let lock = || SENDING.lock().unwrap_or_else(PoisonError::into_inner);
-    *lock() = Some(Sending { sender: Some(sender), sent: 0, result: Ok(()) });
-
-    thread::spawn(move || {
-        let mut sent = 0;
-        let result = send(
-            |bytes| {
-                let mut sending = lock();
-                let Some(Sending { sender: Some(sender), sent, .. }) = sending.as_mut() else {
-                    return Err(Error::ClosedHere.into());
-                };
-                all_sent(sender, bytes)?;
-                *sent += bytes.len() as u64;
-                Ok(())
-            },
-            &mut sent,
-        );
-        let mut sending = lock();
-        let Some(sending) = sending.as_mut() else { return };
-        let Some(mut sender) = sending.sender.take() else { return };
-        let finished = result.and_then(|()| wait_until_read(&mut sender));
-        // However it went: closing wakes the receiving thread.
-        let closed = sender.close();
-        sending.result = finished.and(closed.map_err(Broken::from));
-    });
-
-    let received = receive(&mut receiver, &mut moved.received);
-    let sending = lock().take();
-    let Some(Sending { sender, sent, result }) = sending else { return received };
-    moved.sent = sent;
-    match received {
-        // The peer closed first, so there is nothing to wait for: it has taken all, or it has not.
-        Ok(()) => {
-            let taken = sender.map_or(result, |mut sender| wait_until_read(&mut sender));
-            let closed = receiver.close();
-            taken.and(closed.map_err(Broken::from))
+    match pumped.result {
+        Ok(()) => ExitCode::SUCCESS,
+        // "standard input", "standard output"
+        Err(error @ (PumpError::Input(_) | PumpError::Output(_))) => {
+            fail(BROKEN_OFF, &format!("standard {error}"))
         }
-        // The sending thread has closed.
-        Err(Broken::Channel(Error::ClosedHere)) => result,
-        Err(error) => Err(error),
+        Err(error) => fail(BROKEN_OFF, &error),
     }
 }
 
-/// The sending direction of a conversation in both.
-struct Sending {
-    /// None: it has ended, with this result.
-    sender: Option<Sender>,
-    sent: u64,
-    result: std::result::Result<(), Broken>,
-}
-
-fn all_sent(sender: &mut Sender, bytes: &[u8]) -> std::result::Result<(), Broken> {
-    match sender.send_all(bytes) {
-        Ok(()) => Ok(()),
-        Err(partial) if matches!(partial.error, Error::Closed) => {
-            Err(Broken::Unread(sender.unread()? + bytes.len() - partial.done))
-        }
-        Err(partial) => Err(partial.error.into()),
-    }
-}
-
-fn wait_until_read(sender: &mut Sender) -> std::result::Result<(), Broken> {
-    match sender.wait_until_read() {
-        Err(Error::Closed) => Err(Broken::Unread(sender.unread()?)),
-        result => Ok(result?),
-    }
-}
-
-/// Sends standard input until it ends: straight into the ring.
-fn send_straight(sender: &mut Sender, sent: &mut u64) -> std::result::Result<(), Broken> {
-    let input = io::stdin();
-    loop {
-        match sender.read_from_fd(&input, usize::MAX) {
-            Ok(0) => return Ok(()),
-            Ok(n) => *sent += n as u64,
-            Err(Error::Closed) => return Err(Broken::Unread(sender.unread()?)),
-            Err(Error::System { call: "readv", source }) => return Err(Broken::Input(source)),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Hands standard input to `sink` until it ends.
-fn send(
-    mut sink: impl FnMut(&[u8]) -> std::result::Result<(), Broken>,
-    sent: &mut u64,
-) -> std::result::Result<(), Broken> {
-    // The descriptor itself: the handle of the standard library copies everything once more.
-    let mut input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Broken::Input)?);
-    let mut part = vec![0; PART];
-    loop {
-        match input.read(&mut part) {
-            Ok(0) => return Ok(()),
-            Ok(n) => {
-                sink(&part[..n])?;
-                *sent += n as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Broken::Input(error)),
-        }
-    }
-}
-
-/// Writes what comes to standard output until the peer closes.
-fn receive(receiver: &mut Receiver, received: &mut u64) -> std::result::Result<(), Broken> {
-    // The descriptor itself: the bytes go there straight from the ring.
-    let output = io::stdout();
-    loop {
-        match receiver.write_to_fd(&output, usize::MAX) {
-            Ok(0) => return Ok(()),
-            Ok(n) => *received += n as u64,
-            Err(Error::System { call: "writev", source }) => return Err(Broken::Output(source)),
-            Err(error) => return Err(error.into()),
-        }
-    }
+/// One line on standard error. If that cannot be written, the status must do.
+fn fail(status: u8, error: &dyn Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "vchan-cat: {error}");
+    ExitCode::from(status)
 }

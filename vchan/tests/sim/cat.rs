@@ -1,24 +1,29 @@
 //! `vchan-cat`, as one uses it from a shell.
 
-use crate::host::{Host, Process, SERVER};
+use crate::host::{CLIENT, Host, Kind, PATH, Process, SERVER};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use std::{env, fs, thread};
 
 /// A file with bytes that do not repeat soon.
-struct Input(PathBuf);
+pub(crate) struct Input(PathBuf);
 
 impl Input {
     fn new(name: &str, len: u32) -> (Self, Vec<u8>) {
         let bytes: Vec<u8> = (0..len / 4).flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        fs::write(&path, &bytes).unwrap();
-        (Self(path), bytes)
+        (Self::of(name, &bytes), bytes)
     }
 
-    fn open(&self) -> File {
+    pub(crate) fn of(name: &str, bytes: &[u8]) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        fs::write(&path, bytes).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn open(&self) -> File {
         File::open(&self.0).unwrap()
     }
 }
@@ -101,6 +106,30 @@ fn a_path_may_be_longer_than_libxenvchan_can_say() {
     assert!(sender.finish().status.success());
 }
 
+/// libxenvchan cuts both keys of such a path to the same 63 bytes, or to two that nobody else looks for.
+#[test]
+fn at_a_longer_path_libxenvchan_and_we_do_not_find_each_other() {
+    for length in [60, 90] {
+        let host = Host::new(&format!("cut-{length}"));
+        let path = format!("data/{}", "x".repeat(length - 5));
+        let mut server = host.peer_at(&path, Kind::C, "server", (0, 0), 1);
+        server.await_text("listening");
+        let program = env!("CARGO_BIN_EXE_vchan-cat");
+        let client = Process::start(host.command(CLIENT, program).args(["connect", "1", &path])).finish();
+        assert_eq!(client.status.code(), Some(2));
+        let said = String::from_utf8(client.stderr).unwrap();
+        assert!(said.starts_with("vchan-cat: domain 1 offers no vchan at "), "{said}");
+        server.kill();
+
+        let mut server = host.peer_at(&path, Kind::Ours, "server", (0, 0), 1);
+        server.await_text("listening");
+        // It tries again and again.
+        let mut client = host.peer_at(&path, Kind::C, "client", (0, 0), 1);
+        thread::sleep(Duration::from_millis(300));
+        assert!(!client.has_ended() && !server.has_ended());
+    }
+}
+
 fn complaint(host: &Host, args: &[&str]) -> (Option<i32>, String) {
     let output = Process::start(host.command(SERVER, env!("CARGO_BIN_EXE_vchan-cat")).args(args)).finish();
     assert!(output.stdout.is_empty());
@@ -144,4 +173,89 @@ fn a_peer_that_leaves_too_early_is_a_broken_off_conversation() {
     let output = server.finish();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().ends_with(" bytes unread\n"));
+}
+
+#[test]
+fn with_half_close_the_answer_may_come_after_the_question_has_ended() {
+    let (question, bytes) = Input::new("question", 300_000);
+    let (answer, answered) = Input::new("answer", 3 << 20);
+    let host = Host::new("half-close");
+    let client = Process::start(host.cat_connect(&["--half-close", "--stats"]).stdin(question.open()));
+    let mut server = host.cat_listen(&[]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut got = vec![0; bytes.len()];
+    server.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
+    assert!(got == bytes);
+    std::io::copy(&mut answer.open(), &mut server.stdin.take().unwrap()).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let output = client.finish();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout == answered);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("sent 300000 bytes in ") && said.contains("received 3145728 bytes in "), "{said}");
+}
+
+#[test]
+fn a_peer_that_closes_is_noticed_while_standard_input_is_silent() {
+    for mode in [&[][..], &["--half-close"]] {
+        let host = Host::new(&format!("silent{}", mode.concat()));
+        let (file, bytes) = Input::new(&format!("silent{}", mode.concat()), 100_000);
+        let server = Process::start(host.cat_listen(mode).stdin(Stdio::piped()));
+        let client = Process::start(host.cat_connect(&[]).stdin(file.open()));
+        assert_eq!(client.finish().status.code(), Some(0));
+        let output = server.finish();
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
+        assert!(output.stdout == bytes);
+    }
+    // Who only sends has not said all.
+    let host = Host::new("silent--send");
+    let mut server = Process::start(host.cat_listen(&["--send"]).stdin(Stdio::piped()));
+    let mut client = Process::start(&mut host.cat_connect(&["--recv"]));
+    server.child.stdin.as_mut().unwrap().write_all(b"here").unwrap();
+    client.await_text("here");
+    thread::sleep(Duration::from_millis(50));
+    client.kill();
+    let output = server.finish();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), &said[..]), (Some(1), "vchan-cat: the peer left 0 bytes unread\n"));
+}
+
+#[test]
+fn an_output_that_nobody_reads_is_said() {
+    let host = Host::new("unread");
+    let (file, _) = Input::new("unread", 1 << 20);
+    let sender = Process::start(host.cat_connect(&[]).stdin(file.open()));
+    let mut receiver = host.cat_listen(&[]).stdin(Stdio::piped()).spawn().unwrap();
+    drop(receiver.stdout.take());
+    let _silent = receiver.stdin.take();
+    let said = receiver.wait_with_output().unwrap();
+    assert_eq!(said.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(said.stderr).unwrap(),
+        "vchan-cat: standard output: Broken pipe (os error 32)\n"
+    );
+    assert_eq!(sender.finish().status.code(), Some(1));
+}
+
+/// A terminal on both sides of one end: what is typed there is sent, and its end of the file ends the conversation.
+#[test]
+fn a_terminal_is_an_input_and_an_output() {
+    let host = Host::new("terminal");
+    let program = env!("CARGO_BIN_EXE_vchan-cat");
+    let mut typing = host
+        .command(SERVER, "script")
+        .args(["--quiet", "--return", "--command", &format!("{program} listen 2 {PATH}"), "/dev/null"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("script is needed (Debian package bsdutils)");
+    let mut client = host.cat_connect(&[]).stdin(Stdio::piped()).spawn().unwrap();
+    client.stdin.as_mut().unwrap().write_all(b"to the terminal").unwrap();
+    let mut shown = [0; 15];
+    typing.stdout.as_mut().unwrap().read_exact(&mut shown).unwrap();
+    assert_eq!(&shown, b"to the terminal");
+    typing.stdin.as_mut().unwrap().write_all(b"typed\n\x04").unwrap();
+    let mut said = String::new();
+    client.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "typed\n");
+    assert_eq!(typing.wait().unwrap().code(), Some(0));
+    assert_eq!(client.wait().unwrap().code(), Some(0));
 }

@@ -1,6 +1,7 @@
 //! Both directions, byte for byte, through rings of every size, with libxenvchan at either end.
 
-use crate::host::{Host, Kind};
+use crate::cat::Input;
+use crate::host::{Host, Kind, Process};
 
 /// Minimums, and the orders that they lead to: the table of the protocol.
 const SIZES: [(usize, usize, u16, u16); 11] = [
@@ -62,6 +63,33 @@ fn what_a_client_sent_before_it_left_arrives() {
             assert_eq!(server.verdict(), expected(0, bytes));
         }
     }
+}
+
+/// A C peer may lose what is sent right before a close; not if the close waits until it has taken it, as a pump does.
+#[test]
+fn libxenvchan_gets_all_that_a_pump_sends_before_it_closes() {
+    let host = Host::new("pump-burst");
+    for round in 0..12 {
+        let bytes = 1 + 700 * round;
+        let input = Input::of(&format!("pump-{bytes}"), &seeded(bytes ^ 0x5eed, bytes));
+        let server = host.peer(Kind::C, "drain", (4096, 0), bytes);
+        let client = Process::start(host.cat_connect(&["--send"]).stdin(input.open())).finish();
+        assert_eq!(client.status.code(), Some(0));
+        let expected = format!("ok sent=0 received={bytes} left_order=12 right_order=11");
+        assert_eq!(server.verdict(), (true, expected));
+    }
+}
+
+/// The bytes of a seed, as the peers count them: SplitMix64's numbers.
+fn seeded(seed: usize, len: usize) -> Vec<u8> {
+    let mut state = seed as u64;
+    let numbers = std::iter::repeat_with(|| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    });
+    numbers.flat_map(u64::to_le_bytes).take(len).collect()
 }
 
 /// The peers themselves are to be believed: they see a byte that is wrong, and bytes that do not come.

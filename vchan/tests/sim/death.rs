@@ -1,9 +1,9 @@
 //! `kill -9` of either side is noticed by the other, whichever library it has.
 
-use crate::host::{Host, Kind, Process};
+use crate::host::{CLIENT, Host, Kind, PATH, Process};
 use std::fs::File;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -97,15 +97,66 @@ fn a_side_that_stands_still_for_a_while_is_waited_for() {
         let mut client = host.peer(Kind::Ours, "client", (0, 0), bytes);
         server.await_text("connected");
         client.await_text("connected");
-        let pid = if stopped == "server" { &server } else { &client }.child.id().to_string();
-        let signal =
-            |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+        let one = if stopped == "server" { &server } else { &client };
         for _ in 0..3 {
             thread::sleep(Duration::from_millis(30));
-            signal("-STOP");
+            one.signal("-STOP");
             thread::sleep(Duration::from_millis(300));
-            signal("-CONT");
+            one.signal("-CONT");
         }
+        let expected = (true, format!("ok sent={bytes} received={bytes} left_order=12 right_order=12"));
+        assert_eq!(client.verdict(), expected);
+        assert_eq!(server.verdict(), expected);
+    }
+}
+
+#[test]
+fn timeouts_pass_while_the_peer_stands_still_and_then_it_goes_on() {
+    let host = Host::new("still");
+    let bytes = 1 << 20;
+    let mut server = host.peer(Kind::Ours, "drain", (4096, 0), bytes);
+    server.await_text("listening");
+    server.signal("-STOP");
+    // It can come, and fill the ring.
+    let mut client = host.peer(Kind::Ours, "impatient", (0, 0), bytes);
+    client.await_text("timed out");
+    thread::sleep(Duration::from_secs(1));
+    assert!(!client.has_ended() && !server.has_ended());
+    server.signal("-CONT");
+    let ok = |sent, received| format!("ok sent={sent} received={received} left_order=12 right_order=11");
+    assert_eq!(client.verdict(), (true, ok(bytes, 0)));
+    assert_eq!(server.verdict(), (true, ok(0, bytes)));
+}
+
+#[test]
+fn a_killed_server_is_the_end_of_the_stream_for_our_client() {
+    let host = Host::new("kill-sending");
+    let mut server = Process::start(host.cat_listen(&["--send"]).stdin(Stdio::piped()));
+    let mut client = Process::start(&mut host.cat_connect(&["--recv"]));
+    server.child.stdin.as_mut().unwrap().write_all(b"last words").unwrap();
+    client.await_text("last words");
+    server.kill();
+    let output = client.finish();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(0), &b"last words"[..]));
+}
+
+#[test]
+fn a_second_client_is_refused_and_disturbs_nobody() {
+    for server in [Kind::Ours, Kind::C] {
+        let host = Host::new(&format!("second-{server:?}"));
+        let bytes = 8 << 20;
+        let server = host.peer(server, "server", (4096, 4096), bytes);
+        let mut client = host.peer(Kind::Ours, "client", (0, 0), bytes);
+        client.await_text("connected");
+        // So that there is still somebody to disturb when the second one has been refused.
+        client.signal("-STOP");
+        let program = env!("CARGO_BIN_EXE_vchan-cat");
+        let second = Process::start(host.command(CLIENT, program).args(["connect", "1", PATH])).finish();
+        assert_eq!(second.status.code(), Some(2));
+        let said = String::from_utf8(second.stderr).unwrap();
+        let refused = "vchan-cat: xenevtchn_bind_interdomain";
+        assert!(said.starts_with(refused) && said.lines().count() == 1, "{said}");
+        client.signal("-CONT");
         let expected = (true, format!("ok sent={bytes} received={bytes} left_order=12 right_order=12"));
         assert_eq!(client.verdict(), expected);
         assert_eq!(server.verdict(), expected);

@@ -88,9 +88,21 @@ impl Host {
 
     /// A peer in the server's or the client's domain, by its role.
     pub(crate) fn peer(&self, kind: Kind, role: &str, sizes: (usize, usize), bytes: usize) -> Process {
+        self.peer_at(PATH, kind, role, sizes, bytes)
+    }
+
+    /// The same, at another path below the server's home.
+    pub(crate) fn peer_at(
+        &self,
+        path: &str,
+        kind: Kind,
+        role: &str,
+        sizes: (usize, usize),
+        bytes: usize,
+    ) -> Process {
         let (own, other, path) = match role {
-            "server" | "drain" => (SERVER, CLIENT, PATH.to_owned()),
-            _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{PATH}")),
+            "server" | "drain" => (SERVER, CLIENT, path.to_owned()),
+            _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{path}")),
         };
         let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
         Process::start(
@@ -153,6 +165,12 @@ impl Process {
             assert!(!self.has_ended() || self.output.iter().any(printed), "{} ends early", self.shown);
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Stops it (SIGSTOP), or lets it go on (SIGCONT): for the peer, what a paused domain is.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
     /// kill -9.
