@@ -1,14 +1,15 @@
 //! A simulated Xen host, and programs in its domains.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 /// Far longer than anything here takes, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(100);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A program that can be an end of a channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +24,15 @@ impl Kind {
     fn path(self) -> PathBuf {
         match self {
             Self::Ours => beside("../examples/vchan-peer"),
-            Self::C => c_peer().clone(),
+            Self::C => built("peer", &["-lxenvchan"]),
+        }
+    }
+
+    /// The one that does what it is told: `examples/vchan-scripted.rs` and `tests/peer/scripted.c`.
+    pub(crate) fn scripted(self) -> PathBuf {
+        match self {
+            Self::Ours => beside("../examples/vchan-scripted"),
+            Self::C => built("scripted", &["-lxenvchan", "-lxengnttab", "-lxenstore"]),
         }
     }
 }
@@ -35,24 +44,25 @@ fn beside(file: &str) -> PathBuf {
     path
 }
 
-/// Builds the C peer, once.
-fn c_peer() -> &'static PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peer/peer.c");
+/// Builds a C program of `tests/peer`, once.
+fn built(name: &'static str, libraries: &[&str]) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let build = || {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/peer/{name}.c"));
         // For this run alone: another one may be at it in the same folder.
-        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("peer-{}", std::process::id()));
+        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let gcc = Command::new("gcc")
             .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
             .args([&built, &source])
-            .arg("-lxenvchan")
+            .args(libraries)
             .status();
         assert!(
             gcc.expect("gcc is needed (Debian package gcc)").success(),
             "(Debian package libxen-dev has the headers)"
         );
         built
-    })
+    };
+    BUILT.lock().unwrap().entry(name).or_insert_with(build).clone()
 }
 
 /// The server's domain, and the client's.

@@ -4,4 +4,5 @@
 mod cat;
 mod conversation;
 mod death;
+mod differential;
 mod host;
