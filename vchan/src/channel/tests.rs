@@ -241,6 +241,7 @@ fn the_end_an_error_and_having_to_wait_are_three_things() {
     assert_eq!(server.recv(&mut [0; 9]).unwrap(), 0);
     assert_eq!(server.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     assert_eq!(server.send(b"").unwrap_err().to_string(), "the peer has closed the channel");
+    assert!(matches!(server.send_all(b""), Err(Partial { done: 0, error: Error::Closed })));
 }
 
 #[test]

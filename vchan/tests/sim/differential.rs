@@ -15,7 +15,7 @@ use schedule::{Call, Random, Schedule, Step, Who};
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Who serves and who connects; the first pair is the reference.
 const PAIRS: [(Kind, Kind); 4] =
@@ -63,6 +63,16 @@ impl Actor {
         self.call(call);
         self.answer()
     }
+
+    fn ask_until(&mut self, call: Call, expected: &str) -> Result<String, String> {
+        let start = Instant::now();
+        loop {
+            let answer = self.ask(call)?;
+            if answer == expected || start.elapsed() > PATIENCE {
+                return Ok(answer);
+            }
+        }
+    }
 }
 
 impl Drop for Actor {
@@ -109,7 +119,7 @@ impl Stage {
         }
     }
 
-    /// Runs a schedule; the answers, and what was wrong with the last one, if there was something. Without a reference
+    /// Runs a schedule; the answers, and what was wrong with the next one, if there was something. Without a reference
     /// nothing is but silence.
     fn run(&mut self, steps: &[Step], reference: Option<&[String]>) -> (Vec<String>, Result<(), String>) {
         let mut answers = Vec::new();
@@ -123,6 +133,9 @@ impl Stage {
                     let early = actor.answers_within(Duration::from_micros(300));
                     (who, if early { Err("does not wait".into()) } else { Ok("…".into()) }, Difference::None)
                 }
+                Step::Until(who, call, number) => {
+                    (who, self.actor(who).ask_until(call, &number.to_string()), Difference::None)
+                }
                 Step::Finish(who, difference) => (who, self.actor(who).answer(), difference),
             };
             let answer = match answer {
@@ -130,15 +143,11 @@ impl Stage {
                 Err(what) => return (answers, Err(what)),
             };
             let expected = reference.map_or(&answer, |reference| &reference[answers.len()]);
-            let verdict = if difference.allows(self.makes(who), expected, &answer) {
-                Ok(())
-            } else {
-                Err(format!("answers {}, libxenvchan {}", short(&answer), short(expected)))
-            };
-            answers.push(answer);
-            if verdict.is_err() {
-                return (answers, verdict);
+            if !difference.allows(self.makes(who), expected, &answer) {
+                let what = format!("answers {}, libxenvchan {}", short(&answer), short(expected));
+                return (answers, Err(what));
             }
+            answers.push(answer);
         }
         (answers, Ok(()))
     }
@@ -164,8 +173,8 @@ impl Theatre {
             let (answers, verdict) = stage.run(&steps, reference.as_deref());
             if let Err(what) = verdict {
                 // Stopped at this step.
-                let at = answers.len().min(steps.len() - 1);
-                for (step, answer) in steps.iter().zip(&answers).take(at + 1) {
+                let at = answers.len();
+                for (step, answer) in steps.iter().zip(&answers) {
                     println!("{step:?}: {}", short(answer));
                 }
                 panic!(

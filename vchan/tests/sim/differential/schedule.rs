@@ -83,6 +83,8 @@ pub(super) enum Step {
     Do(Who, Call, Difference),
     /// Calls, and sees that there is no answer.
     Begin(Who, Call),
+    /// Calls until the answer is this number.
+    Until(Who, Call, usize),
     /// Takes the answer of what was begun.
     Finish(Who, Difference),
 }
@@ -111,13 +113,15 @@ impl Random {
 
 /// Minimums for which a server chooses these orders.
 fn minimums(random: &mut Random, left: u16, right: u16) -> (usize, usize) {
-    let mut own_pages = |order: u16| random.of((1 << (order - 1)) + 1..=1 << order);
+    // A ring of order 11 beside one with pages of its own may be as small as one likes.
+    let mut of_order = |order: u16| match order {
+        11 => random.of(0..=2048),
+        order => random.of((1 << (order - 1)) + 1..=1 << order),
+    };
     match (left, right) {
         (10, 11) => (random.of(0..=1024), random.of(0..=2048)),
         (11, 10) => (random.of(1025..=2048), random.of(0..=1024)),
-        (11, right) => (own_pages(right), random.of(0..=2048)),
-        (left, 11) => (own_pages(left), random.of(0..=2048)),
-        (left, right) => (own_pages(left), own_pages(right)),
+        (left, right) => (of_order(left), of_order(right)),
     }
 }
 
@@ -449,11 +453,13 @@ impl Schedule {
         match waits.filter(|_| self.blocks(last)) {
             Some(call) => {
                 self.steps.push(Step::Begin(last, call));
+                if let Call::Write(..) = call {
+                    // It must have begun: otherwise it puts nothing into the ring.
+                    self.used[to] = self.size[to];
+                    self.steps.push(Step::Until(first, Call::Ready, self.size[to]));
+                }
                 self.same(first, Call::Close);
                 self.finish(last);
-                if let Call::Write(..) = call {
-                    self.used[to] = self.size[to];
-                }
             }
             None => {
                 self.same(first, Call::Close);
