@@ -98,17 +98,37 @@ impl Host {
 
     /// A peer in the server's or the client's domain, by its role.
     pub(crate) fn peer(&self, kind: Kind, role: &str, sizes: (usize, usize), bytes: usize) -> Process {
+        Process::start(&mut self.peer_command(kind, role, sizes, bytes))
+    }
+
+    /// The same under valgrind: it fails for an access that is not allowed and for memory that nobody can give back.
+    pub(crate) fn peer_in_valgrind(
+        &self,
+        kind: Kind,
+        role: &str,
+        sizes: (usize, usize),
+        bytes: usize,
+    ) -> Process {
+        let peer = self.peer_command(kind, role, sizes, bytes);
+        let domid = if role == "server" { SERVER } else { CLIENT };
+        Process::start(
+            self.command(domid, "valgrind")
+                .args(["--quiet", "--error-exitcode=99", "--leak-check=full"])
+                .args(["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"])
+                .arg(peer.get_program())
+                .args(peer.get_args()),
+        )
+    }
+
+    fn peer_command(&self, kind: Kind, role: &str, sizes: (usize, usize), bytes: usize) -> Command {
         let (own, other, path) = match role {
             "server" | "drain" => (SERVER, CLIENT, PATH.to_owned()),
             _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{PATH}")),
         };
         let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
-        Process::start(
-            self.command(own, kind.path())
-                .args([role, &other.to_string(), &path])
-                .args(numbers)
-                .arg("--progress"),
-        )
+        let mut command = self.command(own, kind.path());
+        command.args([role, &other.to_string(), &path]).args(numbers).arg("--progress");
+        command
     }
 
     /// `vchan-cat listen` with these arguments behind the path.

@@ -1,5 +1,6 @@
 //! Where this library answers otherwise than libxenvchan, and why: all of it, and as narrow as it is.
 
+use super::page::Page;
 use crate::host::Kind;
 
 /// What a call may answer otherwise than libxenvchan does between two of its own.
@@ -60,7 +61,7 @@ impl Difference {
 /// A control page (as the observer says it) without its notify bytes and its references: only how many there are, and that
 /// they are, remains.
 fn without_notify_bits(page: &str) -> Option<Vec<u8>> {
-    let mut page = super::Page::parse(page)?;
+    let mut page = Page::parse(page)?;
     page.bytes[22..24].fill(0);
     for gref in page.references_mut() {
         *gref = [u8::from(*gref != [0; 4]); 4];
