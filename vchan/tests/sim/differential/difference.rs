@@ -32,6 +32,9 @@ pub(super) enum Difference {
 }
 
 impl Difference {
+    /// How many kinds there are, without [`None`](Self::None).
+    pub(super) const KINDS: usize = 6;
+
     /// Whether an end of this make may answer `answer` where libxenvchan with libxenvchan answered `reference`.
     pub(super) fn allows(self, (caller, peer): (Kind, Kind), reference: &str, answer: &str) -> bool {
         if reference == answer {

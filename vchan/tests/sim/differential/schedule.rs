@@ -163,6 +163,7 @@ impl Schedule {
             if persist && schedule.random.percent(5) {
                 schedule.same(Who::Client, Call::Close);
                 schedule.connected = false;
+                schedule.open(Who::Server);
                 for _ in 0..schedule.random.of(0..=4) {
                     schedule.traffic();
                 }
@@ -480,7 +481,7 @@ impl Schedule {
                     self.same(last, Call::Send(n, seed));
                 }
                 2 | 3 => {
-                    let n = self.amount(from);
+                    let n = if self.random.percent(20) { 0 } else { self.amount(from) };
                     let used = self.used[from];
                     let nothing = n == 0 && used == 0;
                     let difference = if nothing { Difference::NothingAtTheEnd } else { Difference::None };

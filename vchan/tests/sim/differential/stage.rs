@@ -4,7 +4,9 @@ use super::difference::Difference;
 use super::schedule::{Call, Schedule, Step, Who};
 use crate::host::{CLIENT, Host, Kind, PATIENCE, SERVER};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
+use std::mem::{Discriminant, discriminant};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
@@ -79,6 +81,8 @@ pub(super) struct Stage {
     pub(super) server: Actor,
     pub(super) client: Actor,
     pub(super) observer: Actor,
+    /// The differences that there were.
+    differed: HashSet<Discriminant<Difference>>,
     _host: Host,
 }
 
@@ -90,6 +94,7 @@ impl Stage {
             server: Actor::start(&host, pair.0, SERVER),
             client: Actor::start(&host, pair.1, CLIENT),
             observer: Actor::start(&host, Kind::C, CLIENT),
+            differed: HashSet::new(),
             _host: host,
         }
     }
@@ -138,6 +143,9 @@ impl Stage {
                 let what = format!("answers {}, libxenvchan {}", short(&answer), short(expected));
                 return (answers, Err(what));
             }
+            if answer != *expected {
+                self.differed.insert(discriminant(&difference));
+            }
             answers.push(answer);
         }
         (answers, Ok(()))
@@ -177,5 +185,10 @@ impl Theatre {
             assert_eq!(answers[0], expected, "{:?}, seed {seed:#x}", stage.pair);
             reference.get_or_insert(answers);
         }
+    }
+
+    /// How many kinds of differences there were.
+    pub(super) fn kinds_of_differences(&self) -> usize {
+        self.0.iter().flat_map(|stage| &stage.differed).collect::<HashSet<_>>().len()
     }
 }
