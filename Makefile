@@ -5,13 +5,13 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed asan fuzz miri bench lint fmt install clean toolchain
+.PHONY: demo test unit testbed asan valgrind fuzz miri bench lint fmt install clean toolchain
 
 demo: toolchain
 	.ci/deps
 	$(CARGO) run --release --quiet -p testbed -- demo
 
-test: lint unit asan testbed
+test: lint unit asan valgrind testbed
 
 lint: toolchain
 	.ci/deps
@@ -34,6 +34,16 @@ asan: toolchain
 	.ci/deps build
 	RUSTFLAGS=-Zsanitizer=address $(CARGO) +nightly test --lib --test hostile -p tesseraqt-xen -p tesseraqt-vchan \
 	    --target x86_64-unknown-linux-gnu --target-dir target/asan --locked -- --skip model::
+
+# The same tests and some conversations over xen-sim under valgrind, which looks at the C libraries, too, and for leaks. (Not the
+# models, nor what goes through all values of something or counts what it gets done in a time.)
+valgrind: toolchain
+	.ci/deps build
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --error-exitcode=99 --leak-check=full \
+	    --show-leak-kinds=definite --errors-for-leak-kinds=definite" PROPTEST_CASES=8 RUST_BACKTRACE=0 \
+	    $(CARGO) test --lib -p tesseraqt-xen -p tesseraqt-vchan --all-features --locked -- \
+	    --skip model:: --skip scribbler --skip indices_go_on --skip live_bytes --skip while_the_reader_looks
+	$(CARGO) test -p tesseraqt-vchan --all-features --locked -- --ignored valgrind
 
 # For those who have Miri: it runs what makes no system call.
 miri: toolchain

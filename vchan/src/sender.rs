@@ -67,10 +67,14 @@ impl Sender {
     fn send_long(&mut self, bytes: &[u8]) -> std::result::Result<(), Partial> {
         let mut deadline = self.half.deadline();
         let mut done = 0;
-        while done < bytes.len() {
+        // Once for no bytes, too: an end is an end.
+        loop {
             match self.send_some(&bytes[done..], &mut deadline) {
                 Ok(n) => done += n,
                 Err(error) => return Err(Partial { done, error }),
+            }
+            if done == bytes.len() {
+                break;
             }
         }
         self.half.said().map_err(|error| Partial { done, error })

@@ -242,6 +242,7 @@ fn the_end_an_error_and_having_to_wait_are_three_things() {
     assert_eq!(server.recv(&mut [0; 9]).unwrap(), 0);
     assert_eq!(server.write(b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     assert_eq!(server.send(b"").unwrap_err().to_string(), "the peer has closed the channel");
+    assert!(matches!(server.send_all(b""), Err(Partial { done: 0, error: Error::Closed })));
 }
 
 #[test]
@@ -360,16 +361,20 @@ fn a_sleep_that_a_signal_interrupts_goes_on() {
     server.set_timeout(Some(LONG));
     client.send_all(b"x").unwrap();
     server.recv_exact(&mut [0]).unwrap();
-    quiet(&mut server);
-    host.machine.fail(Some("xenevtchn_pending"), 0, ErrorKind::Interrupted);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            thread::sleep(SHORT);
-            client.send_all(b"y").unwrap();
+    // On a machine that is busy the byte may be there before it sleeps.
+    let interrupted = (0..50).any(|_| {
+        quiet(&mut server);
+        host.machine.fail(Some("xenevtchn_pending"), 0, ErrorKind::Interrupted);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(SHORT);
+                client.send_all(b"y").unwrap();
+            });
+            server.recv_exact(&mut [0]).unwrap();
         });
-        server.recv_exact(&mut [0]).unwrap();
+        host.machine.clear_failures() == 0
     });
-    assert_eq!(host.machine.clear_failures(), 0);
+    assert!(interrupted);
 }
 
 #[test]

@@ -92,6 +92,30 @@ fn seeded(seed: usize, len: usize) -> Vec<u8> {
     numbers.flat_map(u64::to_le_bytes).take(len).collect()
 }
 
+/// Our end of a conversation, all of the process that it is.
+#[test]
+#[ignore = "takes half a minute and needs valgrind: `make valgrind`"]
+fn valgrind_sees_no_wrong_access_and_no_leak() {
+    let (inline, own_pages) = ((0, 0, 10, 11), (4096, 65_536, 12, 16));
+    for (server, client, (left_min, right_min, left, right)) in [
+        (Kind::Ours, Kind::Ours, inline),
+        (Kind::Ours, Kind::Ours, own_pages),
+        (Kind::Ours, Kind::C, own_pages),
+        (Kind::C, Kind::Ours, own_pages),
+    ] {
+        let host = Host::new(&format!("valgrind-{server:?}-{client:?}-{left_min}"));
+        let bytes = 200_000;
+        let start = |kind, role| match kind {
+            Kind::Ours => host.peer_in_valgrind(kind, role, (left_min, right_min), bytes),
+            Kind::C => host.peer(kind, role, (left_min, right_min), bytes),
+        };
+        let (server, client) = (start(server, "server"), start(client, "client"));
+        let expected = format!("ok sent={bytes} received={bytes} left_order={left} right_order={right}");
+        assert_eq!(client.verdict(), (true, expected.clone()));
+        assert_eq!(server.verdict(), (true, expected));
+    }
+}
+
 /// The peers themselves are to be believed: they see a byte that is wrong, and bytes that do not come.
 #[test]
 fn a_peer_that_expects_other_bytes_says_where() {

@@ -1,14 +1,15 @@
 //! A simulated Xen host, and programs in its domains.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 /// Far longer than anything here takes, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(100);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A program that can be an end of a channel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +24,15 @@ impl Kind {
     fn path(self) -> PathBuf {
         match self {
             Self::Ours => beside("../examples/vchan-peer"),
-            Self::C => c_peer().clone(),
+            Self::C => built("peer", &["-lxenvchan"]),
+        }
+    }
+
+    /// The one that does what it is told: `examples/vchan-scripted.rs` and `tests/peer/scripted.c`.
+    pub(crate) fn scripted(self) -> PathBuf {
+        match self {
+            Self::Ours => beside("../examples/vchan-scripted"),
+            Self::C => built("scripted", &["-lxenvchan", "-lxengnttab", "-lxenstore"]),
         }
     }
 }
@@ -35,24 +44,25 @@ pub(crate) fn beside(file: &str) -> PathBuf {
     path
 }
 
-/// Builds the C peer, once.
-fn c_peer() -> &'static PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/peer/peer.c");
+/// Builds a C program of `tests/peer`, once.
+fn built(name: &'static str, libraries: &[&str]) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let build = || {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/peer/{name}.c"));
         // For this run alone: another one may be at it in the same folder.
-        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("peer-{}", std::process::id()));
+        let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let gcc = Command::new("gcc")
             .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
             .args([&built, &source])
-            .arg("-lxenvchan")
+            .args(libraries)
             .status();
         assert!(
             gcc.expect("gcc is needed (Debian package gcc)").success(),
             "(Debian package libxen-dev has the headers)"
         );
         built
-    })
+    };
+    BUILT.lock().unwrap().entry(name).or_insert_with(build).clone()
 }
 
 /// The server's domain, and the client's.
@@ -100,17 +110,44 @@ impl Host {
         sizes: (usize, usize),
         bytes: usize,
     ) -> Process {
+        Process::start(&mut self.peer_command(path, kind, role, sizes, bytes))
+    }
+
+    /// A peer under valgrind: it fails for an access that is not allowed and for memory that nobody can give back.
+    pub(crate) fn peer_in_valgrind(
+        &self,
+        kind: Kind,
+        role: &str,
+        sizes: (usize, usize),
+        bytes: usize,
+    ) -> Process {
+        let peer = self.peer_command(PATH, kind, role, sizes, bytes);
+        let domid = if role == "server" { SERVER } else { CLIENT };
+        Process::start(
+            self.command(domid, "valgrind")
+                .args(["--quiet", "--error-exitcode=99", "--leak-check=full"])
+                .args(["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"])
+                .arg(peer.get_program())
+                .args(peer.get_args()),
+        )
+    }
+
+    fn peer_command(
+        &self,
+        path: &str,
+        kind: Kind,
+        role: &str,
+        sizes: (usize, usize),
+        bytes: usize,
+    ) -> Command {
         let (own, other, path) = match role {
             "server" | "drain" => (SERVER, CLIENT, path.to_owned()),
             _ => (CLIENT, SERVER, format!("/local/domain/{SERVER}/{path}")),
         };
         let numbers = [sizes.0, sizes.1, bytes, bytes ^ 0x5eed].map(|number| number.to_string());
-        Process::start(
-            self.command(own, kind.path())
-                .args([role, &other.to_string(), &path])
-                .args(numbers)
-                .arg("--progress"),
-        )
+        let mut command = self.command(own, kind.path());
+        command.args([role, &other.to_string(), &path]).args(numbers).arg("--progress");
+        command
     }
 
     /// `vchan-cat listen` with these arguments behind the path.

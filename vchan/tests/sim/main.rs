@@ -4,6 +4,7 @@
 mod cat;
 mod conversation;
 mod death;
+mod differential;
 mod host;
 mod hub;
 mod restart;
