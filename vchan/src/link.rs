@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Wake;
+use std::time::Instant;
 use xen::DomId;
 
 /// One side of a channel, without the positions in its rings.
@@ -155,7 +156,7 @@ impl Link {
 
     /// Looks whether the peer's domain still exists.
     pub(crate) fn probe(&self) -> Result<()> {
-        self.liveness.probe();
+        self.liveness.probe(Instant::now());
         self.check_alive()
     }
 

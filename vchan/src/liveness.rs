@@ -87,7 +87,7 @@ impl Liveness {
             dead: AtomicBool::new(false),
         };
         // A key that Qubes' libvchan will soon remove is no trace of life yet.
-        *liveness.before.lock() = liveness.look_at_domain();
+        *liveness.before.lock() = liveness.look_at_domain(Instant::now());
         liveness
     }
 
@@ -107,46 +107,48 @@ impl Liveness {
     }
 
     /// Looks; returns whether the domain is gone.
-    pub(crate) fn probe(&self) -> bool {
+    pub(crate) fn probe(&self, now: Instant) -> bool {
         if self.is_dead() {
             return true;
         }
-        let is_recent = |seen: Instant| seen.elapsed() < self.interval / 2;
+        let is_recent = |seen: Instant| now.saturating_duration_since(seen) < self.interval / 2;
         if self.sighting.as_ref().is_some_and(|sighting| sighting.alive.lock().is_some_and(is_recent)) {
             return false;
         }
         let mut before = self.before.lock();
-        let now = Traces {
+        let traces = Traces {
             key: matches!(&self.traced, Traced::Server { key: Some(path) } if self.has_key(path)),
-            ..self.look_at_domain()
+            ..self.look_at_domain(now)
         };
-        let lost = before.known_to_xen && !now.known_to_xen
-            || before.known_to_xenstored && !now.known_to_xenstored
-            || before.key && !now.key;
-        *before = now;
+        let lost = before.known_to_xen && !traces.known_to_xen
+            || before.known_to_xenstored && !traces.known_to_xenstored
+            || before.key && !traces.key;
+        *before = traces;
         if lost {
             tracing::warn!(domid = self.peer.0, "the peer's domain is gone");
             self.dead.store(true, Ordering::Release);
-        } else if let Some(sighting) = self.sighting.as_ref().filter(|_| self.proves_life(now)) {
-            *sighting.alive.lock() = Some(Instant::now());
+        } else if let Some(sighting) = self.sighting.as_ref().filter(|_| self.proves_life(traces)) {
+            *sighting.alive.lock() = Some(now);
         }
         lost
     }
 
     /// Whether no channel to the same domain need look for itself.
-    fn proves_life(&self, now: Traces) -> bool {
-        now.known_to_xenstored || now.key || now.known_to_xen && matches!(self.traced, Traced::Client)
+    fn proves_life(&self, traces: Traces) -> bool {
+        traces.known_to_xenstored
+            || traces.key
+            || traces.known_to_xen && matches!(self.traced, Traced::Client)
     }
 
     /// Looks, or takes what another channel of the hub has just seen.
-    fn look_at_domain(&self) -> Traces {
+    fn look_at_domain(&self, now: Instant) -> Traces {
         let Some(sighting) = &self.sighting else { return self.ask() };
         let mut known = sighting.traces.lock();
         match *known {
-            Some((seen, traces)) if seen.elapsed() < self.interval / 2 => traces,
+            Some((seen, traces)) if now.saturating_duration_since(seen) < self.interval / 2 => traces,
             _ => {
                 let traces = self.ask();
-                *known = Some((Instant::now(), traces));
+                *known = Some((now, traces));
                 traces
             }
         }

@@ -43,7 +43,7 @@ static WARDEN: Warden = Warden {
 
 /// Looks after a channel from now on, until it is dropped.
 pub(crate) fn look_after(link: &Arc<Link>) {
-    let Some(due) = due(link.liveness().interval()) else { return };
+    let Some(due) = due(Instant::now(), link.liveness().interval()) else { return };
     let mut wards = WARDEN.wards.lock();
     wards.list.push(Ward { link: Arc::downgrade(link), due, before: None });
     if wards.watched {
@@ -58,8 +58,7 @@ pub(crate) fn look_after(link: &Arc<Link>) {
 }
 
 /// When to look after such an interval; None: never.
-fn due(interval: Duration) -> Option<(Instant, Instant)> {
-    let now = Instant::now();
+fn due(now: Instant, interval: Duration) -> Option<(Instant, Instant)> {
     Some((now.checked_add(interval - interval / 4)?, now.checked_add(interval)?))
 }
 
@@ -77,7 +76,7 @@ impl Warden {
                 self.came.wait_until(&mut wards, first);
                 continue;
             }
-            // Looking asks Xen and xenstored: not under the lock.
+            // Looking asks Xen and xenstored: not under the lock. The time is asked once: under emulation that is dear.
             let mut due = Vec::new();
             let now = Instant::now();
             let mut at = 0;
@@ -85,7 +84,7 @@ impl Warden {
                 if wards.list[at].due.0 <= now { due.push(wards.list.swap_remove(at)) } else { at += 1 }
             }
             drop(wards);
-            due.retain_mut(Ward::look);
+            due.retain_mut(|ward| ward.look(now));
             wards = self.wards.lock();
             wards.list.append(&mut due);
         }
@@ -94,15 +93,15 @@ impl Warden {
 
 impl Ward {
     /// Looks; false when there is nothing more to look after.
-    fn look(&mut self) -> bool {
+    fn look(&mut self, now: Instant) -> bool {
         let Some(link) = self.link.upgrade() else { return false };
         let asleep = link.waiter().asleep();
         let quiet = asleep.is_some() && asleep == self.before;
         self.before = asleep;
-        if quiet && link.liveness().probe() {
+        if quiet && link.liveness().probe(now) {
             // Fails only where no event channel is to be had for it: then it is tried again.
             let _ = link.waiter().interrupt();
         }
-        due(link.liveness().interval()).map(|due| self.due = due).is_some()
+        due(now, link.liveness().interval()).map(|due| self.due = due).is_some()
     }
 }
