@@ -8,15 +8,17 @@ use crate::cache::checkout;
 use crate::{Error, Result, process};
 
 /// Our programs: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 4] = [
+const PROGRAMS: [(&str, &[&str], &str); 5] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
     ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),
+    ("tesseraqt-vchan", &["--example", "vchan-speed"], "examples/vchan-speed"),
 ];
 
-/// The other side: a C program over Debian's libxenvchan that speaks as `vchan-peer` does.
-const PEER: &str = "tests/peer/peer.c";
+/// The other side: C programs over Debian's libxenvchan that speak as `vchan-peer` and `vchan-speed` do.
+const PEERS: [(&str, &str); 2] =
+    [("vchan-peer-c", "tests/peer/peer.c"), ("vchan-speed-c", "xen-sim/tests/c/peer.c")];
 
 /// The built programs.
 #[derive(Debug)]
@@ -34,10 +36,11 @@ impl Products {
             process::run(cargo.args(arguments))?;
             programs.push(built(path, target_folder().join("release").join(path))?);
         }
-        let peer = folder.join("vchan-peer-c");
-        let source = checkout().join(PEER);
-        process::run(compiler(&peer).arg(source).args(["-lxenvchan", "-lxentoollog"]))?;
-        programs.push(built("vchan-peer-c", peer)?);
+        for (name, source) in PEERS {
+            let peer = folder.join(name);
+            process::run(compiler(&peer).arg(checkout().join(source)).args(["-lxenvchan", "-lxentoollog"]))?;
+            programs.push(built(name, peer)?);
+        }
 
         let hypercount = folder.join("hypercount.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("hypercount.c");
