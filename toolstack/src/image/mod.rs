@@ -19,6 +19,7 @@ mod codec;
 mod elf;
 mod file;
 mod lz4;
+mod lzo;
 mod notes;
 #[cfg(test)]
 pub(crate) mod synthetic;
@@ -75,9 +76,6 @@ pub enum ImageError {
         /// What the decoder says.
         source: io::Error,
     },
-    /// Packed with lzo.
-    #[error("lzo payloads cannot be unpacked (build the kernel with another CONFIG_KERNEL_*, such as zstd)")]
-    Lzo,
     /// What was unpacked is not as long as the image says.
     #[error("the payload unpacks to {unpacked} bytes, the image says {said}")]
     Length {

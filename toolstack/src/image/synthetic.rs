@@ -2,11 +2,11 @@
 
 use super::Codec;
 use super::lz4;
-use std::io::Write;
+use std::io::{Seek, Write};
 
-/// Every codec that can be unpacked.
-pub(crate) const CODECS: [Codec; 6] =
-    [Codec::Gzip, Codec::Bzip2, Codec::Lzma, Codec::Xz, Codec::Lz4, Codec::Zstd];
+/// Every codec.
+pub(crate) const CODECS: [Codec; 7] =
+    [Codec::Gzip, Codec::Bzip2, Codec::Lzma, Codec::Xz, Codec::Lzo, Codec::Lz4, Codec::Zstd];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Class {
@@ -224,8 +224,19 @@ pub(crate) fn pack(codec: Codec, plain: &[u8]) -> Vec<u8> {
             encoder.write_all(plain).unwrap();
             encoder.finish().unwrap()
         }
-        Codec::Lzo => unreachable!("nothing here packs lzo"),
+        Codec::Lzo => lzop(plain, "-9"),
     }
+}
+
+/// What lzop makes of `plain`, as Linux's build calls it but for the options.
+pub(crate) fn lzop(plain: &[u8], options: &str) -> Vec<u8> {
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(plain).unwrap();
+    input.rewind().unwrap();
+    let output = std::process::Command::new("lzop").args(options.split(' ')).stdin(input).output();
+    let output = output.expect("lzop, from Debian's package of that name");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 pub(crate) fn lz4_legacy(plain: &[u8]) -> Vec<u8> {
