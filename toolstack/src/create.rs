@@ -1,15 +1,14 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Limits, Payload, Plan, PlanError};
+use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
 use crate::config::QubeConfig;
-use crate::image::{ImageError, Kernel, MappedFile};
+use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
+use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
 use crate::userdata::Kind;
 use crate::watch;
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 use uuid::Uuid;
 use xen::{DomId, ForeignMemory};
@@ -33,16 +32,9 @@ pub enum CreateError {
         /// Who has it.
         domid: DomId,
     },
-    /// A file could not be opened.
-    #[error("{path}: the {what} could not be opened: {source}")]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// What it is for.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+    /// There is nothing to boot.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The kernel is none.
     #[error("{path}: {source}")]
     Kernel {
@@ -91,27 +83,18 @@ impl Qubes {
         attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        let QubeConfig { name, uuid, kernel: kernel_path, .. } = config;
-        let open_error = |path: &Path, what| {
-            let path = path.to_owned();
-            move |source| CreateError::Open { path, what, source }
-        };
-        let file = MappedFile::open(kernel_path).map_err(open_error(kernel_path, "kernel"))?;
-        let kernel = Kernel::open(&file)
+        let QubeConfig { name, uuid, .. } = config;
+        let sources = Sources::open(config, self.userdata.scratch())?;
+        let kernel_path = &sources.kernel_path;
+        let kernel = Kernel::open(&sources.kernel)
             .map_err(|source| CreateError::Kernel { path: kernel_path.clone(), source })?;
-        let mut initrd = None;
-        let mut initrd_len = None;
-        if let Some(path) = &config.ramdisk {
-            let file = File::open(path).map_err(open_error(path, "initrd"))?;
-            initrd_len = Some(file.metadata().map_err(open_error(path, "initrd"))?.len());
-            initrd = Some((file, path.clone()));
-        }
+        let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
         let plan = Plan::new(&boot::Request {
             memory_kib: config.memory_mib << 10,
             max_memory_kib: config.max_memory_mib << 10,
             vcpus: config.vcpus,
             max_vcpus: config.max_vcpus,
-            cmdline: &config.cmdline,
+            cmdline: &sources.cmdline,
             kernel: kernel.footprint(),
             initrd: initrd_len,
             timer_mode: config.timer_mode as u64,
@@ -130,6 +113,10 @@ impl Qubes {
         }
 
         let daemons = (self.daemon_domid("xenstored")?, self.daemon_domid("xenconsoled")?);
+        let initrd = sources.initrd.as_ref().map(|initrd| match initrd {
+            InitrdSource::File(file, path) => (Initrd::File(file), path.clone()),
+            InitrdSource::Bytes(bytes, path) => (Initrd::Bytes(bytes), path.clone()),
+        });
         let payload = Payload { kernel: (kernel, kernel_path.clone()), initrd };
         let limits = Limits {
             max_event_channel_port: config.max_event_channels,
@@ -171,7 +158,8 @@ pub(crate) mod tests {
     use crate::UserData;
     use crate::config::Settings;
     use crate::image::Codec;
-    use crate::image::synthetic::{SyntheticElf, packed_bzimage};
+    use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
+    use std::fs::File;
     use xen::mock::Machine;
     use xen::{ErrorKind, Platform};
 
@@ -254,6 +242,26 @@ pub(crate) mod tests {
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
         assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+    }
+
+    #[test]
+    fn a_unified_image_is_booted_with_its_own_initrd_and_command_line() {
+        let host = host();
+        let kernel = std::fs::read(host.folder.path().join("kernel")).unwrap();
+        let image = pe(&[(".linux", &kernel), (".initrd", b"070701 its own"), (".cmdline", b"its own line")]);
+        let path = host.folder.path().join("unified.efi");
+        std::fs::write(&path, image).unwrap();
+        let qube = host.create(&QubeConfig { kernel: path, ramdisk: None, ..host.config("work") }).unwrap();
+        let guest = host.machine.guest(qube.info.domid).unwrap();
+        let elf = SyntheticElf::pvh();
+        assert_eq!(guest.read(elf.loads[0].address, elf.loads[0].data.len()), elf.loads[0].data);
+        // start_info, and from there the command line and the first module (docs/misc/pvh.pandoc).
+        let start_info = elf.loads.iter().map(|load| load.address + load.memory_size).max().unwrap();
+        let start_info = start_info.next_multiple_of(4096);
+        let number = |at| u64::from_le_bytes(guest.read(at, 8).try_into().unwrap());
+        assert_eq!(guest.read(number(start_info + 24), 13), b"its own line\0");
+        let module = number(start_info + 16);
+        assert_eq!(guest.read(number(module), number(module + 8) as usize), b"070701 its own");
     }
 
     #[test]

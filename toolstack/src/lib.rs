@@ -5,8 +5,12 @@ pub mod config;
 pub mod create;
 pub mod image;
 pub mod qubes;
+mod secrets;
+mod sources;
 pub mod store;
 mod userdata;
 pub mod watch;
 
+pub use secrets::SecretsError;
+pub use sources::{HashMismatch, SourceError};
 pub use userdata::UserData;

@@ -1,6 +1,7 @@
 //! Kernel images: from a file to the bytes of a guest's memory, unpacking straight into it.
 //!
-//! A kernel comes as a bzImage (setup header, packed ELF file behind it), as an ELF file, or as a packed ELF file. Its
+//! A kernel comes as a bzImage (setup header, packed ELF file behind it), as an ELF file, or as a packed ELF file; each of
+//! them may be a part of a PE file, or named by one ([`Unified`]). Its
 //! memory layout is in the ELF file's head, but the notes that tell the entry are not: in Debian's kernels they stand
 //! 24 MB into 65 MB of unpacked file, and every format but lz4 must be unpacked from the start. So the work has two
 //! steps, and nothing is unpacked twice or kept in a buffer in between:
@@ -23,11 +24,14 @@ mod lzo;
 mod notes;
 #[cfg(test)]
 pub(crate) mod synthetic;
+mod unified;
 
 pub use codec::Codec;
 pub use elf::{ElfError, Segment};
 pub use file::MappedFile;
 pub use notes::{FEATURE_DOM0, FEATURE_RSDP_UNRESTRICTED, NoteError, Phys32Reloc, XenNotes};
+pub(crate) use unified::hex;
+pub use unified::{EspFile, Part, Unified, UnifiedError};
 
 use elf::Elf;
 use std::borrow::Cow;
@@ -90,6 +94,9 @@ pub enum ImageError {
     /// The ELF file is not one of a kernel.
     #[error("not a kernel's ELF file: {0}")]
     Elf(#[from] ElfError),
+    /// The PE file is not one that a guest can boot.
+    #[error(transparent)]
+    Unified(#[from] UnifiedError),
     /// The notes are damaged.
     #[error("damaged ELF notes: {0}")]
     Notes(#[from] NoteError),

@@ -248,3 +248,30 @@ pub(crate) fn lz4_legacy(plain: &[u8]) -> Vec<u8> {
     }
     packed
 }
+
+/// A PE file with these sections, as objcopy adds them to a stub.
+pub(crate) fn pe(sections: &[(&str, &[u8])]) -> Vec<u8> {
+    const HEADER: usize = 0x80;
+    const OPTIONAL_SIZE: usize = 0xf0;
+    const ALIGNMENT: usize = 0x200;
+    let mut file = vec![0; HEADER];
+    file[..2].copy_from_slice(b"MZ");
+    put(&mut file, 0x3c, 4, HEADER as u64);
+    file.extend_from_slice(b"PE\0\0");
+    let table = HEADER + 24 + OPTIONAL_SIZE;
+    file.resize((table + 40 * sections.len()).next_multiple_of(ALIGNMENT), 0);
+    put(&mut file, HEADER + 4, 2, 0x8664);
+    put(&mut file, HEADER + 6, 2, sections.len() as u64);
+    put(&mut file, HEADER + 20, 2, OPTIONAL_SIZE as u64);
+    for (i, (name, bytes)) in sections.iter().enumerate() {
+        let (entry, start) = (table + 40 * i, file.len());
+        file[entry..entry + name.len()].copy_from_slice(name.as_bytes());
+        file.extend_from_slice(bytes);
+        file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
+        let size = file.len() - start;
+        for (at, value) in [(8, bytes.len()), (12, 0x1000 * (i + 1)), (16, size), (20, start)] {
+            put(&mut file, entry + at, 4, value as u64);
+        }
+    }
+    file
+}
