@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
     /// `create` starts it; a second one ends at once.
     Watch,
+    /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
@@ -84,6 +87,30 @@ pub(crate) enum Command {
     Man {
         /// Where.
         folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// List the kernels, the last used first.
+    #[command(visible_alias = "ls")]
+    List {
+        /// As JSON: sizes in bytes, times in seconds since 1970.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what a crash has left, and the least recently used kernels until the others have at most 1024 MiB.
+    /// Qubes that run, or are just being created, need none of them.
+    Prune {
+        /// Remove all kernels.
+        #[arg(short, long, conflicts_with = "max_size")]
+        all: bool,
+        /// Leave kernels of at most so many MiB.
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 40))]
+        max_size: Option<u64>,
+        /// Say what was removed as JSON: sizes in bytes, times in seconds since 1970.
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -167,6 +194,10 @@ mod tests {
             "nxl domid work",
             "nxl domname 3",
             "nxl info",
+            "nxl cache list --json",
+            "nxl cache ls",
+            "nxl cache prune --all --json",
+            "nxl cache prune --max-size 256",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -177,6 +208,9 @@ mod tests {
             "nxl shutdown -a work",
             "nxl domname work",
             "nxl create",
+            "nxl cache",
+            "nxl cache prune --all --max-size 1",
+            "nxl cache prune --max-size -1",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }

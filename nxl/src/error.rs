@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use toolstack::CacheError;
 use toolstack::config::{ClosureError, ConfigError, SyntaxError};
 use toolstack::create::CreateError;
 use toolstack::qubes::QubeError;
@@ -17,6 +18,8 @@ pub(crate) enum Error {
     Qube(#[from] QubeError),
     #[error(transparent)]
     Create(#[from] CreateError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     #[error(transparent)]
     Xen(#[from] xen::Error),
     #[error("{path}: {source}")]

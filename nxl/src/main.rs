@@ -1,5 +1,6 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
+mod cache;
 mod command;
 mod console;
 mod create;
@@ -34,7 +35,8 @@ fn main() -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
+    let qubes = Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)?;
+    Ok(qubes.with_kernel_cache(cache::kernels()))
 }
 
 fn run(command: Command) -> Result<(), Error> {
@@ -51,6 +53,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
         Command::Info => info::info(&qubes()?),
         Command::Watch => watch::watch(&qubes()?),
+        Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),
     }

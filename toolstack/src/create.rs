@@ -1,6 +1,7 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
 use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
+use crate::cache::CachedKernel;
 use crate::config::QubeConfig;
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
@@ -86,8 +87,13 @@ impl Qubes {
         let QubeConfig { name, uuid, .. } = config;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
-        let kernel = Kernel::open(&sources.kernel)
-            .map_err(|source| CreateError::Kernel { path: kernel_path.clone(), source })?;
+        let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
+        let cached = match &self.kernels {
+            Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
+            None => None,
+        };
+        let kernel = cached.as_ref().map_or_else(|| Kernel::open(&sources.kernel), CachedKernel::open);
+        let kernel = kernel.map_err(kernel_error)?;
         let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
         let plan = Plan::new(&boot::Request {
             memory_kib: config.memory_mib << 10,
@@ -155,10 +161,10 @@ impl Qubes {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::UserData;
     use crate::config::Settings;
     use crate::image::Codec;
     use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
+    use crate::{KernelCache, UserData};
     use std::fs::File;
     use xen::mock::Machine;
     use xen::{ErrorKind, Platform};
@@ -242,6 +248,35 @@ pub(crate) mod tests {
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
         assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+    }
+
+    #[test]
+    fn twenty_qubes_at_once_share_one_unpacked_kernel() {
+        let Host { machine: _, folder, qubes: _, foreign: _ } = host();
+        let machine = Machine::with_memory(64 << 18);
+        let dom0 = machine.domain(DomId::DOM0);
+        let path = folder.path().join("cache");
+        let cache = || KernelCache::new(&path, 1 << 30);
+        let userdata = UserData::in_folder(folder.path().join("userdata"));
+        let qubes = Qubes::open(&dom0, userdata).unwrap().with_kernel_cache(cache());
+        let foreign = dom0.foreign_memory().unwrap();
+        let host = Host { machine, folder, qubes, foreign };
+        let elf = SyntheticElf::pvh();
+        std::thread::scope(|scope| {
+            for i in 0..20 {
+                let (host, elf) = (&host, &elf);
+                scope.spawn(move || {
+                    let qube = host.create(&host.config(&format!("work-{i}"))).unwrap();
+                    let guest = host.machine.guest(qube.info.domid).unwrap();
+                    for load in &elf.loads {
+                        assert_eq!(guest.read(load.address, load.data.len()), load.data);
+                    }
+                });
+            }
+        });
+        assert_eq!(host.qubes.list().unwrap().len(), 20);
+        let kernels = cache().list().unwrap();
+        assert_eq!((kernels.len(), kernels[0].size), (1, elf.build().len() as u64));
     }
 
     #[test]

@@ -65,8 +65,9 @@ pub struct HashMismatch {
 #[derive(Debug)]
 pub(crate) enum Bytes {
     Mapped(Arc<MappedFile>, Range<usize>),
-    /// In memory, so that what was compared with its hash is what is booted, whatever becomes of the file.
-    Read(Vec<u8>),
+    /// In memory, so that what was compared with its hash is what is booted, whatever becomes of the file. And that hash,
+    /// SHA-256.
+    Read(Vec<u8>, [u8; 32]),
 }
 
 impl Deref for Bytes {
@@ -75,7 +76,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Self::Mapped(file, range) => &file[range.clone()],
-            Self::Read(bytes) => bytes,
+            Self::Read(bytes, _) => bytes,
         }
     }
 }
@@ -186,7 +187,7 @@ fn open_part(
                 let stub = image_path.to_owned();
                 return Err(Box::new(HashMismatch { path, what, stub, is, said }).into());
             }
-            Ok((Bytes::Read(bytes), path))
+            Ok((Bytes::Read(bytes, file.sha256), path))
         }
     }
 }

@@ -7,6 +7,7 @@
 use super::ImageError;
 use super::lz4::{self, Lz4Legacy};
 use super::lzo::{self, Lzop};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{self, Read};
 
@@ -16,7 +17,8 @@ const XZ_MEMORY_LIMIT: u64 = 192 << 20;
 const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How a kernel is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Codec {
     /// `CONFIG_KERNEL_GZIP`, or a gzip file of a kernel
     Gzip,

@@ -48,6 +48,33 @@ fn every_wrapping_and_codec_loads_the_same_kernel() {
 }
 
 #[test]
+fn every_kernel_unpacks_to_its_file() {
+    let file = SyntheticElf::pvh().build();
+    let mut images = vec![file.clone(), bzimage(&file)];
+    images.extend(CODECS.map(|codec| packed_bzimage(codec, &file)));
+    for image in images {
+        let kernel = Kernel::open(&image).unwrap();
+        let (format, footprint) = (kernel.format(), kernel.footprint().clone());
+        let mut unpacked = Vec::new();
+        let size = kernel
+            .unpack(|part| {
+                unpacked.extend_from_slice(part);
+                Ok::<_, ImageError>(())
+            })
+            .unwrap();
+        assert!(unpacked == file && size == file.len() as u64, "{format}");
+        let again = Kernel::open_unpacked(&unpacked, format, footprint.cmdline_limit).unwrap();
+        assert_eq!((again.format(), again.footprint()), (format, &footprint));
+        assert!(again.notes().is_some());
+        if format.codec.is_some() {
+            let cut = &image[..image.len() - 9];
+            let unpacked = Kernel::open(cut).and_then(|kernel| kernel.unpack(|_| Ok::<_, ImageError>(())));
+            assert!(unpacked.is_err(), "{format}");
+        }
+    }
+}
+
+#[test]
 fn notes_are_found_wherever_they_are() {
     for class in [Class::Elf32, Class::Elf64] {
         for place in [Notes::InSegment, Notes::Behind, Notes::SectionInSegment, Notes::SectionBehind] {
