@@ -119,6 +119,7 @@ pub(crate) enum CacheCommand {
   nxl create work.cfg
   nxl create work.cfg memory=1024 vcpus=2
   nxl create /nix/var/nix/profiles/system name=work memory=512
+  nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue name=work
   nxl create -n /nix/store/…-nixos-system-work/boot.json name=work")]
 pub(crate) struct CreateOptions {
     /// Leave it paused.
@@ -136,10 +137,18 @@ pub(crate) struct CreateOptions {
     /// Let nobody carry out on_poweroff, on_reboot and on_crash.
     #[arg(short = 'e')]
     pub(crate) unattended: bool,
+    /// Boot this generation of the profile.
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
     /// Boot this specialisation of the closure.
     #[arg(long, value_name = "NAME")]
     pub(crate) specialisation: Option<String>,
-    /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params) or a boot.json.
+    /// Let the closure's program append its initrd secrets, to a copy in memory. It runs in dom0, as root, and reads
+    /// dom0's files: only for systems whose author may do that.
+    #[arg(long)]
+    pub(crate) initrd_secrets: bool,
+    /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params), a profile of
+    /// such, or a boot.json. The `kernel' of an xl.cfg may be a unified kernel image or a lanzaboote stub, too.
     pub(crate) config: PathBuf,
     /// Settings that override the file's, in the syntax of xl.cfg: memory=512 or name="work".
     #[arg(value_name = "KEY=VALUE")]
@@ -181,6 +190,8 @@ mod tests {
             "nxl create -p -q work.cfg memory=512",
             "nxl create -c work.cfg",
             "nxl create -n -e work.cfg",
+            "nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue",
+            "nxl create --initrd-secrets system name=work",
             "nxl list",
             "nxl list -l work",
             "nxl list -v",

@@ -4,7 +4,7 @@
 //! A kernel of a store path is known by that path, since what has one never changes; any other by the SHA-256 of its
 //! packed bytes. An entry is two files of the folder: `KEY.kernel`, the unpacked ELF file and nothing else, and
 //! `KEY.json`, what is known of it. The time of `KEY.json` is that of its last use; the least recently used go first when
-//! the folder has more than its limit.
+//! the folder has more than its limit, or than half of what the file system could give it.
 //!
 //! - **One unpacks, the others wait.** An entry is made in `KEY.new`, under its lock (flock). The record is there before
 //!   `KEY.new` becomes `KEY.kernel`: so long as an entry is not complete, whoever looks for it finds the lock. Who has
@@ -405,10 +405,21 @@ impl KernelCache {
         Ok(is_at(&file, &path).then_some(file))
     }
 
+    /// What the folder may hold now, in bytes: the limit, or half of what it has and could have where the file system has
+    /// less to give.
+    fn allowed(&self) -> Result<u64> {
+        let space = rustix::fs::statvfs(&self.folder)
+            .map_err(|errno| CacheError::File { path: self.folder.clone(), source: errno.into() })?;
+        let available = space.f_bavail.saturating_mul(space.f_frsize);
+        let held: u64 = self.list()?.iter().map(|entry| entry.size).sum();
+        Ok(share(self.limit, held, available))
+    }
+
     /// Unpacks into the locked file, and makes it an entry.
     fn make(&self, key: &Key, file: File, packed: &[u8]) -> Result<CachedKernel, Failure> {
         let new = self.path(&key.name, NEW);
-        let made = self.unpack(key, &file, packed).and_then(|(map, record)| {
+        let allowed = self.allowed()?;
+        let made = self.unpack(key, &file, packed, allowed).and_then(|(map, record)| {
             self.write_record(&key.name, &record)?;
             let path = self.path(&key.name, KERNEL);
             fs::rename(&new, &path).map_err(|source| CacheError::File { path, source })?;
@@ -426,11 +437,17 @@ impl KernelCache {
         drop(file);
         let made = made?;
         // The kernel is here: that others cannot be removed is for whoever prunes.
-        let _ = self.prune_but(self.limit, Some(&key.name));
+        let _ = self.prune_but(allowed, Some(&key.name));
         Ok(made)
     }
 
-    fn unpack(&self, key: &Key, mut file: &File, packed: &[u8]) -> Result<(MappedFile, Record), Failure> {
+    fn unpack(
+        &self,
+        key: &Key,
+        mut file: &File,
+        packed: &[u8],
+        limit: u64,
+    ) -> Result<(MappedFile, Record), Failure> {
         let path = self.path(&key.name, NEW);
         let error = |source| Failure::Cache(CacheError::File { path: path.clone(), source });
         let kernel = Kernel::open(packed)?;
@@ -438,9 +455,9 @@ impl KernelCache {
         // A crash may have left something.
         file.set_len(0).map_err(error)?;
         let mut crc = flate2::Crc::new();
-        let mut room = self.limit;
+        let mut room = limit;
         let size = kernel.unpack(|part| {
-            room = room.checked_sub(part.len() as u64).ok_or(CacheError::TooLarge { limit: self.limit })?;
+            room = room.checked_sub(part.len() as u64).ok_or(CacheError::TooLarge { limit })?;
             crc.update(part);
             file.write_all(part).map_err(error)
         })?;
@@ -517,6 +534,11 @@ impl KernelCache {
         }
         Ok(pruned)
     }
+}
+
+/// The most that may be held: never more than half of what a file system can give, so that nobody else is starved.
+fn share(limit: u64, held: u64, available: u64) -> u64 {
+    limit.min(held.saturating_add(available) / 2)
 }
 
 /// Whether the file is (still) the one of that name.

@@ -166,7 +166,7 @@ pub(crate) mod tests {
     use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
     use crate::{KernelCache, UserData};
     use std::fs::File;
-    use xen::mock::Machine;
+    use xen::mock::{Guest, Machine};
     use xen::{ErrorKind, Platform};
 
     pub(crate) struct Host {
@@ -220,6 +220,23 @@ pub(crate) mod tests {
             inventory.retain(|line| !line.starts_with("/local/domain/0/backend = "));
             inventory
         }
+    }
+
+    /// Where the start_info of the synthetic kernel is: behind its segments.
+    fn start_info() -> u64 {
+        let elf = SyntheticElf::pvh();
+        let end = elf.loads.iter().map(|load| load.address + load.memory_size).max().unwrap();
+        end.next_multiple_of(4096)
+    }
+
+    fn number(guest: &Guest, at: u64) -> u64 {
+        u64::from_le_bytes(guest.read(at, 8).try_into().unwrap())
+    }
+
+    /// Address and size of the first module that start_info names (docs/misc/pvh.pandoc): the initrd.
+    fn first_module(guest: &Guest) -> (u64, u64) {
+        let module = number(guest, start_info() + 16);
+        (number(guest, module), number(guest, module + 8))
     }
 
     #[test]
@@ -290,13 +307,27 @@ pub(crate) mod tests {
         let guest = host.machine.guest(qube.info.domid).unwrap();
         let elf = SyntheticElf::pvh();
         assert_eq!(guest.read(elf.loads[0].address, elf.loads[0].data.len()), elf.loads[0].data);
-        // start_info, and from there the command line and the first module (docs/misc/pvh.pandoc).
-        let start_info = elf.loads.iter().map(|load| load.address + load.memory_size).max().unwrap();
-        let start_info = start_info.next_multiple_of(4096);
-        let number = |at| u64::from_le_bytes(guest.read(at, 8).try_into().unwrap());
-        assert_eq!(guest.read(number(start_info + 24), 13), b"its own line\0");
-        let module = number(start_info + 16);
-        assert_eq!(guest.read(number(module), number(module + 8) as usize), b"070701 its own");
+        assert_eq!(guest.read(number(&guest, start_info() + 24), 13), b"its own line\0");
+        let (address, size) = first_module(&guest);
+        assert_eq!(guest.read(address, size as usize), b"070701 its own");
+    }
+
+    #[test]
+    fn initrd_secrets_are_in_the_guest_and_nowhere_else() {
+        let host = host();
+        let program = host.folder.path().join("append-initrd-secrets");
+        std::fs::write(&program, "#!/bin/sh\nprintf ' and a secret' >> $1\n").unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let config = QubeConfig { initrd_secrets: Some(program.clone()), ..host.config("work") };
+        let qube = host.create(&config).unwrap();
+        let guest = host.machine.guest(qube.info.domid).unwrap();
+        assert_eq!(guest.read(first_module(&guest).0, 19), b"070701 and a secret");
+        assert_eq!(first_module(&guest).1, 19);
+        assert_eq!(std::fs::read(host.folder.path().join("initrd")).unwrap(), b"070701");
+        std::fs::write(&program, "#!/bin/sh\necho no key >&2; exit 1\n").unwrap();
+        let error =
+            host.create(&QubeConfig { name: "other".into(), uuid: Uuid::new_v4(), ..config }).unwrap_err();
+        assert!(error.to_string().ends_with("no key"), "{error}");
     }
 
     #[test]
