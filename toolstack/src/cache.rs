@@ -401,7 +401,8 @@ impl KernelCache {
         else {
             return Ok(None);
         };
-        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(|errno| error(errno.into()))?;
+        let lock = || rustix::fs::flock(&file, FlockOperation::LockExclusive);
+        rustix::io::retry_on_intr(lock).map_err(|errno| error(errno.into()))?;
         Ok(is_at(&file, &path).then_some(file))
     }
 

@@ -7,7 +7,7 @@ use crate::config::QubeConfig;
 use crate::image::{EspFile, ImageError, MappedFile, Part, Unified, hex};
 use crate::secrets::{self, SecretsError};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::{Deref, Range};
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -177,11 +177,8 @@ fn open_part(
         }
         Part::OnEsp(file) => {
             let path = find_on_esp(file, image_path);
-            let mut bytes = Vec::new();
-            // It is read, not mapped: see `Bytes::Read`.
-            File::open(&path)
-                .and_then(|mut file| file.read_to_end(&mut bytes))
-                .map_err(|source| open_error(&path, what, source))?;
+            // A copy of the mapping, which is of a regular file for certain: see `Bytes::Read`.
+            let bytes = MappedFile::open(&path).map_err(|source| open_error(&path, what, source))?.to_vec();
             if let Some(is) = file.mismatch(&bytes) {
                 let (is, said) = (hex(&is), hex(&file.sha256));
                 let stub = image_path.to_owned();
@@ -213,6 +210,7 @@ mod tests {
     use crate::image::Codec;
     use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
     use sha2::{Digest, Sha256};
+    use std::io::Read;
 
     const KERNEL: &str = "EFI/nixos/kernel.efi";
     const INITRD: &str = "EFI/nixos/initrd.efi";
