@@ -8,16 +8,8 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use toolstack::{Entry, KernelCache, Pruned};
 
-/// This host's, which says on stderr when it cannot be used.
-pub(crate) fn kernels() -> KernelCache {
-    KernelCache::default().on_problem(|error| {
-        // There is nobody left to tell when stderr is gone, too.
-        let _ = writeln!(io::stderr(), "nxl: kernels are not cached: {error}");
-    })
-}
-
 pub(crate) fn cache(command: &CacheCommand) -> Result<(), Error> {
-    let text = run(&kernels(), command, SystemTime::now())?;
+    let text = run(&KernelCache::default(), command, SystemTime::now())?;
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 

@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a qube from an xl.cfg file, a NixOS system closure or a boot.json.
+    /// Create a qube from an xl.cfg file, a NixOS system closure, a boot.json or a unified kernel image.
     Create(CreateOptions),
     /// List the domains of this host.
     #[command(visible_alias = "ls")]
@@ -120,6 +120,7 @@ pub(crate) enum CacheCommand {
   nxl create work.cfg memory=1024 vcpus=2
   nxl create /nix/var/nix/profiles/system name=work memory=512
   nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue name=work
+  nxl create /boot/EFI/Linux/nixos-generation-42.efi name=work
   nxl create -n /nix/store/…-nixos-system-work/boot.json name=work")]
 pub(crate) struct CreateOptions {
     /// Leave it paused.
@@ -148,7 +149,7 @@ pub(crate) struct CreateOptions {
     #[arg(long)]
     pub(crate) initrd_secrets: bool,
     /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params), a profile of
-    /// such, or a boot.json. The `kernel' of an xl.cfg may be a unified kernel image or a lanzaboote stub, too.
+    /// such, a boot.json, or a unified kernel image or lanzaboote stub (which the `kernel' of an xl.cfg may be, too).
     pub(crate) config: PathBuf,
     /// Settings that override the file's, in the syntax of xl.cfg: memory=512 or name="work".
     #[arg(value_name = "KEY=VALUE")]

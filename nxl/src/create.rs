@@ -5,10 +5,12 @@ use crate::console;
 use crate::error::Error;
 use crate::watch;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
-use toolstack::config::{self, Closure, ConfigWarning, QubeConfig, Settings};
+use toolstack::KernelCache;
+use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, QubeConfig, Settings};
 use xen::Platform;
 use xen::host::Host;
 
@@ -21,7 +23,13 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
         return writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
     // Before anything is read: elsewhere than in dom0 that is the first thing to know.
-    let qubes = crate::qubes()?;
+    let uncached = Arc::new(OnceLock::new());
+    let kernels = KernelCache::default().on_problem({
+        let uncached = Arc::clone(&uncached);
+        // Told of when the qube is there: if it fails, why is all that one wants to know.
+        move |error| drop(uncached.set(error.to_string()))
+    });
+    let qubes = crate::qubes()?.with_kernel_cache(kernels);
     let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
     let begun = Instant::now();
     let config = read(options)?;
@@ -32,6 +40,10 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     let qube = qubes.create(&config, !options.unattended, &*foreign)?;
     if !options.paused {
         qubes.unpause(&qube)?;
+    }
+    if let Some(error) = uncached.get().filter(|_| !options.quiet) {
+        // Nobody reads stderr: no reason to leave the qube unattended.
+        let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
     if !options.unattended {
         watch::start().map_err(Error::Watcher)?;
@@ -95,10 +107,33 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
             return Err(Error::NotAClosure { path: path.clone(), option });
         }
     }
-    let text = fs::read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    let read_error = |source| Error::Read { path: path.clone(), source };
     let source_name = path.display().to_string();
+    let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
     let settings = Settings::parse(&source_name, &text, &options.settings)?;
     Ok(QubeConfig::from_settings(&source_name, &settings)?)
+}
+
+/// A configuration file, which may be a pipe; `None` for what begins as a unified kernel image does.
+fn read_text(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let (mut file, mut text) = (fs::File::open(path)?, Vec::new());
+    (&mut file).take(2).read_to_end(&mut text)?;
+    if text == b"MZ" {
+        return Ok(None);
+    }
+    file.read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
+/// The configuration of a qube that boots an image which has all that it needs; the command line's settings follow.
+fn around_image(path: &Path) -> String {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    format!(
+        "type = \"pvh\"\nname = \"{}\"\nmemory = {CLOSURE_MEMORY_MIB}\nkernel = \"{}\"\n",
+        quoted(&name),
+        quoted(&path.to_string_lossy()),
+    )
 }
 
 #[cfg(test)]
@@ -168,5 +203,26 @@ mod tests {
         assert!(config.initrd_secrets.unwrap().ends_with("append-initrd-secrets"));
         let error = read_line(&folder, "/work.cfg --initrd-secrets").unwrap_err();
         assert!(error.ends_with("which --initrd-secrets is for"), "{error}");
+    }
+
+    #[test]
+    fn an_image_that_has_all_it_needs_is_a_configuration() {
+        let folder = profile();
+        let path = folder.path().join("a \"b\" \\c.efi");
+        fs::write(&path, b"MZ and so on").unwrap();
+        let read = |settings: &[&str]| {
+            let mut line = vec!["nxl".as_ref(), "create".as_ref(), path.as_os_str()];
+            line.extend(settings.iter().map(std::ffi::OsStr::new));
+            let Command::Create(options) = Arguments::try_parse_from(line).unwrap().command else { panic!() };
+            read_with_warnings(&options).unwrap().0
+        };
+        let config = read(&[]);
+        assert_eq!((config.name.as_str(), config.memory_mib), ("a \"b\" \\c", 512));
+        assert_eq!((&config.kernel, config.cmdline.as_str()), (&path, ""));
+        let config = read(&["name='work'", "memory=1024", "extra='debug'"]);
+        assert_eq!(
+            (config.name.as_str(), config.memory_mib, config.cmdline.as_str()),
+            ("work", 1024, "debug")
+        );
     }
 }

@@ -35,8 +35,7 @@ fn main() -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    let qubes = Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)?;
-    Ok(qubes.with_kernel_cache(cache::kernels()))
+    Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
 }
 
 fn run(command: Command) -> Result<(), Error> {
@@ -52,7 +51,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Domid { qube } => manage::domid(&qubes()?, &qube),
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
         Command::Info => info::info(&qubes()?),
-        Command::Watch => watch::watch(&qubes()?),
+        Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),
