@@ -243,6 +243,25 @@ fn what_a_crash_leaves_is_begun_anew_or_pruned() {
 }
 
 #[test]
+fn who_waits_for_one_that_dies_goes_on_in_its_place() {
+    let host = Host::new();
+    let cache = host.cache();
+    cache.make_folder().unwrap();
+    let key = cache.key(Path::new("/boot/vmlinuz"), &packed(1));
+    let mut dying = cache.begin(&key).unwrap().unwrap();
+    dying.write_all(b"half of it").unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&cache, 1));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!waiting.is_finished());
+        // As its end ends the lock.
+        drop(dying);
+        assert!(waiting.join().unwrap(), "unpacked anew");
+    });
+    assert_eq!(host.names().len(), 2, "{:?}", host.names());
+}
+
+#[test]
 fn the_least_recently_used_go_first() {
     let host = Host::new();
     let size = elf(0).build().len() as u64;
