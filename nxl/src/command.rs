@@ -17,7 +17,7 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a qube from an xl.cfg file, a NixOS system closure or a boot.json.
+    /// Create a qube from an xl.cfg file, a NixOS system closure, a boot.json or a unified kernel image.
     Create(CreateOptions),
     /// List the domains of this host.
     #[command(visible_alias = "ls")]
@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
     /// `create` starts it; a second one ends at once.
     Watch,
+    /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
@@ -87,11 +90,37 @@ pub(crate) enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// List the kernels, the last used first.
+    #[command(visible_alias = "ls")]
+    List {
+        /// As JSON: sizes in bytes, times in seconds since 1970.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what a crash has left, and the least recently used kernels until the others have at most 1024 MiB.
+    /// Qubes that run, or are just being created, need none of them.
+    Prune {
+        /// Remove all kernels.
+        #[arg(short, long, conflicts_with = "max_size")]
+        all: bool,
+        /// Leave kernels of at most so many MiB.
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=1 << 40))]
+        max_size: Option<u64>,
+        /// Say what was removed as JSON: sizes in bytes, times in seconds since 1970.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   nxl create work.cfg
   nxl create work.cfg memory=1024 vcpus=2
   nxl create /nix/var/nix/profiles/system name=work memory=512
+  nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue name=work
+  nxl create /boot/EFI/Linux/nixos-generation-42.efi name=work
   nxl create -n /nix/store/…-nixos-system-work/boot.json name=work")]
 pub(crate) struct CreateOptions {
     /// Leave it paused.
@@ -109,10 +138,18 @@ pub(crate) struct CreateOptions {
     /// Let nobody carry out on_poweroff, on_reboot and on_crash.
     #[arg(short = 'e')]
     pub(crate) unattended: bool,
+    /// Boot this generation of the profile.
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
     /// Boot this specialisation of the closure.
     #[arg(long, value_name = "NAME")]
     pub(crate) specialisation: Option<String>,
-    /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params) or a boot.json.
+    /// Let the closure's program append its initrd secrets, to a copy in memory. It runs in dom0, as root, and reads
+    /// dom0's files: only for systems whose author may do that.
+    #[arg(long)]
+    pub(crate) initrd_secrets: bool,
+    /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params), a profile of
+    /// such, a boot.json, or a unified kernel image or lanzaboote stub (which the `kernel' of an xl.cfg may be, too).
     pub(crate) config: PathBuf,
     /// Settings that override the file's, in the syntax of xl.cfg: memory=512 or name="work".
     #[arg(value_name = "KEY=VALUE")]
@@ -154,6 +191,8 @@ mod tests {
             "nxl create -p -q work.cfg memory=512",
             "nxl create -c work.cfg",
             "nxl create -n -e work.cfg",
+            "nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue",
+            "nxl create --initrd-secrets system name=work",
             "nxl list",
             "nxl list -l work",
             "nxl list -v",
@@ -167,6 +206,10 @@ mod tests {
             "nxl domid work",
             "nxl domname 3",
             "nxl info",
+            "nxl cache list --json",
+            "nxl cache ls",
+            "nxl cache prune --all --json",
+            "nxl cache prune --max-size 256",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -177,6 +220,9 @@ mod tests {
             "nxl shutdown -a work",
             "nxl domname work",
             "nxl create",
+            "nxl cache",
+            "nxl cache prune --all --max-size 1",
+            "nxl cache prune --max-size -1",
         ] {
             assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
         }

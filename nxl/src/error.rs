@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use toolstack::CacheError;
 use toolstack::config::{ClosureError, ConfigError, SyntaxError};
 use toolstack::create::CreateError;
 use toolstack::qubes::QubeError;
@@ -18,13 +19,15 @@ pub(crate) enum Error {
     #[error(transparent)]
     Create(#[from] CreateError),
     #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
     Xen(#[from] xen::Error),
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{toplevel} has initrd secrets ({program}), which nxl does not append yet: give the qube a system without them", toplevel = toplevel.display(), program = program.display())]
+    #[error("{toplevel} has initrd secrets, which its program {program} appends: in dom0, with all that root may do; --initrd-secrets lets it", toplevel = toplevel.display(), program = program.display())]
     InitrdSecrets { toplevel: PathBuf, program: PathBuf },
-    #[error("{path} is no NixOS closure: it has no specialisation {name}", path = path.display())]
-    NoSpecialisation { path: PathBuf, name: String },
+    #[error("{path} is no NixOS closure, which {option} is for", path = path.display())]
+    NotAClosure { path: PathBuf, option: &'static str },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
+mod cache;
 mod command;
 mod console;
 mod create;
@@ -50,7 +51,8 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Domid { qube } => manage::domid(&qubes()?, &qube),
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
         Command::Info => info::info(&qubes()?),
-        Command::Watch => watch::watch(&qubes()?),
+        Command::Watch => watch::watch(qubes()?),
+        Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),
     }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+use toolstack::KernelCache;
 use toolstack::qubes::Qubes;
 use toolstack::watch::Watcher;
 use xen::Platform;
@@ -13,18 +14,21 @@ use xen::host::Host;
 const LOG_FOLDER: &str = "/var/log/xen";
 const LOG: &str = "/var/log/xen/nxl-watch.log";
 
-pub(crate) fn watch(qubes: &Qubes) -> Result<(), Error> {
+pub(crate) fn watch(qubes: Qubes) -> Result<(), Error> {
     // Not to end with the terminal or the session that it was started from; already a leader is fine.
     let _ = rustix::process::setsid();
     let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
-    Watcher::new(qubes, &*foreign).run(|result| {
+    // A full disk is no reason to leave the qubes alone: what cannot be written to the log is lost.
+    let qubes = qubes.with_kernel_cache(KernelCache::default().on_problem(|error| {
+        let _ = writeln!(io::stderr(), "kernels are not cached: {error}");
+    }));
+    Watcher::new(&qubes, &*foreign).run(|result| {
         let line = match result {
             Ok(done) => {
                 format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
             }
             Err(error) => format!("failed: {error}"),
         };
-        // A full disk is no reason to leave the qubes alone.
         let _ = writeln!(io::stderr(), "{line}");
     })?;
     Ok(())

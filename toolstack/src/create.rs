@@ -1,15 +1,15 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Limits, Payload, Plan, PlanError};
+use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
+use crate::cache::CachedKernel;
 use crate::config::QubeConfig;
-use crate::image::{ImageError, Kernel, MappedFile};
+use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
+use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
 use crate::userdata::Kind;
 use crate::watch;
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 use uuid::Uuid;
 use xen::{DomId, ForeignMemory};
@@ -33,16 +33,9 @@ pub enum CreateError {
         /// Who has it.
         domid: DomId,
     },
-    /// A file could not be opened.
-    #[error("{path}: the {what} could not be opened: {source}")]
-    Open {
-        /// Which.
-        path: PathBuf,
-        /// What it is for.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+    /// There is nothing to boot.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The kernel is none.
     #[error("{path}: {source}")]
     Kernel {
@@ -91,27 +84,23 @@ impl Qubes {
         attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        let QubeConfig { name, uuid, kernel: kernel_path, .. } = config;
-        let open_error = |path: &Path, what| {
-            let path = path.to_owned();
-            move |source| CreateError::Open { path, what, source }
+        let QubeConfig { name, uuid, .. } = config;
+        let sources = Sources::open(config, self.userdata.scratch())?;
+        let kernel_path = &sources.kernel_path;
+        let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
+        let cached = match &self.kernels {
+            Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
+            None => None,
         };
-        let file = MappedFile::open(kernel_path).map_err(open_error(kernel_path, "kernel"))?;
-        let kernel = Kernel::open(&file)
-            .map_err(|source| CreateError::Kernel { path: kernel_path.clone(), source })?;
-        let mut initrd = None;
-        let mut initrd_len = None;
-        if let Some(path) = &config.ramdisk {
-            let file = File::open(path).map_err(open_error(path, "initrd"))?;
-            initrd_len = Some(file.metadata().map_err(open_error(path, "initrd"))?.len());
-            initrd = Some((file, path.clone()));
-        }
+        let kernel = cached.as_ref().map_or_else(|| Kernel::open(&sources.kernel), CachedKernel::open);
+        let kernel = kernel.map_err(kernel_error)?;
+        let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
         let plan = Plan::new(&boot::Request {
             memory_kib: config.memory_mib << 10,
             max_memory_kib: config.max_memory_mib << 10,
             vcpus: config.vcpus,
             max_vcpus: config.max_vcpus,
-            cmdline: &config.cmdline,
+            cmdline: &sources.cmdline,
             kernel: kernel.footprint(),
             initrd: initrd_len,
             timer_mode: config.timer_mode as u64,
@@ -130,6 +119,10 @@ impl Qubes {
         }
 
         let daemons = (self.daemon_domid("xenstored")?, self.daemon_domid("xenconsoled")?);
+        let initrd = sources.initrd.as_ref().map(|initrd| match initrd {
+            InitrdSource::File(file, path) => (Initrd::File(file), path.clone()),
+            InitrdSource::Bytes(bytes, path) => (Initrd::Bytes(bytes), path.clone()),
+        });
         let payload = Payload { kernel: (kernel, kernel_path.clone()), initrd };
         let limits = Limits {
             max_event_channel_port: config.max_event_channels,
@@ -168,11 +161,12 @@ impl Qubes {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::UserData;
     use crate::config::Settings;
     use crate::image::Codec;
-    use crate::image::synthetic::{SyntheticElf, packed_bzimage};
-    use xen::mock::Machine;
+    use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
+    use crate::{KernelCache, UserData};
+    use std::fs::File;
+    use xen::mock::{Guest, Machine};
     use xen::{ErrorKind, Platform};
 
     pub(crate) struct Host {
@@ -228,6 +222,23 @@ pub(crate) mod tests {
         }
     }
 
+    /// Where the start_info of the synthetic kernel is: behind its segments.
+    fn start_info() -> u64 {
+        let elf = SyntheticElf::pvh();
+        let end = elf.loads.iter().map(|load| load.address + load.memory_size).max().unwrap();
+        end.next_multiple_of(4096)
+    }
+
+    fn number(guest: &Guest, at: u64) -> u64 {
+        u64::from_le_bytes(guest.read(at, 8).try_into().unwrap())
+    }
+
+    /// Address and size of the first module that start_info names (docs/misc/pvh.pandoc): the initrd.
+    fn first_module(guest: &Guest) -> (u64, u64) {
+        let module = number(guest, start_info() + 16);
+        (number(guest, module), number(guest, module + 8))
+    }
+
     #[test]
     fn nxl_create_of_512_mib_takes_at_most_60_hypercalls_and_3_transactions() {
         let host = host();
@@ -254,6 +265,69 @@ pub(crate) mod tests {
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
         assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+    }
+
+    #[test]
+    fn twenty_qubes_at_once_share_one_unpacked_kernel() {
+        let Host { machine: _, folder, qubes: _, foreign: _ } = host();
+        let machine = Machine::with_memory(64 << 18);
+        let dom0 = machine.domain(DomId::DOM0);
+        let path = folder.path().join("cache");
+        let cache = || KernelCache::new(&path, 1 << 30);
+        let userdata = UserData::in_folder(folder.path().join("userdata"));
+        let qubes = Qubes::open(&dom0, userdata).unwrap().with_kernel_cache(cache());
+        let foreign = dom0.foreign_memory().unwrap();
+        let host = Host { machine, folder, qubes, foreign };
+        let elf = SyntheticElf::pvh();
+        std::thread::scope(|scope| {
+            for i in 0..20 {
+                let (host, elf) = (&host, &elf);
+                scope.spawn(move || {
+                    let qube = host.create(&host.config(&format!("work-{i}"))).unwrap();
+                    let guest = host.machine.guest(qube.info.domid).unwrap();
+                    for load in &elf.loads {
+                        assert_eq!(guest.read(load.address, load.data.len()), load.data);
+                    }
+                });
+            }
+        });
+        assert_eq!(host.qubes.list().unwrap().len(), 20);
+        let kernels = cache().list().unwrap();
+        assert_eq!((kernels.len(), kernels[0].size), (1, elf.build().len() as u64));
+    }
+
+    #[test]
+    fn a_unified_image_is_booted_with_its_own_initrd_and_command_line() {
+        let host = host();
+        let kernel = std::fs::read(host.folder.path().join("kernel")).unwrap();
+        let image = pe(&[(".linux", &kernel), (".initrd", b"070701 its own"), (".cmdline", b"its own line")]);
+        let path = host.folder.path().join("unified.efi");
+        std::fs::write(&path, image).unwrap();
+        let qube = host.create(&QubeConfig { kernel: path, ramdisk: None, ..host.config("work") }).unwrap();
+        let guest = host.machine.guest(qube.info.domid).unwrap();
+        let elf = SyntheticElf::pvh();
+        assert_eq!(guest.read(elf.loads[0].address, elf.loads[0].data.len()), elf.loads[0].data);
+        assert_eq!(guest.read(number(&guest, start_info() + 24), 13), b"its own line\0");
+        let (address, size) = first_module(&guest);
+        assert_eq!(guest.read(address, size as usize), b"070701 its own");
+    }
+
+    #[test]
+    fn initrd_secrets_are_in_the_guest_and_nowhere_else() {
+        let host = host();
+        let program = host.folder.path().join("append-initrd-secrets");
+        std::fs::write(&program, "#!/bin/sh\nprintf ' and a secret' >> $1\n").unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let config = QubeConfig { initrd_secrets: Some(program.clone()), ..host.config("work") };
+        let qube = host.create(&config).unwrap();
+        let guest = host.machine.guest(qube.info.domid).unwrap();
+        assert_eq!(guest.read(first_module(&guest).0, 19), b"070701 and a secret");
+        assert_eq!(first_module(&guest).1, 19);
+        assert_eq!(std::fs::read(host.folder.path().join("initrd")).unwrap(), b"070701");
+        std::fs::write(&program, "#!/bin/sh\necho no key >&2; exit 1\n").unwrap();
+        let error =
+            host.create(&QubeConfig { name: "other".into(), uuid: Uuid::new_v4(), ..config }).unwrap_err();
+        assert!(error.to_string().ends_with("no key"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! Builds Xen domains from kernels and NixOS closures, without libxl.
 
 pub mod boot;
+mod cache;
 pub mod config;
 pub mod create;
 pub mod image;
 pub mod qubes;
+mod secrets;
+mod sources;
 pub mod store;
 mod userdata;
 pub mod watch;
 
+pub use cache::{CacheError, Entry, KERNEL_CACHE, KERNEL_CACHE_LIMIT, KernelCache, Pruned};
+pub use secrets::SecretsError;
+pub use sources::{HashMismatch, SourceError};
 pub use userdata::UserData;

@@ -1,5 +1,6 @@
 //! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
 
+use crate::cache::KernelCache;
 use crate::store::{self, home, libxl_path};
 use crate::userdata::{Kind, UserData};
 use std::io;
@@ -99,6 +100,7 @@ pub struct Qubes {
     pub(crate) control: Arc<dyn DomainControl>,
     pub(crate) store: Arc<dyn Xenstore>,
     pub(crate) userdata: UserData,
+    pub(crate) kernels: Option<KernelCache>,
 }
 
 impl Qubes {
@@ -108,7 +110,13 @@ impl Qubes {
     /// What [`Platform`] says, of kind [`Unavailable`](ErrorKind::Unavailable) or [`NotFound`](ErrorKind::NotFound) when
     /// this is not dom0 of a Xen host.
     pub fn open(platform: &dyn Platform, userdata: UserData) -> Result<Self, xen::Error> {
-        Ok(Self { control: platform.domain_control()?, store: platform.xenstore()?, userdata })
+        Ok(Self { control: platform.domain_control()?, store: platform.xenstore()?, userdata, kernels: None })
+    }
+
+    /// Keeps unpacked kernels for the next qube with the same.
+    #[must_use]
+    pub fn with_kernel_cache(self, kernels: KernelCache) -> Self {
+        Self { kernels: Some(kernels), ..self }
     }
 
     /// What Xen says of the machine and of itself is asked here.

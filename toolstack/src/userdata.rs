@@ -51,6 +51,11 @@ impl UserData {
         Self { locks: folder.join("locks"), folder }
     }
 
+    /// A folder for files that do not outlive this boot of the host.
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.locks
+    }
+
     fn path(&self, kind: Kind, domid: DomId, uuid: Uuid) -> PathBuf {
         self.folder.join(format!("userdata-d.{domid}.{uuid}.{}", kind.suffix()))
     }

@@ -27,7 +27,25 @@ pub struct Payload<'a> {
     /// The kernel that the plan was made for, and its name for messages.
     pub kernel: (Kernel<'a>, PathBuf),
     /// The initrd that the plan was made for, and its name for messages.
-    pub initrd: Option<(File, PathBuf)>,
+    pub initrd: Option<(Initrd<'a>, PathBuf)>,
+}
+
+/// An initrd.
+#[derive(Debug)]
+pub enum Initrd<'a> {
+    /// A file, from where it stands.
+    File(&'a File),
+    /// A part of another.
+    Bytes(&'a [u8]),
+}
+
+impl Initrd<'_> {
+    fn read_exact(&mut self, memory: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact(memory),
+            Self::Bytes(bytes) => bytes.read_exact(memory),
+        }
+    }
 }
 
 /// What a domain may take of Xen's own tables.
@@ -225,12 +243,12 @@ fn load_image(
     memory[start_info..start_info + bytes.len()].copy_from_slice(bytes);
 
     let mut end = start_info + bytes.len();
-    if let (Some(range), Some((mut file, path))) = (&plan.initrd, payload.initrd) {
+    if let (Some(range), Some((mut initrd, path))) = (&plan.initrd, payload.initrd) {
         let range = within(range);
         memory[end..range.start].fill(0);
         end = range.end;
         // Shorter than when the plan was made: an error, as everything else that keeps it from being read.
-        file.read_exact(&mut memory[range]).map_err(|source| BuildError::Initrd { path, source })?;
+        initrd.read_exact(&mut memory[range]).map_err(|source| BuildError::Initrd { path, source })?;
     }
     memory[end..].fill(0);
     Ok(entry)
@@ -295,11 +313,11 @@ mod tests {
         Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
     const INITRD: &[u8] = b"070701 an initrd";
 
-    fn initrd() -> (File, PathBuf) {
+    fn initrd() -> File {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(INITRD).unwrap();
         file.rewind().unwrap();
-        (file, "initrd".into())
+        file
     }
 
     fn plan(kernel: &Kernel<'_>, memory_kib: u64, max_memory_kib: u64) -> Plan {
@@ -328,7 +346,9 @@ mod tests {
         let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
         let kernel = Kernel::open(image).unwrap();
         let plan = plan(&kernel, memory_kib, max_memory_kib);
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd: Some(initrd()) };
+        let file = initrd();
+        let initrd = Some((Initrd::File(&file), "initrd".into()));
+        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
         let built = build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
         Ok((plan, built))
     }
@@ -464,9 +484,12 @@ mod tests {
         let image = image();
         let kernel = Kernel::open(&image).unwrap();
         let plan = plan(&kernel, 512 << 10, 512 << 10);
-        let (mut file, path) = initrd();
+        let mut file = initrd();
         file.seek(std::io::SeekFrom::Start(3)).unwrap();
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd: Some((file, path)) };
+        let payload = Payload {
+            kernel: (kernel, "kernel".into()),
+            initrd: Some((Initrd::File(&file), "initrd".into())),
+        };
         let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
         let error =
             build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign).unwrap_err();

@@ -11,6 +11,6 @@ mod layout;
 mod plan;
 mod start_info;
 
-pub use build::{BuildError, Built, Limits, Payload, build};
+pub use build::{BuildError, Built, Initrd, Limits, Payload, build};
 pub use layout::{ACPI_START, HIGH_MEMORY_START, SPECIAL_PAGES, SpecialPage};
 pub use plan::{Extents, Plan, PlanError, Request, Segment};

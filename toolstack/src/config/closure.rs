@@ -5,9 +5,11 @@
 //! are none of this module's business, and it never changes what it reads: secrets that a generation appends to its
 //! initrd ([`Closure::initrd_secrets`]) are for whoever has a copy of the initrd to write to.
 
+use super::keys::nearest_of;
+use super::profile::ranges;
 use bootspec::v1::{BootSpecV1, GenerationV1};
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 const V1: &str = "org.nixos.bootspec.v1";
@@ -15,6 +17,8 @@ const VERSION_PREFIX: &str = "org.nixos.bootspec.";
 /// Memory of a qube whose closure says nothing about it, in MiB. (`xl` gives 32 when a file says nothing, in which no
 /// NixOS boots.)
 pub const CLOSURE_MEMORY_MIB: u64 = 512;
+/// Bytes of a program that appends secrets; NixOS' have a thousand.
+const SECRETS_PROGRAM_LIMIT: u64 = 64 << 10;
 /// Bytes of a `boot.json`; real ones have some thousands.
 const DOCUMENT_LIMIT: u64 = 16 << 20;
 
@@ -72,7 +76,7 @@ pub enum ClosureError {
     Missing {
         /// The closure.
         toplevel: PathBuf,
-        /// `kernel`, `initrd` or `init`.
+        /// `kernel`, `initrd`, `init` or `initrdSecrets`.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -80,7 +84,7 @@ pub enum ClosureError {
         source: io::Error,
     },
     /// There is no specialisation of that name.
-    #[error("{toplevel}: no specialisation `{name}' ({known})", toplevel = .toplevel.display(), known = known_names(.known))]
+    #[error("{toplevel}: no specialisation `{name}' ({known})", toplevel = .toplevel.display(), known = known_names(.name, .known))]
     Specialisation {
         /// The closure.
         toplevel: PathBuf,
@@ -89,10 +93,31 @@ pub enum ClosureError {
         /// Those that there are.
         known: Vec<String>,
     },
+    /// There are no generations.
+    #[error("{path}: no profile: nothing beside it is a generation (such as system-42-link)", path = .path.display())]
+    NotAProfile {
+        /// What was taken for a profile.
+        path: PathBuf,
+    },
+    /// There is no generation of that number.
+    #[error("{profile}: no generation {wanted} (it has {known})", profile = .profile.display(), known = ranges(.known))]
+    Generation {
+        /// The profile.
+        profile: PathBuf,
+        /// What was asked for.
+        wanted: u64,
+        /// Those that there are, in rising order; at least one.
+        known: Vec<u64>,
+    },
 }
 
-fn known_names(known: &[String]) -> String {
-    if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) }
+fn known_names(name: &str, known: &[String]) -> String {
+    if known.is_empty() {
+        return "it has none".to_owned();
+    }
+    let meant = nearest_of(name, known.iter().map(String::as_str));
+    let meant = meant.map_or_else(String::new, |meant| format!("did you mean `{meant}'? "));
+    format!("{meant}it has {}", known.join(", "))
 }
 
 /// What a closure says of its boot.
@@ -175,6 +200,29 @@ impl Closure {
         Ok(())
     }
 
+    /// The program that appends secrets to the initrd, if there are secrets to append.
+    ///
+    /// Every NixOS has one. Without `boot.initrd.secrets` it is a script that exits at once, with a line `exit 0` of its
+    /// own in front of whatever it would do: nobody need run that in dom0.
+    ///
+    /// # Errors
+    /// [`ClosureError::Missing`] when it cannot be read.
+    pub fn secrets(&self) -> Result<Option<&Path>, ClosureError> {
+        let Some(program) = &self.initrd_secrets else { return Ok(None) };
+        let mut text = Vec::new();
+        let file = std::fs::File::open(program)
+            .and_then(|file| file.take(SECRETS_PROGRAM_LIMIT).read_to_end(&mut text));
+        file.map_err(|source| ClosureError::Missing {
+            toplevel: self.toplevel.clone(),
+            what: "initrdSecrets",
+            path: program.clone(),
+            source,
+        })?;
+        let mut lines = text.split(|byte| *byte == b'\n').take_while(|line| !line.starts_with(b"export "));
+        let exits = text.starts_with(b"#!") && lines.any(|line| line == b"exit 0");
+        Ok(if exits { None } else { Some(program) })
+    }
+
     /// The kernel's command line: the parameters, and `init=` as a boot loader adds it.
     #[must_use]
     pub fn cmdline(&self) -> String {
@@ -238,10 +286,7 @@ fn read_document(path: &Path) -> Result<Closure, ClosureError> {
         return Err(ClosureError::Version { path: path.to_owned(), found });
     }
     let generation: GenerationV1 = serde_json::from_value(document).map_err(document_error)?;
-    let system = &generation.bootspec.system;
-    if !matches!(system.as_str(), "x86_64-linux" | "i686-linux") {
-        return Err(ClosureError::System { path: path.to_owned(), system: system.clone() });
-    }
+    check_system(path, &generation.bootspec.system)?;
     let specialisations = generation
         .specialisations
         .into_iter()
@@ -250,7 +295,15 @@ fn read_document(path: &Path) -> Result<Closure, ClosureError> {
     Ok(Closure::from_bootspec(generation.bootspec, specialisations))
 }
 
-/// Reads a generation without a document.
+fn check_system(path: &Path, system: &str) -> Result<(), ClosureError> {
+    if matches!(system, "x86_64-linux" | "i686-linux") {
+        return Ok(());
+    }
+    Err(ClosureError::System { path: path.to_owned(), system: system.to_owned() })
+}
+
+/// Reads a generation without a document, as bootspec's own `synthesize` does, but for a generation that lacks what a
+/// boot does not need: version, system, modules.
 fn synthesize(directory: &Path, with_specialisations: bool) -> Result<Closure, ClosureError> {
     let toplevel = directory
         .canonicalize()
@@ -273,17 +326,31 @@ fn synthesize(directory: &Path, with_specialisations: bool) -> Result<Closure, C
             specialisations.insert(name, Closure::read(&entry.path(), false)?);
         }
     }
-    let version = line("nixos-version");
+    if let Some(system) = line("system") {
+        check_system(&file("system"), &system)?;
+    }
+    let mut label =
+        line("nixos-version").map_or_else(|| "NixOS".to_owned(), |version| format!("NixOS {version}"));
+    if let Some(version) = linux_version(&file("kernel-modules/lib/modules")) {
+        label += &format!(" (Linux {version})");
+    }
+    // Whoever keeps kernels by their store paths wants those. A link that leads nowhere is for `Closure::check`.
+    let store_path = |path: PathBuf| path.canonicalize().unwrap_or(path);
     Ok(Closure {
-        label: version.map_or_else(|| "NixOS".to_owned(), |version| format!("NixOS {version}")),
-        kernel: file("kernel"),
-        initrd: present("initrd"),
+        label,
+        kernel: store_path(file("kernel")),
+        initrd: present("initrd").map(store_path),
         initrd_secrets: present("append-initrd-secrets"),
         init: file("init"),
         kernel_params,
         specialisations,
         toplevel,
     })
+}
+
+/// The kernel's version: the only folder among its modules.
+fn linux_version(modules: &Path) -> Option<String> {
+    std::fs::read_dir(modules).ok()?.next()?.ok()?.file_name().into_string().ok()
 }
 
 #[cfg(test)]
@@ -340,6 +407,8 @@ mod tests {
         assert_eq!(rescue.cmdline(), format!("single init={}", init.display()));
         let error = closure.specialisation("debug").unwrap_err().to_string();
         assert!(error.ends_with("no specialisation `debug' (it has rescue)"), "{error}");
+        let error = closure.specialisation("resuce").unwrap_err().to_string();
+        assert!(error.ends_with("`resuce' (did you mean `rescue'? it has rescue)"), "{error}");
         let error = rescue.specialisation("debug").unwrap_err().to_string();
         assert!(error.ends_with("no specialisation `debug' (it has none)"), "{error}");
     }
@@ -427,6 +496,52 @@ mod tests {
             (rescue.initrd.as_ref(), rescue.kernel_params.as_slice()),
             (None, &["rescue".to_owned()][..])
         );
+    }
+
+    #[test]
+    fn a_generation_without_a_document_is_read_as_bootspec_reads_it() {
+        let folder = folder();
+        for (name, text) in [
+            ("kernel-params", "console=hvc0 quiet"),
+            ("nixos-version", "25.05.20251121"),
+            ("system", "x86_64-linux"),
+            ("append-initrd-secrets", ""),
+            ("kernel-modules/lib/modules/6.12.40/modules.dep", ""),
+            ("store/bzImage", "x"),
+        ] {
+            folder.write(name, text.as_bytes());
+        }
+        std::fs::remove_file(folder.path("kernel")).unwrap();
+        std::os::unix::fs::symlink("store/bzImage", folder.path("kernel")).unwrap();
+        let ours = Closure::open(&folder.path("")).unwrap();
+        let theirs = bootspec::v1::GenerationV1::synthesize(&folder.path("")).unwrap().bootspec;
+        assert_eq!(ours, Closure::from_bootspec(theirs, BTreeMap::new()));
+        assert_eq!(ours.label, "NixOS 25.05.20251121 (Linux 6.12.40)");
+        folder.write("system", b"aarch64-linux\n");
+        let error = Closure::open(&folder.path("")).unwrap_err().to_string();
+        assert!(error.contains("a system for aarch64-linux"), "{error}");
+    }
+
+    #[test]
+    fn a_program_without_secrets_need_not_be_run() {
+        let folder = folder();
+        let closure = Closure { initrd_secrets: Some(folder.path("program")), ..dummy() };
+        let has_secrets = |text: &str| {
+            folder.write("program", text.as_bytes());
+            closure.secrets().unwrap().is_some()
+        };
+        // As NixOS writes it.
+        let head = "#!/nix/store/x/bin/bash -e\nfunction usage {\n  echo \"USAGE: $0 INITRD_FILE\" >&2\n}\n\n\
+                    if [ \"$1\"x = \"--helpx\" ]; then\n  usage\n  exit 0\nfi\n\n";
+        let tail = "\n\nexport PATH=/nix/store/y/bin\n\ntmp=$(mktemp -d)\n";
+        assert!(!has_secrets(&format!("{head}exit 0{tail}")));
+        assert!(has_secrets(&format!("{head}{tail}cp -a /key $tmp\n")));
+        assert!(has_secrets(&format!("{head}{tail}cp -a /key $tmp\nexit 0\n")));
+        assert!(has_secrets("\x7fELF\nexit 0\n"));
+        std::fs::remove_file(folder.path("program")).unwrap();
+        let error = closure.secrets().unwrap_err();
+        assert!(matches!(error, ClosureError::Missing { what: "initrdSecrets", .. }), "{error}");
+        assert_eq!(dummy().secrets().unwrap(), None);
     }
 
     #[test]

@@ -191,8 +191,13 @@ pub(crate) fn support(key: &str) -> Option<Support> {
 
 /// The key that somebody meant who wrote `key`, when one is near enough.
 pub(crate) fn nearest(key: &str) -> Option<&'static str> {
-    KEYS.iter()
-        .map(|(known, _)| (strsim::damerau_levenshtein(key, known), *known))
+    nearest_of(key, KEYS.iter().map(|(known, _)| *known))
+}
+
+/// The known word that may have been meant.
+pub(crate) fn nearest_of<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::damerau_levenshtein(word, known), known))
         .filter(|(distance, known)| *distance <= 1 + known.len() / 5)
         .min()
         .map(|(_, known)| known)

@@ -16,10 +16,12 @@ mod closure;
 pub(crate) mod folder;
 mod keys;
 mod libxl_json;
+mod profile;
 mod qube;
 mod xl_cfg;
 
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
+pub use profile::generation;
 pub use qube::{
     Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, MEMORY_LIMIT_MIB, QubeConfig, TimerMode,
     VCPUS_LIMIT,

@@ -273,11 +273,14 @@ pub struct QubeConfig {
     pub name: String,
     /// Made up when the configuration gives none.
     pub uuid: Uuid,
-    /// The kernel's file.
+    /// The kernel's file, or a unified kernel image, or a lanzaboote stub.
     pub kernel: PathBuf,
-    /// The initrd's file.
+    /// The initrd's file. Without one, that of a unified kernel image is used.
     pub ramdisk: Option<PathBuf>,
-    /// The kernel's command line; has no NUL.
+    /// A program that appends secrets to a copy of the initrd. It runs in dom0, as whoever creates the qube.
+    #[serde(default)]
+    pub initrd_secrets: Option<PathBuf>,
+    /// The kernel's command line; has no NUL. When it is empty, that of a unified kernel image is used.
     pub cmdline: String,
     /// Memory at the start, in MiB.
     pub memory_mib: u64,
@@ -373,6 +376,7 @@ impl Reader<'_> {
             uuid: self.uuid()?,
             kernel,
             ramdisk,
+            initrd_secrets: closure.and_then(|closure| closure.initrd_secrets.clone()),
             cmdline,
             memory_mib,
             max_memory_mib,
@@ -635,6 +639,7 @@ mod tests {
             uuid: config.uuid,
             kernel: "/boot/vmlinuz".into(),
             ramdisk: None,
+            initrd_secrets: None,
             cmdline: String::new(),
             memory_mib: 32,
             max_memory_mib: 32,
@@ -682,6 +687,7 @@ mod tests {
             uuid: Uuid::from_u128(0x12345678_1234_1234_1234_123456789abc),
             kernel: "/boot/vmlinuz".into(),
             ramdisk: Some("/boot/initrd".into()),
+            initrd_secrets: None,
             cmdline: "root=/dev/xvda quiet".to_owned(),
             memory_mib: 512,
             max_memory_mib: 1024,

@@ -30,10 +30,17 @@ impl MappedFile {
         if metadata.len() == 0 {
             return refused("the file is empty");
         }
-        let file = File::open(path)?;
+        Self::map(&File::open(path)?)
+    }
+
+    /// Maps an open file, which has at least one byte.
+    ///
+    /// # Errors
+    /// Those of mapping.
+    pub(crate) fn map(file: &File) -> io::Result<Self> {
         // SAFETY: a private read-only mapping of a regular file. Nothing in this process writes to the file; that others
         // might is the risk described above: bytes are only ever parsed, by code for which every value is valid input.
-        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }?;
+        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(file) }?;
         // Read-ahead; a kernel that cannot do it is no reason to fail.
         let _ = map.advise(memmap2::Advice::Sequential);
         Ok(Self(map))

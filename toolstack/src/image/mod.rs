@@ -1,6 +1,7 @@
 //! Kernel images: from a file to the bytes of a guest's memory, unpacking straight into it.
 //!
-//! A kernel comes as a bzImage (setup header, packed ELF file behind it), as an ELF file, or as a packed ELF file. Its
+//! A kernel comes as a bzImage (setup header, packed ELF file behind it), as an ELF file, or as a packed ELF file; each of
+//! them may be a part of a PE file, or named by one ([`Unified`]). Its
 //! memory layout is in the ELF file's head, but the notes that tell the entry are not: in Debian's kernels they stand
 //! 24 MB into 65 MB of unpacked file, and every format but lz4 must be unpacked from the start. So the work has two
 //! steps, and nothing is unpacked twice or kept in a buffer in between:
@@ -19,16 +20,21 @@ mod codec;
 mod elf;
 mod file;
 mod lz4;
+mod lzo;
 mod notes;
 #[cfg(test)]
 pub(crate) mod synthetic;
+mod unified;
 
 pub use codec::Codec;
 pub use elf::{ElfError, Segment};
 pub use file::MappedFile;
 pub use notes::{FEATURE_DOM0, FEATURE_RSDP_UNRESTRICTED, NoteError, Phys32Reloc, XenNotes};
+pub(crate) use unified::hex;
+pub use unified::{EspFile, Part, Unified, UnifiedError};
 
 use elf::Elf;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Cursor, Read};
@@ -37,6 +43,8 @@ use xen::PAGE_SIZE;
 
 /// What a kernel may unpack to, in bytes (libxc: `XC_DOM_DECOMPRESS_MAX`).
 const UNPACKED_LIMIT: u64 = 1 << 30;
+/// Bytes that are handed on at once: few enough to be in a processor's cache still when they are looked at.
+const UNPACKED_PART: usize = 512 << 10;
 /// Bytes outside of segments that are kept for the sake of notes. Debian's kernels have 6 MB.
 const ASIDE_LIMIT: usize = 64 << 20;
 
@@ -75,9 +83,6 @@ pub enum ImageError {
         /// What the decoder says.
         source: io::Error,
     },
-    /// Packed with lzo.
-    #[error("lzo payloads cannot be unpacked (build the kernel with another CONFIG_KERNEL_*, such as zstd)")]
-    Lzo,
     /// What was unpacked is not as long as the image says.
     #[error("the payload unpacks to {unpacked} bytes, the image says {said}")]
     Length {
@@ -92,6 +97,9 @@ pub enum ImageError {
     /// The ELF file is not one of a kernel.
     #[error("not a kernel's ELF file: {0}")]
     Elf(#[from] ElfError),
+    /// The PE file is not one that a guest can boot.
+    #[error(transparent)]
+    Unified(#[from] UnifiedError),
     /// The notes are damaged.
     #[error("damaged ELF notes: {0}")]
     Notes(#[from] NoteError),
@@ -127,7 +135,7 @@ pub enum ImageError {
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
 /// How a kernel is wrapped and packed; `bzImage, xz` when printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Format {
     /// Behind Linux's setup header.
     pub bzimage: bool,
@@ -229,6 +237,19 @@ impl<'a> Kernel<'a> {
                 (elf, Source::Packed { codec, stream, length })
             }
         };
+        let cmdline_limit = bzimage.map(|bzimage| bzimage.cmdline_limit).filter(|limit| *limit > 0);
+        Self::new(format, elf, source, cmdline_limit)
+    }
+
+    /// The kernel whose unpacked file `file` is ([`Self::unpack`]); the rest is as the packed kernel had it.
+    ///
+    /// # Errors
+    /// As [`Self::open`] of a plain ELF file.
+    pub fn open_unpacked(file: &'a [u8], format: Format, cmdline_limit: Option<u32>) -> Result<Self> {
+        Self::new(format, plain_head(file)?, Source::Plain(file), cmdline_limit)
+    }
+
+    fn new(format: Format, elf: Elf, source: Source<'a>, cmdline_limit: Option<u32>) -> Result<Self> {
         let notes = match source {
             Source::Plain(file) => Some(elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?),
             Source::Packed { .. } => None,
@@ -240,7 +261,7 @@ impl<'a> Kernel<'a> {
         let page = PAGE_SIZE as u64;
         let footprint = Footprint {
             memory: memory.start / page * page..memory.end.next_multiple_of(page),
-            cmdline_limit: bzimage.map(|bzimage| bzimage.cmdline_limit).filter(|limit| *limit > 0),
+            cmdline_limit,
         };
         Ok(Self { format, footprint, elf, source, notes })
     }
@@ -267,6 +288,34 @@ impl<'a> Kernel<'a> {
     #[must_use]
     pub fn notes(&self) -> Option<&XenNotes> {
         self.notes.as_ref()
+    }
+
+    /// Unpacks the kernel's file to its end, and hands it on part by part. Returns its length in bytes.
+    ///
+    /// # Errors
+    /// See [`ImageError`], and what `sink` returns.
+    pub fn unpack<E: From<ImageError>>(self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<u64, E> {
+        let (codec, mut stream, length) = match self.source {
+            Source::Plain(file) => return sink(file).map(|()| file.len() as u64),
+            Source::Packed { codec, stream, length } => (codec, stream, length),
+        };
+        let mut part = vec![0; UNPACKED_PART];
+        let mut unpacked = 0;
+        loop {
+            let n = fill(&mut stream, &mut part).map_err(|source| ImageError::Damaged { codec, source })?;
+            unpacked += n as u64;
+            if unpacked > UNPACKED_LIMIT {
+                return Err(ImageError::TooLarge.into());
+            }
+            sink(&part[..n])?;
+            if n < part.len() {
+                break;
+            }
+        }
+        match length.filter(|said| *said != unpacked) {
+            Some(said) => Err(ImageError::Length { unpacked, said }.into()),
+            None => Ok(unpacked),
+        }
     }
 
     /// Unpacks the kernel into `memory`, which is the guest-physical memory of the [`Footprint`], first byte first. All of

@@ -2,11 +2,11 @@
 
 use super::Codec;
 use super::lz4;
-use std::io::Write;
+use std::io::{Seek, Write};
 
-/// Every codec that can be unpacked.
-pub(crate) const CODECS: [Codec; 6] =
-    [Codec::Gzip, Codec::Bzip2, Codec::Lzma, Codec::Xz, Codec::Lz4, Codec::Zstd];
+/// Every codec.
+pub(crate) const CODECS: [Codec; 7] =
+    [Codec::Gzip, Codec::Bzip2, Codec::Lzma, Codec::Xz, Codec::Lzo, Codec::Lz4, Codec::Zstd];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Class {
@@ -224,8 +224,19 @@ pub(crate) fn pack(codec: Codec, plain: &[u8]) -> Vec<u8> {
             encoder.write_all(plain).unwrap();
             encoder.finish().unwrap()
         }
-        Codec::Lzo => unreachable!("nothing here packs lzo"),
+        Codec::Lzo => lzop(plain, "-9"),
     }
+}
+
+/// What lzop makes of `plain`, as Linux's build calls it but for the options.
+pub(crate) fn lzop(plain: &[u8], options: &str) -> Vec<u8> {
+    let mut input = tempfile::tempfile().unwrap();
+    input.write_all(plain).unwrap();
+    input.rewind().unwrap();
+    let output = std::process::Command::new("lzop").args(options.split(' ')).stdin(input).output();
+    let output = output.expect("lzop, from Debian's package of that name");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 pub(crate) fn lz4_legacy(plain: &[u8]) -> Vec<u8> {
@@ -236,4 +247,31 @@ pub(crate) fn lz4_legacy(plain: &[u8]) -> Vec<u8> {
         packed.extend_from_slice(&block);
     }
     packed
+}
+
+/// A PE file with these sections, as objcopy adds them to a stub.
+pub(crate) fn pe(sections: &[(&str, &[u8])]) -> Vec<u8> {
+    const HEADER: usize = 0x80;
+    const OPTIONAL_SIZE: usize = 0xf0;
+    const ALIGNMENT: usize = 0x200;
+    let mut file = vec![0; HEADER];
+    file[..2].copy_from_slice(b"MZ");
+    put(&mut file, 0x3c, 4, HEADER as u64);
+    file.extend_from_slice(b"PE\0\0");
+    let table = HEADER + 24 + OPTIONAL_SIZE;
+    file.resize((table + 40 * sections.len()).next_multiple_of(ALIGNMENT), 0);
+    put(&mut file, HEADER + 4, 2, 0x8664);
+    put(&mut file, HEADER + 6, 2, sections.len() as u64);
+    put(&mut file, HEADER + 20, 2, OPTIONAL_SIZE as u64);
+    for (i, (name, bytes)) in sections.iter().enumerate() {
+        let (entry, start) = (table + 40 * i, file.len());
+        file[entry..entry + name.len()].copy_from_slice(name.as_bytes());
+        file.extend_from_slice(bytes);
+        file.resize(file.len().next_multiple_of(ALIGNMENT), 0);
+        let size = file.len() - start;
+        for (at, value) in [(8, bytes.len()), (12, 0x1000 * (i + 1)), (16, size), (20, start)] {
+            put(&mut file, entry + at, 4, value as u64);
+        }
+    }
+    file
 }

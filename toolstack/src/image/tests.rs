@@ -48,6 +48,33 @@ fn every_wrapping_and_codec_loads_the_same_kernel() {
 }
 
 #[test]
+fn every_kernel_unpacks_to_its_file() {
+    let file = SyntheticElf::pvh().build();
+    let mut images = vec![file.clone(), bzimage(&file)];
+    images.extend(CODECS.map(|codec| packed_bzimage(codec, &file)));
+    for image in images {
+        let kernel = Kernel::open(&image).unwrap();
+        let (format, footprint) = (kernel.format(), kernel.footprint().clone());
+        let mut unpacked = Vec::new();
+        let size = kernel
+            .unpack(|part| {
+                unpacked.extend_from_slice(part);
+                Ok::<_, ImageError>(())
+            })
+            .unwrap();
+        assert!(unpacked == file && size == file.len() as u64, "{format}");
+        let again = Kernel::open_unpacked(&unpacked, format, footprint.cmdline_limit).unwrap();
+        assert_eq!((again.format(), again.footprint()), (format, &footprint));
+        assert!(again.notes().is_some());
+        if format.codec.is_some() {
+            let cut = &image[..image.len() - 9];
+            let unpacked = Kernel::open(cut).and_then(|kernel| kernel.unpack(|_| Ok::<_, ImageError>(())));
+            assert!(unpacked.is_err(), "{format}");
+        }
+    }
+}
+
+#[test]
 fn notes_are_found_wherever_they_are() {
     for class in [Class::Elf32, Class::Elf64] {
         for place in [Notes::InSegment, Notes::Behind, Notes::SectionInSegment, Notes::SectionBehind] {
@@ -129,7 +156,7 @@ fn a_payload_that_ends_too_early_is_told_from_a_damaged_one() {
 fn damage_is_found_by_the_checksums_even_behind_the_last_segment() {
     let mut file = SyntheticElf::pvh().build();
     file.extend((0..50_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8));
-    for codec in [Codec::Gzip, Codec::Bzip2, Codec::Xz, Codec::Zstd] {
+    for codec in [Codec::Gzip, Codec::Bzip2, Codec::Xz, Codec::Lzo, Codec::Zstd] {
         let mut image = packed_bzimage(codec, &file);
         let at = image.len() - 1_000;
         image[at] ^= 0x10;
@@ -146,7 +173,10 @@ fn what_is_no_kernel_is_said_to_be_none() {
     assert!(error(b"MZ\0\0").contains("unified kernel image"));
     assert!(error(b"hello").contains("unknown contents"));
     assert!(error(&bzimage(b"hello")).contains("packed in no known format"));
-    assert!(error(&bzimage(&[0x89, b'L', b'Z', b'O', 0, 1])).contains("lzo"));
+    assert!(
+        error(&bzimage(b"\x89LZO\0\r\n\x1a\n\x10\0\0\0\0"))
+            .contains("the lzo payload is damaged: it is cut off")
+    );
     assert!(error(&pack(Codec::Xz, b"not an ELF file")).contains("no ELF header"));
 }
 
