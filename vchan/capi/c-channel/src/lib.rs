@@ -372,6 +372,24 @@ impl Channel {
         }
     }
 
+    /// Removes the directory above a server's, if nothing else is in it.
+    ///
+    /// # Errors
+    /// What xenstored said; `ENOSPC` if it grants no transaction more (then the directory stays).
+    pub fn prune(&self) -> Outcome<()> {
+        let Some((parent, _)) = self.path.as_deref().and_then(|path| path.rsplit_once('/')) else {
+            return Ok(());
+        };
+        let store = Host.xenstore()?;
+        // In a transaction: another server may come into the directory just now.
+        xen::transaction(&*store, |tx| match store.directory(tx, parent) {
+            Ok(names) if names.is_empty() => store.remove(tx, parent),
+            Err(error) if error.kind() != xen::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        })?;
+        Ok(())
+    }
+
     /// Closes the channel. The peer can still receive what was sent.
     pub fn close(self: Arc<Self>) {
         returner::forget(&self);

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU32};
 use std::sync::{Arc, OnceLock};
 use xen::host::{Events, Host, Map, Share};
 use xen::{
-    Access, DomId, DomainControl, EventChannels, ForeignMemory, GrantMap, GrantRef, GrantShare, Mapping,
-    Platform, Port, Result, SharedPages, UnmapNotify, Xenstore,
+    Access, DomId, DomainControl, Error, EventChannels, ForeignMemory, GrantMap, GrantRef, GrantShare,
+    Mapping, Platform, Port, Result, SharedPages, UnmapNotify, Xenstore,
 };
 
 /// What lies beneath a channel, for C. Valid as long as the channel.
@@ -116,12 +116,13 @@ impl Platform for Tap {
         Host.xenstore()
     }
 
+    // Nothing of dom0's is wanted: so the libraries need neither libxenctrl nor libxenforeignmemory.
     fn domain_control(&self) -> Result<Arc<dyn DomainControl>> {
-        Host.domain_control()
+        Err(Error::errno("xc_interface_open", "", libc::ENOSYS))
     }
 
     fn foreign_memory(&self) -> Result<Arc<dyn ForeignMemory>> {
-        Host.foreign_memory()
+        Err(Error::errno("xenforeignmemory_open", "", libc::ENOSYS))
     }
 }
 
