@@ -34,7 +34,7 @@ use std::time::Duration;
 use tap::Tap;
 use vchan::{ConnectOptions, ListenOptions, Listener, Orders, Receiver, Ring, Sender, Side, Signals};
 use xen::host::{Events, Host};
-use xen::{EventChannels, Platform, Transaction};
+use xen::{EventChannels, Platform, Transaction, Xenstore};
 
 /// Either end of a vchan, for C. Every method may be called from every thread.
 pub struct Channel {
@@ -42,6 +42,7 @@ pub struct Channel {
     receiver: Mutex<Receiver>,
     signals: Signals,
     events: Arc<dyn EventChannels>,
+    store: Arc<dyn Xenstore>,
     side: Side,
     orders: Orders,
     /// Where a server has published.
@@ -83,8 +84,9 @@ impl Channel {
     }
 
     fn new(channel: vchan::Channel, path: Option<String>, tap: &Tap) -> Outcome<(Arc<Self>, Raw)> {
-        let events =
-            tap.events().ok_or_else(|| Failure::new(libc::EIO, "a channel without event channels"))?;
+        let (Some(events), Some(store)) = (tap.events(), tap.store()) else {
+            return Err(Failure::new(libc::EIO, "a channel without event channels"));
+        };
         let (side, orders) = (channel.side(), channel.orders());
         let (sender, receiver, signals) = channel.into_parts();
         signals.set_reopens();
@@ -93,6 +95,7 @@ impl Channel {
             receiver: Mutex::new(receiver),
             signals,
             events,
+            store,
             side,
             orders,
             path,
@@ -366,7 +369,7 @@ impl Channel {
     /// What xenstored said.
     pub fn unpublish(&self) -> Outcome<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        match Host.xenstore()?.remove(Transaction::NONE, path) {
+        match self.store.remove(Transaction::NONE, path) {
             Err(error) if error.kind() != xen::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         }
@@ -380,9 +383,9 @@ impl Channel {
         let Some((parent, _)) = self.path.as_deref().and_then(|path| path.rsplit_once('/')) else {
             return Ok(());
         };
-        let store = Host.xenstore()?;
+        let store = &*self.store;
         // In a transaction: another server may come into the directory just now.
-        xen::transaction(&*store, |tx| match store.directory(tx, parent) {
+        xen::transaction(store, |tx| match store.directory(tx, parent) {
             Ok(names) if names.is_empty() => store.remove(tx, parent),
             Err(error) if error.kind() != xen::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -486,7 +489,7 @@ impl Channel {
     /// Makes the own descriptor readable: a port that is bound to one of the own domain is pending at once. Both are closed
     /// with the handle.
     fn ring_at_home(&self) -> Outcome<()> {
-        let id = Host.xenstore()?.read(Transaction::NONE, "domid")?;
+        let id = self.store.read(Transaction::NONE, "domid")?;
         let id = str::from_utf8(&id).ok().and_then(|id| id.parse().ok()).map(DomId);
         let own =
             id.ok_or_else(|| Failure::new(libc::EPROTO, "the key domid in xenstore is no domain's id"))?;

@@ -69,23 +69,32 @@ impl Notes {
 
 /// [`Host`], for one channel.
 #[derive(Default)]
-pub(crate) struct Tap(Arc<Notes>, OnceLock<Arc<dyn EventChannels>>);
+pub(crate) struct Tap {
+    notes: Arc<Notes>,
+    events: OnceLock<Arc<dyn EventChannels>>,
+    store: OnceLock<Arc<dyn Xenstore>>,
+}
 
 impl Tap {
     /// The handle of the event channels, once it was opened.
     pub(crate) fn events(&self) -> Option<Arc<dyn EventChannels>> {
-        self.1.get().cloned()
+        self.events.get().cloned()
+    }
+
+    /// The connection to xenstored, once it was opened.
+    pub(crate) fn store(&self) -> Option<Arc<dyn Xenstore>> {
+        self.store.get().cloned()
     }
 
     /// What was noted. `left` says whether the left ring has pages of its own: then the first ring's are those.
     pub(crate) fn raw(&self, left: bool) -> Raw {
-        let [first, second] = self.0.rings.each_ref().map(Note::get);
+        let [first, second] = self.notes.rings.each_ref().map(Note::get);
         let (left, right) = if left { (first, second) } else { (ptr::null_mut(), first) };
         Raw {
-            grants: self.0.grants.get(),
-            events: self.0.events.get(),
-            port: self.0.port.load(Relaxed),
-            page: self.0.page.get(),
+            grants: self.notes.grants.get(),
+            events: self.notes.events.get(),
+            port: self.notes.port.load(Relaxed),
+            page: self.notes.page.get(),
             left,
             right,
         }
@@ -95,25 +104,26 @@ impl Tap {
 impl Platform for Tap {
     fn grant_share(&self) -> Result<Arc<dyn GrantShare>> {
         let inner = Share::open()?;
-        self.0.grants.take(inner.as_raw());
-        Ok(Arc::new(Tapped { inner, notes: Arc::clone(&self.0) }))
+        self.notes.grants.take(inner.as_raw());
+        Ok(Arc::new(Tapped { inner, notes: Arc::clone(&self.notes) }))
     }
 
     fn grant_map(&self) -> Result<Arc<dyn GrantMap>> {
         let inner = Map::open()?;
-        self.0.grants.take(inner.as_raw());
-        Ok(Arc::new(Tapped { inner, notes: Arc::clone(&self.0) }))
+        self.notes.grants.take(inner.as_raw());
+        Ok(Arc::new(Tapped { inner, notes: Arc::clone(&self.notes) }))
     }
 
     fn event_channels(&self) -> Result<Arc<dyn EventChannels>> {
         let inner = Events::open()?;
-        self.0.events.take(inner.as_raw());
-        let events = Arc::new(Tapped { inner, notes: Arc::clone(&self.0) });
-        Ok(self.1.get_or_init(|| events).clone())
+        self.notes.events.take(inner.as_raw());
+        let events = Arc::new(Tapped { inner, notes: Arc::clone(&self.notes) });
+        Ok(self.events.get_or_init(|| events).clone())
     }
 
     fn xenstore(&self) -> Result<Arc<dyn Xenstore>> {
-        Host.xenstore()
+        let store = Host.xenstore()?;
+        Ok(self.store.get_or_init(|| store).clone())
     }
 
     // Nothing of dom0's is wanted: so the libraries need neither libxenctrl nor libxenforeignmemory.
