@@ -73,7 +73,7 @@ int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size);
 /* Writes all bytes, or, if the channel does not block, those for which there is room: how many; -1 on failure. */
 int libxenvchan_write(struct libxenvchan *ctrl, const void *data, size_t size);
 
-/* Waits until the other side did something: 0; -1 on failure. */
+/* Waits until the other side did something: 0, now and then also if it did not; -1 on failure. */
 int libxenvchan_wait(struct libxenvchan *ctrl);
 
 /* A descriptor that is readable while libxenvchan_wait would not wait. For poll and select alone. */

@@ -57,7 +57,7 @@ int libvchan_read(libvchan_t *ctrl, void *data, size_t size);
 /* Reads exactly `size` bytes: `size`; 0 if they are not there and the channel does not block; -1 on failure. */
 int libvchan_recv(libvchan_t *ctrl, void *data, size_t size);
 
-/* Waits until the other side did something: 0; -1 on failure. */
+/* Waits until the other side did something: 0, now and then also if it did not; -1 on failure. */
 int libvchan_wait(libvchan_t *ctrl);
 
 /* Ends the channel and frees it. What was written can still be read by the other side. NULL is allowed. */

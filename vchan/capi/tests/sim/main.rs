@@ -1,0 +1,8 @@
+//! The C libraries over a simulated Xen host: C programs and a program of Debian's, with our libraries and with Debian's.
+
+mod channels;
+mod exports;
+mod functions;
+mod host;
+mod leaks;
+mod proxy;
