@@ -158,6 +158,17 @@ impl Process {
         Self { child: command.spawn().unwrap(), shown: format!("{command:?}") }
     }
 
+    /// Waits until a peer says on standard error that it is connected.
+    pub(crate) fn await_connection(&mut self) {
+        let stderr = self.child.stderr.as_mut().unwrap();
+        let mut said = String::new();
+        while !said.contains("connected\n") {
+            let mut byte = [0];
+            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "{} ends early", self.shown);
+            said.push(byte[0].into());
+        }
+    }
+
     /// Waits for the end of it, and takes what it printed (which has to fit into pipes).
     pub(crate) fn finish(mut self) -> Output {
         let start = Instant::now();

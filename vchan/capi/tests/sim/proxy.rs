@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Instant;
 use std::thread;
+use std::time::Instant;
 use testbed::cache::Cache;
 use testbed::debian::Tree;
 
