@@ -59,7 +59,6 @@ bench: toolchain
 
 # The C libraries take their names from a release of Xen.
 XEN_SONAME ?= 4.17
-export XEN_SONAME
 LIBDIR = $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -68,7 +67,7 @@ install: install-programs install-c
 
 # For C programs: libraries, headers, pkg-config. (A libxenvchan.h of Xen's in the same place is replaced.)
 install-c: toolchain
-	$(CARGO) build --release --locked -p libxenvchan -p libvchan-xen
+	XEN_SONAME=$(XEN_SONAME) $(CARGO) build --release --locked -p libxenvchan -p libvchan-xen
 	install -D -m 755 target/release/libxenvchan.so $(LIBDIR)/libxenvchan.so.$(XEN_SONAME)
 	install -D -m 755 target/release/libvchan_xen.so $(LIBDIR)/libvchan-xen.so.1
 	ln -sf libxenvchan.so.$(XEN_SONAME) $(LIBDIR)/libxenvchan.so

@@ -159,3 +159,109 @@ fn available<E: End>(link: &Link, end: &mut E, want: usize) -> Result<usize> {
     let want = u32::try_from(want).unwrap_or(u32::MAX);
     Ok(link.check(end.available(want))? as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Channel, ConnectOptions, Error, ListenOptions, Listener, State};
+    use xen::DomId;
+    use xen::mock::Machine;
+
+    const LONG: Option<Duration> = Some(Duration::from_secs(20));
+    const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+    const PATH: &str = "data/vchan/2/1";
+
+    fn server(machine: &Machine) -> (Sender, Receiver, Signals) {
+        let options = ListenOptions { read_min: 4096, write_min: 4096, ..ListenOptions::default() };
+        Listener::open(&machine.domain(DomId(1)), DomId(2), PATH, &options)
+            .unwrap()
+            .into_channel()
+            .into_parts()
+    }
+
+    fn client(machine: &Machine) -> Channel {
+        Channel::connect(&machine.domain(DomId(2)), DomId(1), PATH, &ConnectOptions::default()).unwrap()
+    }
+
+    /// Takes all events that are there.
+    fn quiet(signals: &Signals) {
+        while signals.wait(SHORT).is_ok() {}
+    }
+
+    #[test]
+    fn who_asked_is_told_once() {
+        let machine = Machine::new();
+        let (mut sender, mut receiver, signals) = server(&machine);
+        let mut client = client(&machine);
+        assert_eq!((receiver.ask().unwrap(), receiver.known()), (0, 0));
+        quiet(&signals);
+        client.send_all(b"one").unwrap();
+        signals.wait(LONG).unwrap();
+        assert_eq!(receiver.available(1).unwrap(), 3);
+        client.send_all(b"two").unwrap();
+        assert!(matches!(signals.wait(SHORT), Err(Error::TimedOut(_))), "it was not asked again");
+        assert_eq!(receiver.available(3).unwrap(), 3, "that much is known");
+        assert_eq!(receiver.ask().unwrap(), 6, "a look comes with it");
+
+        sender.send_all(&[1; 4096]).unwrap();
+        assert_eq!((sender.known(), sender.ask().unwrap()), (0, 0));
+        client.recv_exact(&mut [0; 4000]).unwrap();
+        client.give_back().unwrap();
+        signals.wait(LONG).unwrap();
+        assert_eq!(sender.available(1).unwrap(), 4000);
+    }
+
+    #[test]
+    fn what_was_received_and_not_given_back_is_counted() {
+        let machine = Machine::new();
+        let (_sender, mut receiver, _signals) = server(&machine);
+        client(&machine).send_all(&[1; 100]).unwrap();
+        receiver.recv_exact(&mut [0; 10]).unwrap();
+        assert_eq!(receiver.held_back(), 10);
+        receiver.give_back().unwrap();
+        assert_eq!(receiver.held_back(), 0);
+    }
+
+    #[test]
+    fn an_event_that_an_operation_took_counts() {
+        let machine = Machine::new();
+        let (_sender, mut receiver, signals) = server(&machine);
+        receiver.set_spinning(false);
+        let mut client = client(&machine);
+        quiet(&signals);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(SHORT.unwrap());
+                client.send_all(b"one").unwrap();
+            });
+            assert_eq!(receiver.recv(&mut [0; 10]).unwrap(), 3);
+        });
+        signals.wait(SHORT).unwrap();
+        assert!(matches!(signals.wait(SHORT), Err(Error::TimedOut(_))));
+    }
+
+    #[test]
+    fn a_channel_that_reopens_has_an_end_for_each_client() {
+        let machine = Machine::new();
+        let (sender, mut receiver, signals) = server(&machine);
+        signals.set_reopens();
+        let mut byte = [0];
+        for round in 1..4 {
+            assert_eq!(
+                signals.state().unwrap(),
+                if round == 1 { State::Waiting } else { State::Closed },
+                "before client {round}"
+            );
+            let mut client = client(&machine);
+            assert_eq!(signals.state().unwrap(), State::Open);
+            client.send_all(&[round]).unwrap();
+            client.close().unwrap();
+            assert_eq!((receiver.recv(&mut byte).unwrap(), byte[0]), (1, round));
+            assert_eq!(receiver.recv(&mut byte).unwrap(), 0);
+        }
+        signals.set_persist(true);
+        assert_eq!(sender.state().unwrap(), State::Waiting);
+        signals.set_persist(false);
+        assert_eq!(sender.state().unwrap(), State::Closed);
+    }
+}
