@@ -137,6 +137,13 @@ impl Sender {
         available(&self.half.link, &mut self.producer, want)
     }
 
+    /// Whether [`state`](Self::state) says [`Open`](State::Open) for certain: a short form for the usual case.
+    #[must_use]
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.half.link.is_usable() && self.half.link.is_peer_here()
+    }
+
     /// How much room there was when it was looked last.
     #[must_use]
     pub fn known(&self) -> usize {

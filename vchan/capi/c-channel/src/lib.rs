@@ -415,19 +415,16 @@ impl Channel {
     /// Nothing is sent into a closed channel, where the next client would find it.
     #[inline]
     fn before_sending(&self, sender: &Sender) -> Outcome<()> {
-        self.return_room();
-        match sender.state()? {
-            State::Closed => Err(Failure::closed()),
-            State::Open | State::Waiting => Ok(()),
+        if self.noted.load(Relaxed) {
+            self.return_room();
         }
+        if sender.is_open() { Ok(()) } else { check_open(sender) }
     }
 
     /// Gives back what is held back, before the peer's next move is waited for.
-    #[inline]
+    #[cold]
     fn return_room(&self) {
-        if self.noted.load(Relaxed)
-            && let Some(mut receiver) = self.receiver.try_lock()
-        {
+        if let Some(mut receiver) = self.receiver.try_lock() {
             // A failure to signal is one that every later call meets, too.
             let _ = receiver.give_back();
         }
@@ -539,6 +536,14 @@ impl End for Sender {
 
     fn ask(&mut self) -> vchan::Result<usize> {
         Sender::ask(self)
+    }
+}
+
+#[cold]
+fn check_open(sender: &Sender) -> Outcome<()> {
+    match sender.state()? {
+        State::Closed => Err(Failure::closed()),
+        State::Open | State::Waiting => Ok(()),
     }
 }
 

@@ -151,11 +151,19 @@ impl Host {
 pub(crate) struct Process {
     pub(crate) child: Child,
     shown: String,
+    patience: Duration,
 }
 
 impl Process {
     pub(crate) fn start(command: &mut Command) -> Self {
-        Self { child: command.spawn().unwrap(), shown: format!("{command:?}") }
+        Self { child: command.spawn().unwrap(), shown: format!("{command:?}"), patience: PATIENCE }
+    }
+
+    /// The same for what takes longer.
+    pub(crate) fn start_long(command: &mut Command) -> Self {
+        let mut process = Self::start(command);
+        process.patience = 50 * PATIENCE;
+        process
     }
 
     /// Waits until a peer says on standard error that it is connected.
@@ -176,7 +184,7 @@ impl Process {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(start.elapsed() < PATIENCE, "{} does not end", self.shown);
+            assert!(start.elapsed() < self.patience, "{} does not end", self.shown);
             thread::sleep(Duration::from_millis(2));
         };
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

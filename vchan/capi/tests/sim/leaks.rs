@@ -25,7 +25,7 @@ fn open_and_close(channels: u32, valgrind: bool) {
             .arg(program);
     }
     command.arg(channels.to_string()).env("XENSIM_GRANT_LIMIT", GRANT_LIMIT);
-    assert_eq!(Process::start(&mut command).succeed(), "ok\n");
+    assert_eq!(Process::start_long(&mut command).succeed(), "ok\n");
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn valgrind_finds_nothing_in_forty_channels() {
     open_and_close(40, true);
 }
 
-/// `cargo test -p c-libraries-tests -- --ignored`: some minutes.
+/// `cargo test -p c-libraries-tests -- --ignored`: a quarter of an hour. (`make valgrind`)
 #[test]
 #[ignore = "long"]
 fn valgrind_finds_nothing_in_ten_thousand_channels() {
