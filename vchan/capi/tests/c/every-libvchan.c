@@ -6,11 +6,13 @@
  */
 #define _GNU_SOURCE
 #include "check.h"
+#include <dlfcn.h>
 #include <libvchan-extra.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <xenevtchn.h>
 #include <xenstore.h>
 
 /* Exported, and declared in no public header of Qubes'. */
@@ -206,6 +208,50 @@ static void bytes_and_events(void)
     libvchan_close(client);
 }
 
+/* Between the library and libxenevtchn: how often it is asked whether a domain exists, which is done by binding its port 0;
+ * and no domain does, if that is wanted. */
+static int asked, none_exists;
+
+int xenevtchn_bind_interdomain(xenevtchn_handle *events, uint32_t domid, evtchn_port_t port)
+{
+    int (*bind)(xenevtchn_handle *, uint32_t, evtchn_port_t) = dlsym(RTLD_NEXT, "xenevtchn_bind_interdomain");
+    asked += port == 0;
+    if (port == 0 && none_exists) {
+        errno = ESRCH;
+        return -1;
+    }
+    return bind(events, domid, port);
+}
+
+static void the_end_of_a_domain(void)
+{
+    serve(14);
+    in_domain("2");
+    CHECK(client = libvchan_client_init(1, 14));
+    CHECK(libvchan_send(server, bytes, 10) == 10);
+    usleep(1100000);
+    asked = 0;
+    /* Not with each call. */
+    for (int i = 0; i < 10000; i++)
+        CHECK(libvchan_is_open(client) == VCHAN_CONNECTED);
+    CHECK(asked >= 1 && asked < 60);
+    none_exists = 1;
+    for (int tries = 0; libvchan_is_open(client) == VCHAN_CONNECTED; tries++) {
+        CHECK(tries < 5000);
+        usleep(1000);
+    }
+    CHECK(libvchan_is_open(client) == VCHAN_DISCONNECTED);
+    /* What it had sent is there. */
+    CHECK(libvchan_recv(client, got, 10) == 10);
+    FAILS(libvchan_read(client, got, 1), -1, ECONNRESET);
+    FAILS(libvchan_write(client, got, 1), -1, ECONNRESET);
+    FAILS(libvchan_wait(client), -1, ECONNRESET);
+    CHECK(libvchan__check_domain_alive(NULL, 1) == 0);
+    none_exists = 0;
+    libvchan_close(client);
+    libvchan_close(server);
+}
+
 static void what_cannot_be(void)
 {
     EVTCHN fd;
@@ -241,6 +287,7 @@ int main(void)
     keys();
     asynchronous();
     bytes_and_events();
+    the_end_of_a_domain();
     what_cannot_be();
     puts("ok");
     return 0;
