@@ -42,6 +42,23 @@ fn every_byte_arrives_in_both_directions() {
     }
 }
 
+/// Who sleeps in poll is woken whenever there is something to do, by either library.
+#[test]
+fn pollers_are_woken() {
+    let program = compile("vchan/capi/tests/c/poller.c", &["-lxenvchan"]);
+    for (server, client) in [(Ours, Ours), (Ours, Debian), (Debian, Ours)] {
+        for styles in [["asks", "asks"], ["short", "short"], ["asks", "short"]] {
+            let host = Host::new("pollers");
+            let [server, client] = [("server", 1, server, styles[0]), ("client", 2, client, styles[1])].map(
+                |(role, domid, library, style)| {
+                    Process::start(host.command(domid, library, &program).args([role, style, "4000000", "5"]))
+                },
+            );
+            assert_eq!((client.succeed(), server.succeed()), ("ok\n".to_owned(), "ok\n".to_owned()));
+        }
+    }
+}
+
 /// libxenvchan's server may lose what its client sent right before it left; ours does not.
 #[test]
 fn what_a_client_sent_before_it_left_arrives() {
