@@ -5,7 +5,7 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed asan valgrind fuzz miri bench lint fmt install clean toolchain
+.PHONY: demo test unit testbed asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
 
 demo: toolchain
 	.ci/deps
@@ -49,6 +49,11 @@ valgrind: toolchain
 miri: toolchain
 	$(CARGO) +nightly miri test --lib -p tesseraqt-vchan -- ring page
 
+# The long form of what `make unit` does with a few channels of the C libraries under valgrind: ten thousand of them.
+leaks: toolchain
+	.ci/deps build
+	$(CARGO) test -p c-libraries-tests --locked -- --ignored
+
 # For FUZZ_SECONDS each; needs a nightly toolchain and cargo-fuzz (`cargo install cargo-fuzz`). What it finds is kept in
 # fuzz/corpus, which `make test` replays.
 FUZZ_SECONDS ?= 60
@@ -62,7 +67,31 @@ bench: toolchain
 	.ci/deps build
 	$(CARGO) bench --locked
 
-install: toolchain
+# The C libraries take their names from a release of Xen.
+XEN_SONAME ?= 4.17
+LIBDIR = $(DESTDIR)$(PREFIX)/lib
+INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
+install: install-programs install-c
+
+# For C programs: libraries, headers, pkg-config. (A libxenvchan.h of Xen's in the same place is replaced.)
+install-c: toolchain
+	XEN_SONAME=$(XEN_SONAME) $(CARGO) build --release --locked -p libxenvchan -p libvchan-xen
+	install -D -m 755 target/release/libxenvchan.so $(LIBDIR)/libxenvchan.so.$(XEN_SONAME)
+	install -D -m 755 target/release/libvchan_xen.so $(LIBDIR)/libvchan-xen.so.1
+	ln -sf libxenvchan.so.$(XEN_SONAME) $(LIBDIR)/libxenvchan.so
+	ln -sf libvchan-xen.so.1 $(LIBDIR)/libvchan-xen.so
+	install -D -m 644 -t $(INCLUDEDIR) vchan/capi/include/*.h
+	install -D -m 644 -t $(INCLUDEDIR)/vchan-xen vchan/capi/include/vchan-xen/*.h
+	install -d $(LIBDIR)/pkgconfig
+	for name in xenvchan vchan-xen; do \
+	    sed 's|@PREFIX@|$(PREFIX)|; s|@XEN@|$(XEN_SONAME)|; s|@VERSION@|$(VERSION)|' \
+	        vchan/capi/pkgconfig/$$name.pc.in > $(LIBDIR)/pkgconfig/$$name.pc || exit 1; \
+	done
+	ln -sf vchan-xen.pc $(LIBDIR)/pkgconfig/vchan.pc
+
+install-programs: toolchain
 	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat

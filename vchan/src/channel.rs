@@ -4,7 +4,7 @@ use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{Consumer, Producer};
 use crate::wire::Pages;
-use crate::{Orders, Partial, ReadChunk, Receiver, Result, Sender, Side, State, WriteChunk};
+use crate::{Orders, Partial, ReadChunk, Receiver, Result, Sender, Side, Signals, State, WriteChunk};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -305,6 +305,15 @@ impl Channel {
     pub fn split(self) -> Result<(Sender, Receiver)> {
         self.link().waiter().allow_interruption()?;
         Ok((self.sender, self.receiver))
+    }
+
+    /// Parts the channel into its halves, and its signals for who asks for them and waits for them by itself: see
+    /// [`Signals`]. The halves can be used by two threads, as those of [`split`](Self::split); if no event channel more
+    /// can be had, closing does not end the sleep of another thread.
+    #[must_use]
+    pub fn into_parts(self) -> (Sender, Receiver, Signals) {
+        let signals = Signals::new(Arc::clone(self.link()));
+        (self.sender, self.receiver, signals)
     }
 
     /// Closes the channel. The peer can still receive what was sent.

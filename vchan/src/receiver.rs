@@ -26,7 +26,7 @@ use xen::VolatileSlice;
 /// When it is dropped, the peer's bytes are no longer taken; the channel is closed when both halves are gone.
 #[derive(Debug)]
 pub struct Receiver {
-    consumer: Consumer<Arc<Pages>>,
+    pub(crate) consumer: Consumer<Arc<Pages>>,
     pub(crate) half: Half,
     /// So many bytes are given back at once.
     part: u32,

@@ -22,7 +22,7 @@ use xen::VolatileSliceMut;
 /// word for one direction alone.
 #[derive(Debug)]
 pub struct Sender {
-    producer: Producer<Arc<Pages>>,
+    pub(crate) producer: Producer<Arc<Pages>>,
     pub(crate) half: Half,
     corked: bool,
     /// So many bytes are published at once: a part of the ring, so that the peer takes some while others are filled in.

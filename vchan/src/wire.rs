@@ -65,7 +65,9 @@ pub(crate) enum RingMemory {
 pub(crate) struct Pages {
     side: Side,
     /// A server that outlives its clients.
-    persist: bool,
+    persist: AtomicBool,
+    /// Whoever was closed may be here again.
+    reopens: AtomicBool,
     /// The peer was here; from then on it cannot be awaited.
     seen: AtomicBool,
     /// The peer was seen to have gone. It does not come back, even if the byte says so: its successor would get, and
@@ -146,7 +148,8 @@ impl Pages {
         };
         Self {
             side,
-            persist,
+            persist: AtomicBool::new(persist),
+            reopens: AtomicBool::new(false),
             seen: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             own: words(side),
@@ -158,6 +161,16 @@ impl Pages {
 
     pub(crate) fn side(&self) -> Side {
         self.side
+    }
+
+    /// Whether this (a server) outlives its clients, from now on.
+    pub(crate) fn set_persist(&self, persist: bool) {
+        self.persist.store(persist, Relaxed);
+    }
+
+    /// From now on the end of the peer lasts no longer than its live byte says so: another one may come after it.
+    pub(crate) fn set_reopens(&self) {
+        self.reopens.store(true, Relaxed);
     }
 
     /// Whether the peer is there, for certain: a short form of [`peer`](Self::peer) for the usual case.
@@ -173,14 +186,18 @@ impl Pages {
         }
         let side = self.side.peer();
         match self.peer.live.load(Acquire) {
-            LIVE_AWAITED if side == Side::Client && !self.seen.load(Relaxed) => Ok(State::Waiting),
+            LIVE_AWAITED
+                if side == Side::Client && (!self.seen.load(Relaxed) || self.reopens.load(Relaxed)) =>
+            {
+                Ok(State::Waiting)
+            }
             LIVE_HERE => {
                 self.seen.store(true, Relaxed);
                 Ok(State::Open)
             }
-            LIVE_GONE if self.persist => Ok(State::Waiting),
+            LIVE_GONE if self.persist.load(Relaxed) => Ok(State::Waiting),
             LIVE_GONE => {
-                self.gone.store(true, Release);
+                self.gone.store(!self.reopens.load(Relaxed), Release);
                 Ok(State::Closed)
             }
             value => Err(Violation::Live { side, value }),

@@ -49,8 +49,9 @@ impl Error {
         Self::new(call, args, source)
     }
 
-    /// The same with an errno that is not the thread's own.
-    pub(crate) fn errno(call: &'static str, args: impl Into<String>, errno: i32) -> Self {
+    /// The same with an errno that is not the thread's own; also for implementations of the traits elsewhere.
+    #[must_use]
+    pub fn errno(call: &'static str, args: impl Into<String>, errno: i32) -> Self {
         Self::new(call, args, io::Error::from_raw_os_error(errno))
     }
 

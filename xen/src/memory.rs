@@ -88,6 +88,12 @@ impl Mapping {
         self.len
     }
 
+    /// Where the first byte is: for those who tell C callers. It stays there as long as the mapping lives.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     /// What it may be used for.
     #[must_use]
     pub fn access(&self) -> Access {

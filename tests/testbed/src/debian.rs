@@ -68,6 +68,20 @@ impl Debian {
 }
 
 impl Tree {
+    /// One package without what it depends on, downloaded if the cache does not have it yet: for a program that runs right
+    /// here.
+    pub fn of_package(cache: &Cache, package: &str) -> Result<Self> {
+        let place = cache.entry(package, &format!("{REVISION} {package}"), |place| {
+            let _lock = cache.lock("apt")?;
+            let archives = place.join("archives");
+            for archive in Apt::update(cache)?.download(&[package.to_owned()], &archives)? {
+                unpack(&archive, &place.join("tree"), &[])?;
+            }
+            fs::remove_dir_all(&archives).at(&archives)
+        })?;
+        Ok(Self { root: place.join("tree") })
+    }
+
     /// Where the packages' `path` is, relative to `/`. Debian 12 packages still say `/bin` or `/lib` where an
     /// installed system has `/usr/bin` and `/usr/lib`; `path` begins with `usr/` for both.
     pub fn file(&self, path: &str) -> Result<PathBuf> {

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use xen_sys::{self as sys, xenevtchn_handle};
 
-pub(super) struct Events {
+/// A handle of libxenevtchn.
+pub struct Events {
     raw: NonNull<xenevtchn_handle>,
     fd: libc::c_int,
 }
@@ -19,13 +20,23 @@ unsafe impl Send for Events {}
 unsafe impl Sync for Events {}
 
 impl Events {
-    pub(super) fn open() -> Result<Self> {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When there is none, or it may not be opened.
+    pub fn open() -> Result<Self> {
         // SAFETY: the logger lives for ever; no flags.
         let raw = unsafe { sys::xenevtchn_open(logger::silent(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("xenevtchn_open", ""))?;
         // SAFETY: an open handle has a descriptor, which stays open until the handle is closed.
         let fd = unsafe { sys::xenevtchn_fd(raw.as_ptr()) };
         Ok(Self { raw, fd })
+    }
+
+    /// The C library's handle, valid as long as this lives: for those who offer it to C callers in turn.
+    #[must_use]
+    pub fn as_raw(&self) -> *mut xenevtchn_handle {
+        self.raw.as_ptr()
     }
 }
 

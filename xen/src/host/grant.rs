@@ -59,10 +59,22 @@ impl Drop for Pages {
     }
 }
 
-pub(super) struct Share(Arc<Handle>);
+/// A handle of libxengnttab, to share pages.
+pub struct Share(Arc<Handle>);
 
 impl Share {
-    pub(super) fn open() -> Result<Self> {
+    /// The C library's handle, valid as long as this or a page shared through it lives: for those who offer it to C
+    /// callers in turn.
+    #[must_use]
+    pub fn as_raw(&self) -> *mut xengntdev_handle {
+        self.0.raw.as_ptr()
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When there is none, or it may not be opened.
+    pub fn open() -> Result<Self> {
         // SAFETY: the logger lives for ever; no flags.
         let raw = unsafe { xengntshr_open(logger::silent(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("xengntshr_open", ""))?;
@@ -135,13 +147,25 @@ impl GrantShare for Share {
     }
 }
 
-pub(super) struct Map(Arc<Handle>);
+/// A handle of libxengnttab, to map pages that others share.
+pub struct Map(Arc<Handle>);
 
 /// How often a page that is being paged in is asked for again.
 const PAGED_OUT_ATTEMPTS: u32 = 1_000;
 
 impl Map {
-    pub(super) fn open() -> Result<Self> {
+    /// The C library's handle, valid as long as this or a page mapped through it lives: for those who offer it to C
+    /// callers in turn.
+    #[must_use]
+    pub fn as_raw(&self) -> *mut xengntdev_handle {
+        self.0.raw.as_ptr()
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// When there is none, or it may not be opened.
+    pub fn open() -> Result<Self> {
         // SAFETY: the logger lives for ever; no flags.
         let raw = unsafe { xengnttab_open(logger::silent(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("xengnttab_open", ""))?;

@@ -8,6 +8,8 @@ mod logger;
 mod store;
 
 use crate::{DomainControl, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result, Xenstore};
+pub use event::Events;
+pub use grant::{Map, Share};
 use std::sync::Arc;
 
 /// The machine we run on. Opening what it does not have fails with
@@ -17,13 +19,13 @@ pub struct Host;
 
 impl Platform for Host {
     fn grant_share(&self) -> Result<Arc<dyn GrantShare>> {
-        Ok(Arc::new(grant::Share::open()?))
+        Ok(Arc::new(Share::open()?))
     }
     fn grant_map(&self) -> Result<Arc<dyn GrantMap>> {
-        Ok(Arc::new(grant::Map::open()?))
+        Ok(Arc::new(Map::open()?))
     }
     fn event_channels(&self) -> Result<Arc<dyn EventChannels>> {
-        Ok(Arc::new(event::Events::open()?))
+        Ok(Arc::new(Events::open()?))
     }
     fn xenstore(&self) -> Result<Arc<dyn Xenstore>> {
         Ok(Arc::new(store::Store::open()?))
