@@ -111,11 +111,15 @@ impl Liveness {
         if self.is_dead() {
             return true;
         }
+        let mut before = self.before.lock();
         let is_recent = |seen: Instant| now.saturating_duration_since(seen) < self.interval / 2;
-        if self.sighting.as_ref().is_some_and(|sighting| sighting.alive.lock().is_some_and(is_recent)) {
+        // A key of which it is not known yet that it is there cannot be missed later.
+        let knows_all = before.key || !matches!(&self.traced, Traced::Server { key: Some(_) });
+        if knows_all
+            && self.sighting.as_ref().is_some_and(|sighting| sighting.alive.lock().is_some_and(is_recent))
+        {
             return false;
         }
-        let mut before = self.before.lock();
         let traces = Traces {
             key: matches!(&self.traced, Traced::Server { key: Some(path) } if self.has_key(path)),
             ..self.look_at_domain(now)

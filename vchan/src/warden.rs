@@ -20,6 +20,8 @@ struct Ward {
     due: (Instant, Instant),
     /// What its waiter said last time, if somebody slept.
     before: Option<Ticket>,
+    /// Whether it was looked at yet.
+    known: bool,
 }
 
 struct Warden {
@@ -43,9 +45,11 @@ static WARDEN: Warden = Warden {
 
 /// Looks after a channel from now on, until it is dropped.
 pub(crate) fn look_after(link: &Arc<Link>) {
-    let Some(due) = due(Instant::now(), link.liveness().interval()) else { return };
+    // The first look is at the traces that will be missed: soon after the peer came, but not so soon that it may be about
+    // to remove its keys.
+    let Some(due) = due(Instant::now(), link.liveness().interval() * 2 / 5) else { return };
     let mut wards = WARDEN.wards.lock();
-    wards.list.push(Ward { link: Arc::downgrade(link), due, before: None });
+    wards.list.push(Ward { link: Arc::downgrade(link), due, before: None, known: false });
     if wards.watched {
         if wards.next.is_some_and(|next| due.1 < next) {
             WARDEN.came.notify_one();
@@ -98,7 +102,8 @@ impl Ward {
         let asleep = link.waiter().asleep();
         let quiet = asleep.is_some() && asleep == self.before;
         self.before = asleep;
-        if quiet && link.liveness().probe(now) {
+        let first = !std::mem::replace(&mut self.known, true);
+        if (quiet || first) && link.liveness().probe(now) {
             // Fails only where no event channel is to be had for it: then it is tried again.
             let _ = link.waiter().interrupt();
         }

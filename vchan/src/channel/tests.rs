@@ -1000,6 +1000,21 @@ fn a_client_in_a_guest_notices_the_loss_of_the_servers_keys() {
     assert!(matches!(client.recv(&mut [0]), Err(Error::PeerDied(SERVER))));
 }
 
+/// Although nobody has waited for the server yet, and nobody has probed.
+#[test]
+fn a_client_in_a_guest_misses_keys_that_were_there_soon_after_it_came() {
+    let host = Host::new();
+    let listener = host.listen(&ListenOptions::default());
+    let options = ConnectOptions { probe_interval: SHORT, ..Default::default() };
+    let mut client = Channel::connect(&host.client, SERVER, PATH, &options).unwrap();
+    let _server = listener.accept().unwrap();
+    thread::sleep(5 * SHORT);
+    let store = host.machine.domain(DomId::DOM0).xenstore().unwrap();
+    store.remove(Transaction::NONE, "/local/domain/1/data").unwrap();
+    client.set_timeout(Some(LONG));
+    assert!(matches!(client.recv(&mut [0]), Err(Error::PeerDied(SERVER))));
+}
+
 #[test]
 fn keys_that_were_removed_early_are_no_sign_of_death() {
     for server_keeps_keys in [true, false] {
