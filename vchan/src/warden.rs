@@ -9,8 +9,8 @@ use crate::link::Link;
 use crate::wait::Ticket;
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{process, thread};
 
 /// A channel that is looked after.
 struct Ward {
@@ -34,14 +34,12 @@ struct Wards {
     list: Vec<Ward>,
     /// When the thread looks next.
     next: Option<Instant>,
-    /// Whether the thread runs.
-    watched: bool,
+    /// The process in which the thread runs; 0: it does not. (A child that was forked has the list, but not the thread.)
+    watched_by: u32,
 }
 
-static WARDEN: Warden = Warden {
-    wards: Mutex::new(Wards { list: Vec::new(), next: None, watched: false }),
-    came: Condvar::new(),
-};
+static WARDEN: Warden =
+    Warden { wards: Mutex::new(Wards { list: Vec::new(), next: None, watched_by: 0 }), came: Condvar::new() };
 
 /// Looks after a channel from now on, until it is dropped.
 pub(crate) fn look_after(link: &Arc<Link>) {
@@ -50,14 +48,14 @@ pub(crate) fn look_after(link: &Arc<Link>) {
     let Some(due) = due(Instant::now(), link.liveness().interval() * 2 / 5) else { return };
     let mut wards = WARDEN.wards.lock();
     wards.list.push(Ward { link: Arc::downgrade(link), due, before: None, known: false });
-    if wards.watched {
+    if wards.watched_by == process::id() {
         if wards.next.is_some_and(|next| due.1 < next) {
             WARDEN.came.notify_one();
         }
     } else {
         let thread = thread::Builder::new().name("vchan-warden".to_owned()).spawn(|| WARDEN.watch());
         // Without a thread nobody looks; the channels themselves work, and the next one tries again.
-        wards.watched = thread.is_ok();
+        wards.watched_by = if thread.is_ok() { process::id() } else { 0 };
     }
 }
 
@@ -73,7 +71,7 @@ impl Warden {
             wards.list.retain(|ward| ward.link.strong_count() > 0);
             wards.next = wards.list.iter().map(|ward| ward.due.1).min();
             let Some(first) = wards.next else {
-                wards.watched = false;
+                wards.watched_by = 0;
                 return;
             };
             if first > Instant::now() {

@@ -7,13 +7,14 @@ use std::process::Command;
 use crate::cache::checkout;
 use crate::{Error, Result, process};
 
-/// Our programs: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 5] = [
+/// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
+const PROGRAMS: [(&str, &[&str], &str); 6] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
     ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),
     ("tesseraqt-vchan", &["--example", "vchan-speed"], "examples/vchan-speed"),
+    ("libxenvchan", &["--lib"], "libxenvchan.so"),
 ];
 
 /// The other side: C programs over Debian's libxenvchan that speak as `vchan-peer` and `vchan-speed` do.
