@@ -3,7 +3,7 @@
 use crate::wire::{Pages, RingMemory};
 use crate::{Channel, ConnectOptions, Hub, ListenOptions, Listener, Orders, Ring};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xen::mock::{Domain, Machine};
 use xen::{Access, DomId, GrantMap, GrantShare, Mapping, Platform, Transaction};
 
@@ -96,6 +96,16 @@ impl Host {
         let listener = server.listen(CLIENT, PATH, options).unwrap();
         let client = client.connect(SERVER, PATH, &ConnectOptions::default()).unwrap();
         (listener.accept().unwrap(), client)
+    }
+
+    /// Waits until the machine is as it was: a warden may be looking at a port that has just been given up.
+    #[track_caller]
+    pub(crate) fn becomes(&self, before: &[String], when: &str) {
+        let begin = Instant::now();
+        while self.machine.inventory() != before {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{when}: {:?}", self.machine.inventory());
+            std::thread::yield_now();
+        }
     }
 
     /// The control page of the channel that is published, as the client maps it.

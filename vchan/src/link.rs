@@ -26,7 +26,7 @@ pub(crate) struct Link {
     /// A hub's channel's.
     _line: Option<Line>,
     waiter: Arc<Waiter>,
-    liveness: Liveness,
+    liveness: Arc<Liveness>,
     /// A server's; until the channel is closed.
     keys: Mutex<Option<Published>>,
     closed: AtomicBool,
@@ -52,13 +52,13 @@ impl Link {
             orders,
             _line: hub.map(|hub| Line::new(hub, &waiter)),
             waiter,
-            liveness,
+            liveness: Arc::new(liveness),
             keys: Mutex::new(None),
             closed: AtomicBool::new(false),
             usable: AtomicBool::new(true),
             violation: OnceLock::new(),
         });
-        warden::look_after(&link);
+        warden::look_after(&link.waiter, &link.liveness);
         link
     }
 

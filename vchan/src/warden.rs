@@ -5,8 +5,8 @@
 //! looked last, and wakes the sleepers of a dead peer. Channels with traffic, and those that nobody waits for, cost
 //! nothing but that thread's glance at them; without channels there is no thread.
 
-use crate::link::Link;
-use crate::wait::Ticket;
+use crate::liveness::Liveness;
+use crate::wait::{Ticket, Waiter};
 use parking_lot::{Condvar, Mutex};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -14,7 +14,9 @@ use std::{process, thread};
 
 /// A channel that is looked after.
 struct Ward {
-    link: Weak<Link>,
+    // Of the channel no more than this: whoever drops it while it is looked at has closed it at once.
+    waiter: Weak<Waiter>,
+    liveness: Weak<Liveness>,
     /// When it is looked at next: not before the first of the two, if another one is due then, and else at the second. So
     /// any number of them soon have the thread wake once an interval.
     due: (Instant, Instant),
@@ -42,12 +44,13 @@ static WARDEN: Warden =
     Warden { wards: Mutex::new(Wards { list: Vec::new(), next: None, watched_by: 0 }), came: Condvar::new() };
 
 /// Looks after a channel from now on, until it is dropped.
-pub(crate) fn look_after(link: &Arc<Link>) {
+pub(crate) fn look_after(waiter: &Arc<Waiter>, liveness: &Arc<Liveness>) {
     // The first look is at the traces that will be missed: soon after the peer came, but not so soon that it may be about
     // to remove its keys.
-    let Some(due) = due(Instant::now(), link.liveness().interval() * 2 / 5) else { return };
+    let Some(due) = due(Instant::now(), liveness.interval() * 2 / 5) else { return };
     let mut wards = WARDEN.wards.lock();
-    wards.list.push(Ward { link: Arc::downgrade(link), due, before: None, known: false });
+    let (waiter, liveness) = (Arc::downgrade(waiter), Arc::downgrade(liveness));
+    wards.list.push(Ward { waiter, liveness, due, before: None, known: false });
     if wards.watched_by == process::id() {
         if wards.next.is_some_and(|next| due.1 < next) {
             WARDEN.came.notify_one();
@@ -68,7 +71,7 @@ impl Warden {
     fn watch(&self) {
         let mut wards = self.wards.lock();
         loop {
-            wards.list.retain(|ward| ward.link.strong_count() > 0);
+            wards.list.retain(|ward| ward.waiter.strong_count() > 0);
             wards.next = wards.list.iter().map(|ward| ward.due.1).min();
             let Some(first) = wards.next else {
                 wards.watched_by = 0;
@@ -96,15 +99,17 @@ impl Warden {
 impl Ward {
     /// Looks; false when there is nothing more to look after.
     fn look(&mut self, now: Instant) -> bool {
-        let Some(link) = self.link.upgrade() else { return false };
-        let asleep = link.waiter().asleep();
+        let (Some(waiter), Some(liveness)) = (self.waiter.upgrade(), self.liveness.upgrade()) else {
+            return false;
+        };
+        let asleep = waiter.asleep();
         let quiet = asleep.is_some() && asleep == self.before;
         self.before = asleep;
         let first = !std::mem::replace(&mut self.known, true);
-        if (quiet || first) && link.liveness().probe(now) {
+        if (quiet || first) && liveness.probe(now) {
             // Fails only where no event channel is to be had for it: then it is tried again.
-            let _ = link.waiter().interrupt();
+            let _ = waiter.interrupt();
         }
-        due(now, link.liveness().interval()).map(|due| self.due = due).is_some()
+        due(now, liveness.interval()).map(|due| self.due = due).is_some()
     }
 }

@@ -110,10 +110,10 @@ fn set_up_and_close_leave_nothing_behind() {
             client.close().unwrap();
             server.close().unwrap();
         }
-        assert_eq!(host.machine.inventory(), before);
+        host.becomes(&before, "closed");
     }
     drop(host.listen(&ListenOptions::default()));
-    assert_eq!(host.machine.inventory(), before);
+    host.becomes(&before, "closed");
 }
 
 /// Fails each call of `set_up` in turn, and sees that it says so and leaves nothing. `looks` calls are those that look
@@ -138,7 +138,7 @@ fn fail_every_call(host: &Host, looks: usize, set_up: impl Fn() -> Result<Channe
             }
             Err(error) => assert!(matches!(error, Error::Xen(_)), "call {nth}: {error}"),
         }
-        assert_eq!(host.machine.inventory(), before, "after a failure of call {nth}");
+        host.becomes(&before, &format!("after a failure of call {nth}"));
     }
 }
 
@@ -184,7 +184,7 @@ fn a_client_that_waits_and_fails_at_any_call_leaves_nothing() {
             return;
         }
         // The one call that is not made good by dropping is the end of the watch: it ends with the connection.
-        assert_eq!(host.machine.inventory(), before, "after a failure of call {nth}");
+        host.becomes(&before, &format!("after a failure of call {nth}"));
     }
 }
 
@@ -811,7 +811,7 @@ fn meet(host: &Host, fill: impl FnOnce(&xen::Mapping)) -> Result<Channel> {
     let before = host.machine.inventory();
     let result = Channel::connect(&host.client, SERVER, PATH, &ConnectOptions::default());
     if result.is_err() {
-        assert_eq!(host.machine.inventory(), before, "a client that refused has nothing left");
+        host.becomes(&before, "a client that refused has nothing left");
     }
     drop(liar);
     result

@@ -93,7 +93,7 @@ fn one_handle_of_each_kind_serves_all_and_nothing_is_left() {
         assert_eq!(&said[..10], b"still here");
         assert_eq!(server.recv(&mut said).unwrap(), 0);
     }
-    assert_eq!(host.machine.inventory(), before);
+    host.becomes(&before, "closed");
 }
 
 #[test]
