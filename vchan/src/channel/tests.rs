@@ -1,4 +1,5 @@
 use super::*;
+use crate::Connector;
 use crate::fixture::{CLIENT, Host, PATH, SERVER, SIZES, pattern, sizes};
 use crate::{ConnectOptions, Error, ListenOptions, Listener, Ring, Violation};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -508,6 +509,24 @@ fn a_client_waits_for_its_server() {
         server.recv_exact(&mut [0]).unwrap();
     });
     assert!(host.machine.inventory().iter().all(|line| !line.contains("watch")), "no watch is left");
+}
+
+#[test]
+fn a_client_that_does_not_block_is_told_when_its_server_has_come_and_comes_back() {
+    let host = Host::new();
+    let connector = Connector::new(&host.client, SERVER, PATH, &ConnectOptions::default()).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(connector.try_connect(), Err(Error::WouldBlock)));
+        assert!(!readable(connector.event_fd()));
+        let listener = host.listen(&sizes(0, 0));
+        assert!(readable(connector.event_fd()));
+        let mut client = connector.try_connect().unwrap();
+        let mut server = listener.accept().unwrap();
+        client.send_all(b"here").unwrap();
+        server.recv_exact(&mut [0; 4]).unwrap();
+        drop(server);
+        assert_eq!(client.recv(&mut [0]).unwrap(), 0);
+    }
 }
 
 #[test]
