@@ -453,6 +453,10 @@ impl KernelCache {
         let error = |source| Failure::Cache(CacheError::File { path: path.clone(), source });
         let kernel = Kernel::open(packed)?;
         let (format, cmdline_limit) = (kernel.format(), kernel.footprint().cmdline_limit);
+        if kernel.said_size().is_some_and(|size| size > limit) {
+            // Not found out by unpacking as much as there is room for.
+            return Err(CacheError::TooLarge { limit }.into());
+        }
         // A crash may have left something.
         file.set_len(0).map_err(error)?;
         let mut crc = flate2::Crc::new();

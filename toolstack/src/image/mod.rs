@@ -290,6 +290,15 @@ impl<'a> Kernel<'a> {
         self.notes.as_ref()
     }
 
+    /// Bytes that it unpacks to by its own word, which unpacking checks; `None` when it does not say.
+    #[must_use]
+    pub fn said_size(&self) -> Option<u64> {
+        match &self.source {
+            Source::Plain(file) => Some(file.len() as u64),
+            Source::Packed { length, .. } => *length,
+        }
+    }
+
     /// Unpacks the kernel's file to its end, and hands it on part by part. Returns its length in bytes.
     ///
     /// # Errors
