@@ -47,7 +47,7 @@ static WARDEN: Warden =
 pub(crate) fn look_after(waiter: &Arc<Waiter>, liveness: &Arc<Liveness>) {
     // The first look is at the traces that will be missed: soon after the peer came, but not so soon that it may be about
     // to remove its keys.
-    let Some(due) = due(Instant::now(), liveness.interval() * 2 / 5) else { return };
+    let Some(due) = due(Instant::now(), liveness.interval() / 5 * 2) else { return };
     let mut wards = WARDEN.wards.lock();
     let (waiter, liveness) = (Arc::downgrade(waiter), Arc::downgrade(liveness));
     wards.list.push(Ward { waiter, liveness, due, before: None, known: false });

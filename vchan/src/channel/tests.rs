@@ -1019,6 +1019,21 @@ fn a_client_in_a_guest_notices_the_loss_of_the_servers_keys() {
     assert!(matches!(client.recv(&mut [0]), Err(Error::PeerDied(SERVER))));
 }
 
+#[test]
+fn it_may_be_looked_never_or_all_the_time() {
+    for probe_interval in [Duration::MAX, Duration::ZERO] {
+        let host = Host::new();
+        let listener = host.listen(&ListenOptions { probe_interval, ..sizes(0, 0) });
+        let options = ConnectOptions { probe_interval, ..Default::default() };
+        let mut client = Channel::connect(&host.client, SERVER, PATH, &options).unwrap();
+        let mut server = listener.accept().unwrap();
+        client.set_timeout(Some(SHORT));
+        assert!(matches!(client.recv(&mut [0]), Err(Error::TimedOut(SHORT))));
+        server.send_all(b"x").unwrap();
+        client.recv_exact(&mut [0]).unwrap();
+    }
+}
+
 /// Although nobody has waited for the server yet, and nobody has probed.
 #[test]
 fn a_client_in_a_guest_misses_keys_that_were_there_soon_after_it_came() {
