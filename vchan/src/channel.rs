@@ -247,10 +247,11 @@ impl Channel {
     }
 
     /// What a reactor is to wake when [`event_fd`](Self::event_fd) is readable, for those who use `poll_send` and
-    /// `poll_recv` with a channel of its own: it wakes the tasks that wait for this channel. (A hub does so itself.)
+    /// `poll_recv` with a channel of its own: it wakes the tasks that wait for this channel, and
+    /// does not keep it open. (A hub does so itself.)
     #[must_use]
     pub fn event_waker(&self) -> Waker {
-        Waker::from(Arc::clone(self.link()))
+        Waker::from(Arc::clone(self.link().waiter()))
     }
 
     /// Whether a server's client has come, for a task.

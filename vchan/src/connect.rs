@@ -2,9 +2,9 @@
 
 use crate::deadline::Deadline;
 use crate::hub::Switchboard;
-use crate::keys::{Rendezvous, find, own_domid, port_key};
+use crate::keys::{Rendezvous, find, port_key};
 use crate::link::Link;
-use crate::listener::check_peer;
+use crate::listener::begin;
 use crate::liveness::{Liveness, PROBE_INTERVAL, Traced};
 use crate::notify::Notify;
 use crate::page::{GRANTS_OFFSET, LIVE_HERE, Place};
@@ -114,9 +114,7 @@ impl Connector {
         path: &str,
         options: &ConnectOptions,
     ) -> Result<Self> {
-        let store = platform.xenstore()?;
-        let own = hub.map_or_else(|| own_domid(&*store), |hub| Ok(hub.own()))?;
-        check_peer(own, server)?;
+        let (store, own) = begin(platform, hub, server)?;
         let path =
             if path.starts_with('/') { path.to_owned() } else { format!("/local/domain/{server}/{path}") };
         Ok(Self {

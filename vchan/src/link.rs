@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Wake;
 use std::time::Instant;
 use xen::DomId;
 
@@ -75,7 +74,7 @@ impl Link {
         self.orders
     }
 
-    pub(crate) fn waiter(&self) -> &Waiter {
+    pub(crate) fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
     }
 
@@ -184,13 +183,6 @@ impl Link {
         let keys = self.keys.lock().take();
         let removed = keys.map_or(Ok(()), |keys| keys.remove());
         told.and(woken).and(removed)
-    }
-}
-
-/// Has the tasks of the channel look again.
-impl Wake for Link {
-    fn wake(self: Arc<Self>) {
-        self.waiter.wake_all();
     }
 }
 

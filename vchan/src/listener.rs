@@ -8,14 +8,13 @@ use crate::liveness::{Liveness, PROBE_INTERVAL, Traced};
 use crate::page::Place;
 use crate::port::BoundPort;
 use crate::ring::{Consumer, Producer};
-
 use crate::wire::{Pages, RingMemory};
 use crate::{Channel, Error, Orders, Result, Ring, Side, State};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use xen::{Access, DomId, GrantRef, GrantShare, Platform, UnmapNotify};
+use xen::{Access, DomId, GrantRef, GrantShare, Platform, UnmapNotify, Xenstore};
 
 /// What a server may choose.
 #[derive(Clone, Debug)]
@@ -87,9 +86,7 @@ impl Listener {
         options: &ListenOptions,
     ) -> Result<Self> {
         let orders = Orders::for_minimums(options.read_min, options.write_min)?;
-        let store = platform.xenstore()?;
-        let own = hub.map_or_else(|| own_domid(&*store), |hub| Ok(hub.own()))?;
-        check_peer(own, client)?;
+        let (store, own) = begin(platform, hub, client)?;
 
         let events = platform.event_channels()?;
         let bound = BoundPort::new(Arc::clone(&events), events.bind_unbound(client)?);
@@ -183,15 +180,21 @@ impl Listener {
     }
 }
 
-/// A channel is between two domains that can exist.
-pub(crate) fn check_peer(own: DomId, peer: DomId) -> Result<()> {
+/// What both sides begin with: xenstore and the own domain. A channel is between two domains that can exist.
+pub(crate) fn begin(
+    platform: &dyn Platform,
+    hub: Option<&Arc<Switchboard>>,
+    peer: DomId,
+) -> Result<(Arc<dyn Xenstore>, DomId)> {
+    let store = platform.xenstore()?;
+    let own = hub.map_or_else(|| own_domid(&*store), |hub| Ok(hub.own()))?;
     if peer.0 >= DomId::FIRST_RESERVED {
         return Err(Error::ReservedDomain(peer));
     }
     if peer == own {
         return Err(Error::Loopback(peer));
     }
-    Ok(())
+    Ok((store, own))
 }
 
 /// Shares the pages of a ring that has some of its own.

@@ -6,7 +6,7 @@
 //! wakes for, it counts the event and wakes the other, and each looks at its own ring. When the leader leaves without
 //! an event (its time is up), the other takes its place.
 //!
-//! A task ([`poll`](crate::half::Half::poll)) follows, too: it leaves its waker, and the ticket keeps it from waiting for what has been.
+//! A task ([`poll`](crate::half::HasHalf::poll)) follows, too: it leaves its waker, and the ticket keeps it from waiting for what has been.
 //!
 //! What makes this safe against lost wake-ups is the [`Ticket`]: the count of events, taken *before* a thread looks at
 //! the shared page for the last time. If an event was counted since, the thread does not sleep: what the event told of
@@ -28,9 +28,10 @@ use crate::port::{Bell, BoundPort};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::task::Waker;
+use std::task::{Wake, Waker};
 use std::time::Instant;
 use xen::{DomId, ErrorKind};
 
@@ -259,7 +260,7 @@ impl Waiter {
     }
 
     /// Wakes the threads that follow, and the tasks.
-    pub(crate) fn wake_all(&self) {
+    fn wake_all(&self) {
         if self.awaited.load(SeqCst) {
             let mut others = self.others.lock();
             self.turned.notify_all();
@@ -289,6 +290,13 @@ impl Waiter {
         };
         events.unmask(port)?;
         Ok(true)
+    }
+}
+
+/// Has the tasks of the channel look again. Who holds such a waker keeps no channel open.
+impl Wake for Waiter {
+    fn wake(self: Arc<Self>) {
+        self.wake_all();
     }
 }
 

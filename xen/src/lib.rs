@@ -9,8 +9,9 @@
 //! [`Platform`] opens them. Code above this crate takes a `&dyn Platform` (or the handles that it needs) and never
 //! learns which of the two it talks to.
 //!
-//! No raw pointer (but those which the C ABIs of `vchan/capi` hand on) and no errno integer leaves this crate: memory that another domain can write is a [`Mapping`], with
-//! bounds-checked volatile access, and a failure is an [`Error`] that names the call and its arguments.
+//! No raw pointer (but those which the C ABIs of `vchan/capi` hand on) and no errno integer leaves this crate: memory that
+//! another domain can write is a [`Mapping`], with bounds-checked volatile access, and a failure is an [`Error`] that names
+//! the call and its arguments.
 //!
 //! ```
 //! use xen::{Access, DomId, Platform, mock::Machine};

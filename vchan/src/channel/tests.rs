@@ -118,7 +118,8 @@ fn set_up_and_close_leave_nothing_behind() {
 }
 
 /// Fails each call of `set_up` in turn, and sees that it says so and leaves nothing. `looks` calls are those that look
-/// whether the peer's domain lives: their failure tells nothing and is no error.
+/// whether the peer's domain lives: their failure tells nothing and is no error. (No others: a warden's calls would be
+/// counted, and failed, in place of those of `set_up`.)
 fn fail_every_call(host: &Host, looks: usize, set_up: impl Fn() -> Result<Channel>) {
     let before = host.machine.inventory();
     let mut passed_over = 0;
@@ -128,6 +129,7 @@ fn fail_every_call(host: &Host, looks: usize, set_up: impl Fn() -> Result<Channe
         let failed = host.machine.clear_failures() == 0;
         if !failed {
             result.unwrap().close().unwrap();
+            host.becomes(&before, "closed");
             assert_eq!(passed_over, looks);
             assert!(nth > 10, "only {nth} calls");
             return;
@@ -149,8 +151,8 @@ fn a_server_that_fails_at_any_call_leaves_nothing() {
     host.server.xenstore().unwrap().mkdir(Transaction::NONE, "data/vchan/2").unwrap();
     for (read_min, write_min) in [(0, 0), (65_536, 65_536)] {
         fail_every_call(&host, 2, || {
-            let listener = Listener::open(&host.server, CLIENT, PATH, &sizes(read_min, write_min))?;
-            Ok(listener.into_channel())
+            let options = ListenOptions { probe_interval: Duration::MAX, ..sizes(read_min, write_min) };
+            Ok(Listener::open(&host.server, CLIENT, PATH, &options)?.into_channel())
         });
     }
 }
@@ -160,10 +162,12 @@ fn a_client_that_fails_at_any_call_leaves_nothing() {
     for (read_min, write_min) in [(0, 0), (65_536, 65_536)] {
         let host = Host::new();
         // A server that outlives its clients, so that each attempt finds it.
-        let options = ListenOptions { persist: true, ..sizes(read_min, write_min) };
+        let options =
+            ListenOptions { persist: true, probe_interval: Duration::MAX, ..sizes(read_min, write_min) };
         let _listener = host.listen(&options);
         fail_every_call(&host, 2, || {
-            Channel::connect(&host.client, SERVER, PATH, &ConnectOptions::default())
+            let options = ConnectOptions { probe_interval: Duration::MAX, ..ConnectOptions::default() };
+            Channel::connect(&host.client, SERVER, PATH, &options)
         });
     }
 }
@@ -171,12 +175,14 @@ fn a_client_that_fails_at_any_call_leaves_nothing() {
 #[test]
 fn a_client_that_waits_and_fails_at_any_call_leaves_nothing() {
     let host = Host::new();
-    let options = ListenOptions { persist: true, ..sizes(0, 0) };
+    let probe_interval = Duration::MAX;
+    let options = ListenOptions { persist: true, probe_interval, ..sizes(0, 0) };
     let _listener = host.listen(&options);
     let before = host.machine.inventory();
     for nth in 0.. {
         host.machine.fail(None, nth, ErrorKind::Other);
-        let options = ConnectOptions { wait: Some(Duration::ZERO), ..ConnectOptions::default() };
+        let options =
+            ConnectOptions { wait: Some(Duration::ZERO), probe_interval, ..ConnectOptions::default() };
         let result = Channel::connect(&host.client, SERVER, PATH, &options);
         let failed = host.machine.clear_failures() == 0;
         assert!(result.is_ok() || failed);
@@ -1017,6 +1023,17 @@ fn a_client_in_a_guest_notices_the_loss_of_the_servers_keys() {
     store.remove(Transaction::NONE, "/local/domain/1/data").unwrap();
     client.set_timeout(Some(LONG));
     assert!(matches!(client.recv(&mut [0]), Err(Error::PeerDied(SERVER))));
+}
+
+#[test]
+fn who_holds_a_waker_keeps_no_channel_open() {
+    let host = Host::new();
+    let (mut server, client) = host.pair(&sizes(0, 0));
+    let waker = client.event_waker();
+    drop(client);
+    server.set_timeout(Some(LONG));
+    assert_eq!(server.recv(&mut [0]).unwrap(), 0);
+    waker.wake();
 }
 
 #[test]
