@@ -12,15 +12,19 @@
 //! ```
 
 mod closure;
+mod disk;
 #[cfg(test)]
 pub(crate) mod folder;
 mod keys;
 mod libxl_json;
+mod nic;
 mod profile;
 mod qube;
 mod xl_cfg;
 
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
+pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
+pub use nic::{Mac, NicConfig, NicError, NicRate, NicType};
 pub use profile::generation;
 pub use qube::{
     Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, MEMORY_LIMIT_MIB, QubeConfig, TimerMode,
