@@ -1,197 +1,238 @@
-//! The keys that `xl.cfg` knows (those that tools/xl/xl_parse.c of Xen 4.17 reads), and what becomes of each for a PVH
+//! The keys that `xl.cfg` knows (those that tools/xl/xl_parse.c of Xen 4.17 reads), and what becomes of each for a PVH or PV
 //! qube. No key is passed over in silence: what cannot be done is refused.
 
+use super::qube::GuestType;
 use super::xl_cfg::Data;
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Support {
-    /// It is read.
-    Read,
-    /// It may be there with one of these values, which change nothing.
+    /// It is read, and a qube is made accordingly.
+    Built,
+    /// It is read, but a qube can only be made with one of these values, which change nothing.
     Only(&'static [&'static str]),
+    /// It is read, but no qube can be made with it. The reason follows "no qube can be made with it, since …".
+    Unbuilt(&'static str),
+    /// It is not even read. The reason follows "`key' is not supported: …".
+    Refused(&'static str),
     /// It speaks of another kind of guest.
     For(&'static str),
-    /// It would make sense, and is not supported.
-    Missing,
 }
 
-use Support::{For, Missing, Only, Read};
+/// Which of the guests that nxl makes a key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guests {
+    Both,
+    Pvh,
+    Pv,
+}
+
+impl Guests {
+    /// The name of those guests, when this one is none of them.
+    pub(crate) fn other_than(self, guest: GuestType) -> Option<&'static str> {
+        match (self, guest) {
+            (Self::Pvh, GuestType::Pv) => Some("PVH"),
+            (Self::Pv, GuestType::Pvh) => Some("PV"),
+            _ => None,
+        }
+    }
+}
+
+use Guests::{Both, Pv, Pvh};
+use Support::{Built, For, Only, Refused, Unbuilt};
 
 const HVM: Support = For("HVM");
-const PV: Support = For("PV");
 const ARM: Support = For("Arm");
+/// Flags that must be clear.
+const CLEAR: Support = Only(&["0"]);
+/// Flags that must be set.
+const SET: Support = Only(&["1"]);
+
+const NO_AFFINITY: Support = Unbuilt("nxl does not place vCPUs when it makes a qube");
+const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays and keyboards");
+const NO_SCHEDULING: Support = Unbuilt("nxl sets no scheduler parameters when it makes a qube");
+const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
+const NO_DISK: Support = Unbuilt("nxl attaches no disks when it makes a qube");
+const NO_NIC: Support = Unbuilt("nxl attaches no network interfaces when it makes a qube");
+const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
+const NO_HARDWARE: Support =
+    Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
+const NO_BOOTLOADER: Support = Unbuilt("nxl runs no boot loaders; name the kernel with `kernel'");
+const NO_QEMU: Support = Refused("nxl starts no QEMU");
+const NO_SHIM: Support = Refused("nxl starts no PV guests within a shim");
+const NO_USB: Support = Refused("nxl starts no QEMU, which serves USB devices");
 
 /// All keys, in alphabetical order.
-const KEYS: &[(&str, Support)] = &[
-    ("acpi", Only(&["1"])),
-    ("acpi_firmware", HVM),
-    ("acpi_laptop_slate", HVM),
-    ("acpi_s3", HVM),
-    ("acpi_s4", HVM),
-    ("altp2m", Only(&["disabled", "0"])),
-    ("altp2mhvm", HVM),
-    ("apic", HVM),
-    ("bios", HVM),
-    ("bios_path_override", HVM),
-    ("boot", HVM),
-    ("bootloader", Missing),
-    ("bootloader_args", Missing),
-    ("builder", For("HVM or PV")),
-    ("cap", Missing),
-    ("channel", Missing),
-    ("cmdline", Read),
-    ("cpu_weight", Missing),
-    ("cpuid", Missing),
-    ("cpus", Missing),
-    ("cpus_soft", Missing),
-    ("device_model", HVM),
-    ("device_model_args", Missing),
-    ("device_model_args_hvm", HVM),
-    ("device_model_args_pv", Missing),
-    ("device_model_override", Missing),
-    ("device_model_stubdomain_override", HVM),
-    ("device_model_stubdomain_seclabel", HVM),
-    ("device_model_user", HVM),
-    ("device_model_version", HVM),
-    ("device_tree", ARM),
-    ("disk", Missing),
-    ("display", HVM),
-    ("dm_restrict", Only(&["0"])),
-    ("driver_domain", Read),
-    ("dtdev", ARM),
-    ("e820_host", PV),
-    ("extra", Read),
-    ("extratime", Missing),
-    ("firmware", HVM),
-    ("firmware_override", HVM),
-    ("gfx_passthru", HVM),
-    ("gic_version", ARM),
-    ("hap", Only(&["1"])),
-    ("hdtype", HVM),
-    ("hpet", HVM),
-    ("init_seclabel", Missing),
-    ("iomem", Missing),
-    ("ioports", Missing),
-    ("irqs", Missing),
-    ("kernel", Read),
-    ("keymap", HVM),
-    ("latency", Missing),
-    ("localtime", Only(&["0"])),
-    ("max_event_channels", Read),
-    ("max_grant_frames", Read),
-    ("max_grant_version", Only(&["2"])),
-    ("max_maptrack_frames", Read),
-    ("maxmem", Read),
-    ("maxvcpus", Read),
-    ("mca_caps", HVM),
-    ("memory", Read),
-    ("mmio_hole", Read),
-    ("ms_vm_genid", HVM),
-    ("msr_relaxed", Only(&["0"])),
-    ("name", Read),
-    ("nestedhvm", Only(&["0"])),
-    ("nographic", HVM),
-    ("nomigrate", Only(&["0"])),
-    ("nx", HVM),
-    ("on_crash", Read),
-    ("on_poweroff", Read),
-    ("on_reboot", Read),
-    ("on_soft_reset", Read),
-    ("on_watchdog", Read),
-    ("oos", Only(&["1"])),
-    ("opengl", HVM),
-    ("p9", Missing),
-    ("pae", HVM),
-    ("passthrough", Only(&["disabled", "0"])),
-    ("pci", Missing),
-    ("pci_msitranslate", Missing),
-    ("pci_permissive", Missing),
-    ("pci_power_mgmt", Missing),
-    ("pci_seize", Missing),
-    ("period", Missing),
-    ("pool", Missing),
-    ("pvcalls", Missing),
-    ("pvshim", Only(&["0"])),
-    ("pvshim_cmdline", Missing),
-    ("pvshim_extra", Missing),
-    ("pvshim_path", Missing),
-    ("ramdisk", Read),
-    ("rdm", HVM),
-    ("rdm_mem_boundary", HVM),
-    ("root", Read),
-    ("rtc_timeoffset", Only(&["0"])),
-    ("sdl", HVM),
-    ("seclabel", Missing),
-    ("serial", HVM),
-    ("shadow_memory", Read),
-    ("slice", Missing),
-    ("smbios_firmware", HVM),
-    ("soundhw", HVM),
-    ("spice", HVM),
-    ("spice_clipboard_sharing", HVM),
-    ("spice_image_compression", HVM),
-    ("spice_streaming_video", HVM),
-    ("spiceagent_mouse", HVM),
-    ("spicedisable_ticketing", HVM),
-    ("spicehost", HVM),
-    ("spicepasswd", HVM),
-    ("spiceport", HVM),
-    ("spicetls_port", HVM),
-    ("spiceusbredirection", HVM),
-    ("spicevdagent", HVM),
-    ("stdvga", HVM),
-    ("stubdomain_cmdline", HVM),
-    ("stubdomain_kernel", HVM),
-    ("stubdomain_memory", HVM),
-    ("stubdomain_ramdisk", HVM),
-    ("tee", ARM),
-    ("timer_mode", Read),
-    ("tsc_mode", Only(&["default", "0"])),
-    ("type", Read),
-    ("usb", HVM),
-    ("usbctrl", Missing),
-    ("usbdev", Missing),
-    ("usbdevice", HVM),
-    ("usbversion", HVM),
-    ("uuid", Read),
-    ("vcpus", Read),
-    ("vdispl", Missing),
-    ("vendor_device", HVM),
-    ("vfb", Missing),
-    ("vga", HVM),
-    ("videoram", Only(&["0"])),
-    ("vif", Missing),
-    ("vif2", Missing),
-    ("viridian", HVM),
-    ("vkb", Missing),
-    ("vkb_device", HVM),
-    ("vmtrace_buf_kb", Missing),
-    ("vnc", HVM),
-    ("vncdisplay", HVM),
-    ("vnclisten", HVM),
-    ("vncpasswd", HVM),
-    ("vncunused", HVM),
-    ("vncviewer", HVM),
-    ("vnuma", Missing),
-    ("vpmu", Only(&["0"])),
-    ("vpt_align", HVM),
-    ("vsnd", Missing),
-    ("vtpm", Missing),
-    ("vuart", ARM),
-    ("xauthority", HVM),
-    ("xen_platform_pci", HVM),
-    ("xend_suspend_evtchn_compat", Only(&["0"])),
+const KEYS: &[(&str, Guests, Support)] = &[
+    ("acpi", Pvh, SET),
+    ("acpi_firmware", Both, HVM),
+    ("acpi_laptop_slate", Both, HVM),
+    ("acpi_s3", Both, HVM),
+    ("acpi_s4", Both, HVM),
+    ("altp2m", Pvh, Only(&["disabled", "0"])),
+    ("altp2mhvm", Both, HVM),
+    ("apic", Both, HVM),
+    ("bios", Both, HVM),
+    ("bios_path_override", Both, HVM),
+    ("boot", Both, HVM),
+    ("bootloader", Both, NO_BOOTLOADER),
+    ("bootloader_args", Both, NO_BOOTLOADER),
+    ("builder", Both, Built),
+    ("cap", Both, NO_SCHEDULING),
+    ("channel", Both, Unbuilt("nxl makes no consoles but the first one")),
+    ("cmdline", Both, Built),
+    ("cpu_weight", Both, NO_SCHEDULING),
+    ("cpuid", Both, Refused("a qube has the CPU features that Xen gives to all of its kind")),
+    ("cpus", Both, NO_AFFINITY),
+    ("cpus_soft", Both, NO_AFFINITY),
+    ("device_model", Both, Refused("xl passes it over, too; nxl starts no QEMU")),
+    ("device_model_args", Both, NO_QEMU),
+    ("device_model_args_hvm", Both, HVM),
+    ("device_model_args_pv", Both, NO_QEMU),
+    ("device_model_override", Both, NO_QEMU),
+    ("device_model_stubdomain_override", Both, HVM),
+    ("device_model_stubdomain_seclabel", Both, HVM),
+    ("device_model_user", Both, HVM),
+    ("device_model_version", Both, NO_QEMU),
+    ("device_tree", Both, ARM),
+    ("disk", Both, NO_DISK),
+    ("display", Pv, NO_DISPLAY),
+    ("dm_restrict", Both, CLEAR),
+    ("driver_domain", Both, Built),
+    ("dtdev", Both, ARM),
+    ("e820_host", Pv, CLEAR),
+    ("extra", Both, Built),
+    ("extratime", Both, NO_SCHEDULING),
+    ("firmware", Both, Refused("name the file with `kernel'")),
+    ("firmware_override", Both, HVM),
+    ("gfx_passthru", Both, HVM),
+    ("gic_version", Both, ARM),
+    ("hap", Pvh, SET),
+    ("hdtype", Both, HVM),
+    ("hpet", Both, HVM),
+    ("init_seclabel", Both, NO_LABEL),
+    ("iomem", Both, NO_HARDWARE),
+    ("ioports", Both, NO_HARDWARE),
+    ("irqs", Both, NO_HARDWARE),
+    ("kernel", Both, Built),
+    ("keymap", Pv, NO_DISPLAY),
+    ("latency", Both, NO_SCHEDULING),
+    ("localtime", Both, CLEAR),
+    ("max_event_channels", Both, Built),
+    ("max_grant_frames", Both, Built),
+    ("max_grant_version", Both, Only(&["2"])),
+    ("max_maptrack_frames", Both, Built),
+    ("maxmem", Both, Built),
+    ("maxvcpus", Both, Built),
+    ("mca_caps", Both, HVM),
+    ("memory", Both, Built),
+    ("mmio_hole", Pvh, Built),
+    ("ms_vm_genid", Both, HVM),
+    ("msr_relaxed", Both, CLEAR),
+    ("name", Both, Built),
+    ("nestedhvm", Both, CLEAR),
+    ("nographic", Both, HVM),
+    ("nomigrate", Both, CLEAR),
+    ("nx", Both, HVM),
+    ("on_crash", Both, Built),
+    ("on_poweroff", Both, Built),
+    ("on_reboot", Both, Built),
+    ("on_soft_reset", Both, Built),
+    ("on_watchdog", Both, Built),
+    ("oos", Pvh, SET),
+    ("opengl", Pv, NO_DISPLAY),
+    ("p9", Both, Unbuilt("nxl starts no QEMU, which serves 9P file systems")),
+    ("pae", Both, HVM),
+    ("passthrough", Both, Only(&["disabled", "default"])),
+    ("pci", Both, NO_PCI),
+    ("pci_msitranslate", Both, Built),
+    ("pci_permissive", Both, Built),
+    ("pci_power_mgmt", Both, Built),
+    ("pci_seize", Both, Built),
+    ("period", Both, NO_SCHEDULING),
+    ("pool", Both, Only(&["Pool-0", "0"])),
+    ("pvcalls", Both, Refused("nxl has no backend for sockets")),
+    ("pvshim", Pvh, CLEAR),
+    ("pvshim_cmdline", Pvh, NO_SHIM),
+    ("pvshim_extra", Pvh, NO_SHIM),
+    ("pvshim_path", Pvh, NO_SHIM),
+    ("ramdisk", Both, Built),
+    ("rdm", Both, HVM),
+    ("rdm_mem_boundary", Both, HVM),
+    ("root", Both, Built),
+    ("rtc_timeoffset", Both, CLEAR),
+    ("sdl", Pv, NO_DISPLAY),
+    ("seclabel", Both, NO_LABEL),
+    ("serial", Both, HVM),
+    ("shadow_memory", Pvh, Built),
+    ("slice", Both, NO_SCHEDULING),
+    ("smbios_firmware", Both, HVM),
+    ("soundhw", Both, HVM),
+    ("spice", Both, HVM),
+    ("spice_clipboard_sharing", Both, HVM),
+    ("spice_image_compression", Both, HVM),
+    ("spice_streaming_video", Both, HVM),
+    ("spiceagent_mouse", Both, HVM),
+    ("spicedisable_ticketing", Both, HVM),
+    ("spicehost", Both, HVM),
+    ("spicepasswd", Both, HVM),
+    ("spiceport", Both, HVM),
+    ("spicetls_port", Both, HVM),
+    ("spiceusbredirection", Both, HVM),
+    ("spicevdagent", Both, HVM),
+    ("stdvga", Both, HVM),
+    ("stubdomain_cmdline", Both, HVM),
+    ("stubdomain_kernel", Both, HVM),
+    ("stubdomain_memory", Both, HVM),
+    ("stubdomain_ramdisk", Both, HVM),
+    ("tee", Both, ARM),
+    ("timer_mode", Pvh, Built),
+    ("tsc_mode", Both, Only(&["default", "0"])),
+    ("type", Both, Built),
+    ("usb", Both, HVM),
+    ("usbctrl", Both, NO_USB),
+    ("usbdev", Both, NO_USB),
+    ("usbdevice", Both, HVM),
+    ("usbversion", Both, HVM),
+    ("uuid", Both, Built),
+    ("vcpus", Both, Built),
+    ("vdispl", Both, Refused("nxl has no backend for it")),
+    ("vendor_device", Both, HVM),
+    ("vfb", Both, NO_DISPLAY),
+    ("vga", Both, HVM),
+    ("videoram", Both, CLEAR),
+    ("vif", Both, NO_NIC),
+    ("vif2", Both, Refused("xl passes it over, too; the interfaces are in `vif'")),
+    ("viridian", Both, HVM),
+    ("vkb", Both, NO_DISPLAY),
+    ("vkb_device", Both, HVM),
+    ("vmtrace_buf_kb", Both, CLEAR),
+    ("vnc", Pv, NO_DISPLAY),
+    ("vncdisplay", Pv, NO_DISPLAY),
+    ("vnclisten", Pv, NO_DISPLAY),
+    ("vncpasswd", Pv, NO_DISPLAY),
+    ("vncunused", Pv, NO_DISPLAY),
+    ("vncviewer", Both, HVM),
+    ("vnuma", Both, Refused("a qube has one NUMA node")),
+    ("vpmu", Both, CLEAR),
+    ("vpt_align", Both, HVM),
+    ("vsnd", Both, Refused("nxl has no backend for sound")),
+    ("vtpm", Both, Unbuilt("nxl attaches no TPMs")),
+    ("vuart", Both, ARM),
+    ("xauthority", Pv, NO_DISPLAY),
+    ("xen_platform_pci", Both, HVM),
+    ("xend_suspend_evtchn_compat", Both, CLEAR),
 ];
 
-/// What becomes of a key; `None` for one that `xl` does not know either.
-pub(crate) fn support(key: &str) -> Option<Support> {
-    KEYS.binary_search_by_key(&key, |(known, _)| known).ok().map(|index| KEYS[index].1)
+/// Which guests a key is for, and what becomes of it; `None` for one that `xl` does not know either.
+pub(crate) fn find(key: &str) -> Option<(Guests, Support)> {
+    let index = KEYS.binary_search_by_key(&key, |(known, ..)| known).ok()?;
+    Some((KEYS[index].1, KEYS[index].2))
 }
 
 /// The key that somebody meant who wrote `key`, when one is near enough.
 pub(crate) fn nearest(key: &str) -> Option<&'static str> {
-    nearest_of(key, KEYS.iter().map(|(known, _)| *known))
+    nearest_of(key, KEYS.iter().map(|(known, ..)| *known))
 }
 
 /// The known word that may have been meant.
@@ -215,9 +256,9 @@ mod tests {
     #[test]
     fn keys_are_sorted_so_that_they_can_be_found() {
         assert!(KEYS.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(support("vif"), Some(Missing));
-        assert_eq!(support("acpi"), Some(Only(&["1"])));
-        assert_eq!(support("memry"), None);
+        assert_eq!(find("vif"), Some((Both, NO_NIC)));
+        assert_eq!(find("acpi"), Some((Pvh, Only(&["1"]))));
+        assert_eq!(find("memry"), None);
     }
 
     #[test]

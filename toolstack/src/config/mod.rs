@@ -12,22 +12,30 @@
 //! ```
 
 mod closure;
+mod cpus;
 mod disk;
 #[cfg(test)]
 pub(crate) mod folder;
 mod keys;
 mod libxl_json;
 mod nic;
+mod parameters;
+mod pci;
 mod profile;
 mod qube;
+mod resources;
 mod xl_cfg;
 
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
+pub use cpus::{CpusError, HostCpus};
 pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
 pub use nic::{Mac, NicConfig, NicError, NicRate, NicType};
+pub use parameters::{ChannelConfig, P9Config, ParameterError, VfbConfig, VkbBackend, VkbConfig, VtpmConfig};
+pub use pci::{PciAddress, PciConfig, PciDevice, PciError, PciOptions, RdmPolicy};
 pub use profile::generation;
 pub use qube::{
-    Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, MEMORY_LIMIT_MIB, QubeConfig, TimerMode,
-    VCPUS_LIMIT,
+    Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, GuestType, ItemError, MEMORY_LIMIT_MIB,
+    Passthrough, QubeConfig, SchedulingConfig, TimerMode, TscMode, VCPUS_LIMIT,
 };
+pub use resources::{IoMemory, IoPorts, ResourceError};
 pub use xl_cfg::{Data, Position, Setting, Settings, SyntaxError, SyntaxErrorKind, Value};

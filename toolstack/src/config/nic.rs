@@ -25,6 +25,9 @@ pub enum NicError {
         /// What it is.
         given: String,
     },
+    /// An emulated card.
+    #[error("`type=ioemu' of an interface is for HVM guests")]
+    Emulated,
     /// A parameter of COLO, the replication of a running guest to a second host.
     #[error("`{0}' of an interface is for COLO replication, which nxl does not do")]
     Colo(String),
@@ -132,6 +135,12 @@ impl NicConfig {
         let mut nic = Self::default();
         texts.iter().try_for_each(|text| nic.add(text.as_ref()))?;
         Ok(nic)
+    }
+
+    /// Reads an interface's text for a guest without emulated hardware.
+    pub(super) fn parse_paravirtual(text: &str) -> Result<Self, NicError> {
+        let nic = Self::parse(text)?;
+        if nic.kind == Some(NicType::Ioemu) { Err(NicError::Emulated) } else { Ok(nic) }
     }
 
     /// Reads one parameter. One that was there before is replaced.

@@ -1,9 +1,16 @@
-//! The typed configuration of a PVH qube, out of settings or a closure.
+//! The typed configuration of a qube, out of settings or a closure.
 
 use super::closure::{CLOSURE_MEMORY_MIB, Closure};
+use super::cpus::{self, CpusError, HostCpus};
+use super::disk::{DiskConfig, DiskError};
 use super::keys::{self, Support};
-use super::xl_cfg::{Data, Position, Setting, Settings};
+use super::nic::{NicConfig, NicError};
+use super::parameters::{self, ChannelConfig, P9Config, ParameterError, VfbConfig, VkbConfig, VtpmConfig};
+use super::pci::{PciConfig, PciError, PciOptions};
+use super::resources::{self, IoMemory, IoPorts, ResourceError};
+use super::xl_cfg::{Data, Position, Setting, Settings, Value};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -33,7 +40,7 @@ pub enum ConfigError {
         nearest: Option<&'static str>,
     },
     /// A key of `xl` that says something about another kind of guest.
-    #[error("{position}: `{key}' is for {guest} guests, this is a PVH guest")]
+    #[error("{position}: `{key}' is for {guest} guests, this is a {this} guest", this = .this.upper_name())]
     OtherGuest {
         /// Where.
         position: Position,
@@ -41,14 +48,38 @@ pub enum ConfigError {
         key: String,
         /// The kind.
         guest: &'static str,
+        /// What the qube is.
+        this: GuestType,
     },
     /// A key of `xl` that is not supported.
-    #[error("{position}: `{key}' is not supported")]
+    #[error("{position}: `{key}' is not supported: {why}")]
     NotSupported {
         /// Where.
         position: Position,
         /// The key.
         key: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A key of `xl` that is read, but with which no qube can be made.
+    #[error("{position}: no qube can be made with `{key}', since {why}")]
+    NotBuilt {
+        /// Where.
+        position: Position,
+        /// The key.
+        key: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A key that says nothing because of what other keys say.
+    #[error("{position}: `{key}' says nothing without `{without}'")]
+    SaysNothing {
+        /// Where.
+        position: Position,
+        /// The key.
+        key: String,
+        /// What is missing.
+        without: &'static str,
     },
     /// A key of `xl` of which other values are not supported.
     #[error("{position}: `{key}' can only be {}, not {given}", .possible.join(" or "))]
@@ -69,6 +100,30 @@ pub enum ConfigError {
         position: Position,
         /// The key.
         key: String,
+    },
+    /// One value where a list is wanted.
+    #[error("{position}: `{key}' is a list ([ … ])")]
+    NotAList {
+        /// Where the value is.
+        position: Position,
+        /// The key.
+        key: String,
+    },
+    /// A list in a list of strings.
+    #[error("{position}: `{key}' is a list of strings, not of lists")]
+    ListInList {
+        /// Where the inner list is.
+        position: Position,
+        /// The key.
+        key: String,
+    },
+    /// A device, or another part of the configuration with a grammar of its own.
+    #[error("{position}: {error}")]
+    Item {
+        /// Where its text is.
+        position: Position,
+        /// What is wrong with it.
+        error: ItemError,
     },
     /// Something else than a number.
     #[error("{position}: `{key}' is a number, not {given:?}")]
@@ -140,6 +195,29 @@ pub enum ConfigError {
     },
 }
 
+/// What is wrong with a text that has a grammar of its own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ItemError {
+    /// An item of `disk`.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// An item of `vif`.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// An item of `pci`.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// An item of `channel`, `p9`, `vtpm`, `vfb` or `vkb`.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// `cpus`, `cpus_soft`, or an item of these.
+    #[error(transparent)]
+    Cpus(#[from] CpusError),
+    /// An item of `ioports`, `irqs` or `iomem`.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+}
+
 fn suggestion(nearest: &Option<&'static str>) -> String {
     nearest.map_or_else(String::new, |key| format!(" (did you mean `{key}'?)"))
 }
@@ -157,6 +235,115 @@ impl fmt::Display for ConfigWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.position, self.message)
     }
+}
+
+/// How a qube's kernel is started and meets the hardware (`libxl_domain_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestType {
+    /// With hardware virtualisation, without emulated hardware.
+    #[default]
+    Pvh,
+    /// Without hardware virtualisation.
+    Pv,
+}
+
+impl GuestType {
+    /// As it is written in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pvh => "pvh",
+            Self::Pv => "pv",
+        }
+    }
+
+    /// As one speaks of it.
+    fn upper_name(self) -> &'static str {
+        match self {
+            Self::Pvh => "PVH",
+            Self::Pv => "PV",
+        }
+    }
+}
+
+/// What a guest reads when it asks for the time stamp counter (`libxl_tsc_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TscMode {
+    /// The processor's when it is fit for that, else Xen's.
+    Default,
+    /// Xen's.
+    AlwaysEmulate,
+    /// The processor's.
+    Native,
+    /// The processor's; the guest is told how to make up for another host.
+    NativeParavirt,
+}
+
+impl TscMode {
+    const NAMES: [(&'static str, Self); 4] = [
+        ("default", Self::Default),
+        ("always_emulate", Self::AlwaysEmulate),
+        ("native", Self::Native),
+        ("native_paravirt", Self::NativeParavirt),
+    ];
+
+    /// libxl's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
+}
+
+/// Whether devices' accesses to memory are translated for the guest (`libxl_passthrough`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Passthrough {
+    /// When it has PCI devices.
+    Default,
+    /// Never; it can have no devices.
+    Disabled,
+    /// Yes, with the tables that suit the host.
+    Enabled,
+    /// Yes, with tables of their own.
+    SyncPt,
+    /// Yes, with the tables that the processors use.
+    SharePt,
+}
+
+impl Passthrough {
+    const NAMES: [(&'static str, Self); 5] = [
+        ("default", Self::Default),
+        ("disabled", Self::Disabled),
+        ("enabled", Self::Enabled),
+        ("sync_pt", Self::SyncPt),
+        ("share_pt", Self::SharePt),
+    ];
+
+    /// libxl's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
+}
+
+/// How much of the processors it gets (`libxl_domain_sched_params`); `None` leaves a parameter to the scheduler. Which of
+/// them count depends on the host's scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SchedulingConfig {
+    /// `cpu_weight`: its share in relation to others'.
+    pub weight: Option<u32>,
+    /// `cap`: the most, in per cent of one processor; 0 for no limit.
+    pub cap: Option<u32>,
+    /// `period`, in microseconds (RTDS).
+    pub period: Option<u32>,
+    /// `extratime` (RTDS): 1 when it may have what nobody else wants.
+    pub extratime: Option<u32>,
+    /// `slice`, of a scheduler that Xen no longer has.
+    pub slice: Option<u32>,
+    /// `latency`, of a scheduler that Xen no longer has.
+    pub latency: Option<u32>,
 }
 
 /// What happens when a qube ends (`libxl_action_on_shutdown`).
@@ -266,14 +453,17 @@ impl TimerMode {
     }
 }
 
-/// Everything that one has to know to make a PVH qube.
+/// Everything that one has to know to make a qube.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QubeConfig {
     /// Unique on the host; 1 to 200 bytes without `/` and control characters.
     pub name: String,
     /// Made up when the configuration gives none.
     pub uuid: Uuid,
-    /// The kernel's file, or a unified kernel image, or a lanzaboote stub.
+    /// What it is.
+    #[serde(default)]
+    pub kind: GuestType,
+    /// The kernel's file, or a unified kernel image, or a lanzaboote stub. Empty when the boot loader is to find one.
     pub kernel: PathBuf,
     /// The initrd's file. Without one, that of a unified kernel image is used.
     pub ramdisk: Option<PathBuf>,
@@ -307,7 +497,121 @@ pub struct QubeConfig {
     pub mmio_hole_mib: Option<u64>,
     /// It will have backends: xenstore gets places for them.
     pub driver_domain: bool,
+    /// The program that finds the kernel on the first disk.
+    #[serde(default)]
+    pub bootloader: Option<PathBuf>,
+    /// Arguments for that program.
+    #[serde(default)]
+    pub bootloader_args: Vec<String>,
+    /// How much of the processors it gets.
+    #[serde(default)]
+    pub scheduling: SchedulingConfig,
+    /// By vCPU, the host's CPUs that it may run on. A vCPU beyond the end may run on all.
+    #[serde(default)]
+    pub hard_affinity: Vec<BTreeSet<u32>>,
+    /// By vCPU, the host's CPUs that it had better run on. A vCPU beyond the end prefers none.
+    #[serde(default)]
+    pub soft_affinity: Vec<BTreeSet<u32>>,
+    /// The pool of CPUs that it belongs to, by name or number; `None` for the first one.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// The highest version of the grant table's interface that it may use; `None` for the hypervisor's default.
+    #[serde(default)]
+    pub max_grant_version: Option<u32>,
+    /// Whether it stays on this host for good; `None` for the default, which is no.
+    #[serde(default)]
+    pub nomigrate: Option<bool>,
+    /// What it reads when it asks for the time stamp counter.
+    #[serde(default)]
+    pub tsc_mode: Option<TscMode>,
+    /// Whether devices' accesses to memory are translated for it.
+    #[serde(default)]
+    pub passthrough: Option<Passthrough>,
+    /// The security label with which it is made (`init_seclabel`, or `seclabel` when that is not there).
+    #[serde(default)]
+    pub label: Option<String>,
+    /// The security label with which it runs (`seclabel` when `init_seclabel` is there).
+    #[serde(default)]
+    pub running_label: Option<String>,
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Its network interfaces.
+    #[serde(default)]
+    pub nics: Vec<NicConfig>,
+    /// The host's PCI devices that it gets.
+    #[serde(default)]
+    pub pcis: Vec<PciConfig>,
+    /// The host's I/O ports that it may use.
+    #[serde(default)]
+    pub ioports: Vec<IoPorts>,
+    /// The host's interrupts that it gets.
+    #[serde(default)]
+    pub irqs: Vec<u32>,
+    /// The host's memory that it may map.
+    #[serde(default)]
+    pub iomem: Vec<IoMemory>,
+    /// Its displays.
+    #[serde(default)]
+    pub vfbs: Vec<VfbConfig>,
+    /// Its keyboards and pointers: first those that come with the displays.
+    #[serde(default)]
+    pub vkbs: Vec<VkbConfig>,
+    /// Its TPMs.
+    #[serde(default)]
+    pub vtpms: Vec<VtpmConfig>,
+    /// The folders that it may mount.
+    #[serde(default)]
+    pub p9s: Vec<P9Config>,
+    /// Its consoles beyond the first one.
+    #[serde(default)]
+    pub channels: Vec<ChannelConfig>,
+    /// Of keys that show in libxl's JSON when they are written, be it with their default: the number that they have there.
+    #[serde(default)]
+    pub stated: BTreeMap<String, i64>,
 }
+
+/// Flags that have no effect in the only state that a qube can be made with, and show in libxl's JSON.
+const FLAGS: [&str; 12] = [
+    "acpi",
+    "dm_restrict",
+    "driver_domain",
+    "e820_host",
+    "hap",
+    "localtime",
+    "msr_relaxed",
+    "nestedhvm",
+    "oos",
+    "pvshim",
+    "vpmu",
+    "xend_suspend_evtchn_compat",
+];
+
+/// Numbers of that kind, and their ranges.
+const NUMBERS: [(&str, i64, i64); 8] = [
+    ("max_event_channels", 1, i32::MAX as i64),
+    ("maxmem", 1, MEMORY_LIMIT_MIB as i64),
+    ("maxvcpus", 1, VCPUS_LIMIT as i64),
+    ("memory", 1, MEMORY_LIMIT_MIB as i64),
+    ("rtc_timeoffset", i32::MIN as i64, i32::MAX as i64),
+    ("vcpus", 1, VCPUS_LIMIT as i64),
+    ("videoram", 0, MEMORY_LIMIT_MIB as i64),
+    ("vmtrace_buf_kb", 0, i32::MAX as i64),
+];
+
+/// The keys of a PV guest's display, for those who have no `vfb`.
+const DISPLAY_KEYS: [&str; 10] = [
+    "vnc",
+    "vnclisten",
+    "vncpasswd",
+    "vncdisplay",
+    "vncunused",
+    "sdl",
+    "opengl",
+    "display",
+    "xauthority",
+    "keymap",
+];
 
 impl QubeConfig {
     /// Reads the settings of a file, `source_name`, and of the command line.
@@ -320,7 +624,22 @@ impl QubeConfig {
         source_name: &str,
         settings: &Settings,
     ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
-        Reader { source_name, settings }.read(None)
+        Reader { source_name, settings, host: None, build: true }.read(None)
+    }
+
+    /// What [`QubeConfig::from_settings`] reads, and besides what no qube can be made with: for [`QubeConfig::to_libxl_json`].
+    ///
+    /// As for `xl`, a file without a type describes a PV guest. `host` tells which CPUs `cpus = "all"` and
+    /// `cpus = "node:1"` stand for; without it such a text is refused.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; no key is passed over.
+    pub fn described(
+        source_name: &str,
+        settings: &Settings,
+        host: Option<&HostCpus>,
+    ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
+        Reader { source_name, settings, host, build: false }.read(None)
     }
 
     /// Takes kernel, initrd, command line and name from a closure, and the rest from `settings`: those of the command
@@ -336,34 +655,47 @@ impl QubeConfig {
         settings: &Settings,
     ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
         let source_name = closure.toplevel.display().to_string();
-        Reader { source_name: &source_name, settings }.read(Some(closure))
+        Reader { source_name: &source_name, settings, host: None, build: true }.read(Some(closure))
     }
 }
 
 struct Reader<'a> {
     source_name: &'a str,
     settings: &'a Settings,
+    host: Option<&'a HostCpus>,
+    /// Whether a qube is to be made, so that what cannot be made is an error.
+    build: bool,
 }
 
 impl Reader<'_> {
     fn read(self, closure: Option<&Closure>) -> Result<(QubeConfig, Vec<ConfigWarning>), ConfigError> {
-        for setting in self.settings.iter() {
-            check_key(setting, closure.is_some())?;
+        if self.build {
+            self.pvh(closure.is_some())?;
         }
-        self.pvh(closure.is_some())?;
+        let kind = self.kind(closure.is_some())?;
+        for setting in self.settings.iter() {
+            self.check_key(setting, kind, closure.is_some())?;
+        }
+        let bootloader = self.path("bootloader")?;
         let (kernel, ramdisk) = match closure {
             Some(closure) => (closure.kernel.clone(), closure.initrd.clone()),
-            None => (
-                self.path("kernel")?
-                    .ok_or_else(|| self.missing("kernel", " (a file with the guest's kernel)"))?,
-                self.path("ramdisk")?,
-            ),
+            None => {
+                let kernel = self.path("kernel")?;
+                let found = kernel.or_else(|| bootloader.as_ref().map(|_| PathBuf::new()));
+                let missing = || self.missing("kernel", " (a file with the guest's kernel)");
+                (found.ok_or_else(missing)?, self.path("ramdisk")?)
+            }
         };
         let name = match self.text("name")? {
             Some((setting, name)) => checked_name(setting, name)?,
             None => closure.and_then(Closure::name).ok_or_else(|| self.missing("name", ""))?,
         };
+        let mut stated = self.stated()?;
         let (memory_mib, max_memory_mib) = self.memory(closure.is_some())?;
+        if closure.is_some() {
+            // libxl's default is another.
+            stated.insert("memory".to_owned(), memory_mib.cast_signed());
+        }
         let (vcpus, max_vcpus) = self.vcpus()?;
         let (cmdline, warnings) = self.cmdline(closure)?;
         let frames = |key| {
@@ -371,9 +703,22 @@ impl Reader<'_> {
             // 0..=i32::MAX
             Ok(frames.map(|(_, frames)| frames as u32))
         };
+        let timer_mode = self.timer_mode()?;
+        if let Some(mode) = timer_mode {
+            stated.insert("timer_mode".to_owned(), mode as i64);
+        }
+        let (hard_affinity, hard_list) = self.affinity("cpus", max_vcpus)?;
+        let (soft_affinity, _) = self.affinity("cpus_soft", max_vcpus)?;
+        if hard_list || self.settings.get("cpus_soft").is_some() {
+            // Who places vCPUs by hand does not want libxl to choose a node.
+            stated.insert("numa_placement".to_owned(), 0);
+        }
+        let (label, running_label) = self.labels()?;
+        let (vfbs, vkbs) = self.displays(kind)?;
         let config = QubeConfig {
             name,
             uuid: self.uuid()?,
+            kind,
             kernel,
             ramdisk,
             initrd_secrets: closure.and_then(|closure| closure.initrd_secrets.clone()),
@@ -383,21 +728,61 @@ impl Reader<'_> {
             vcpus,
             max_vcpus,
             actions: self.actions()?,
-            max_event_channels: match self.number("max_event_channels", 1, i32::MAX.into())? {
-                Some((_, channels)) => channels as u32,
+            max_event_channels: match stated.get("max_event_channels") {
+                // 1..=i32::MAX
+                Some(channels) => *channels as u32,
                 // libxl's
                 None => 1_023,
             },
             max_grant_frames: frames("max_grant_frames")?,
             max_maptrack_frames: frames("max_maptrack_frames")?,
-            timer_mode: self.timer_mode()?,
+            timer_mode: timer_mode.unwrap_or(TimerMode::NoDelayForMissedTicks),
             paging_memory_mib: self.mebibytes("shadow_memory")?.map(|(_, mib)| mib),
             mmio_hole_mib: self
                 .number("mmio_hole", MMIO_HOLE_MIB.0, MMIO_HOLE_MIB.1)?
                 .map(|(_, mib)| mib.unsigned_abs()),
-            driver_domain: self
-                .number("driver_domain", i64::MIN, i64::MAX)?
-                .is_some_and(|(_, flag)| flag != 0),
+            driver_domain: stated.get("driver_domain") == Some(&1),
+            bootloader,
+            bootloader_args: self.bootloader_args()?,
+            scheduling: SchedulingConfig {
+                weight: frames("cpu_weight")?,
+                cap: frames("cap")?,
+                period: frames("period")?,
+                extratime: frames("extratime")?,
+                slice: frames("slice")?,
+                latency: frames("latency")?,
+            },
+            hard_affinity,
+            soft_affinity,
+            pool: self.string("pool")?,
+            max_grant_version: frames("max_grant_version")?,
+            nomigrate: self.flag("nomigrate")?,
+            tsc_mode: self.one_of(
+                "tsc_mode",
+                "default, always_emulate, native or native_paravirt",
+                &TscMode::NAMES,
+                true,
+            )?,
+            passthrough: self.one_of(
+                "passthrough",
+                "default, disabled, enabled, sync_pt or share_pt",
+                &Passthrough::NAMES,
+                false,
+            )?,
+            label,
+            running_label,
+            disks: self.items("disk", DiskConfig::parse)?,
+            nics: self.items("vif", NicConfig::parse_paravirtual)?,
+            pcis: self.pcis()?,
+            ioports: self.items("ioports", IoPorts::parse)?,
+            irqs: self.items("irqs", resources::irq)?,
+            iomem: self.items("iomem", IoMemory::parse)?,
+            vfbs,
+            vkbs,
+            vtpms: self.items("vtpm", VtpmConfig::parse)?,
+            p9s: self.items("p9", P9Config::parse)?,
+            channels: self.items("channel", ChannelConfig::parse)?,
+            stated,
         };
         Ok((config, warnings))
     }
@@ -409,6 +794,146 @@ impl Reader<'_> {
             None if by_closure => Ok(()),
             None => Err(self.missing("type", " (write type = \"pvh\"; without it, `xl' makes a PV guest)")),
         }
+    }
+
+    fn kind(&self, by_closure: bool) -> Result<GuestType, ConfigError> {
+        let kind = match self.text("type")? {
+            Some((_, "pvh")) => Some(GuestType::Pvh),
+            Some((_, "pv")) => Some(GuestType::Pv),
+            Some((setting, given)) => {
+                let expected = "\"pvh\" or \"pv\" (HVM guests need QEMU, which nxl does not start)";
+                return Err(word(setting, expected, given));
+            }
+            None if by_closure => Some(GuestType::Pvh),
+            None => None,
+        };
+        // The older key.
+        match self.text("builder")? {
+            Some((_, "generic")) if kind != Some(GuestType::Pvh) => Ok(GuestType::Pv),
+            Some((setting, given)) => {
+                let expected =
+                    "\"generic\", and that only for a PV guest (write type = \"pvh\" or \"pv\" instead)";
+                Err(word(setting, expected, given))
+            }
+            None => Ok(kind.unwrap_or(GuestType::Pv)),
+        }
+    }
+
+    fn stated(&self) -> Result<BTreeMap<String, i64>, ConfigError> {
+        let mut stated = BTreeMap::new();
+        for key in FLAGS {
+            if let Some(flag) = self.flag(key)? {
+                stated.insert(key.to_owned(), flag.into());
+            }
+        }
+        for (key, min, max) in NUMBERS {
+            if let Some((_, number)) = self.number(key, min, max)? {
+                stated.insert(key.to_owned(), number);
+            }
+        }
+        if let Some(mode) = self.one_of(
+            "altp2m",
+            "disabled, mixed, external or limited",
+            &[("disabled", 0), ("mixed", 1), ("external", 2), ("limited", 3)],
+            true,
+        )? {
+            stated.insert("altp2m".to_owned(), mode);
+        }
+        let is_set = |key: &&str| self.settings.get(key).is_some();
+        for (key, stand_in) in
+            [("cmdline", ["cmdline", "root", "extra"].as_slice()), ("ramdisk", &["ramdisk"])]
+        {
+            if stand_in.iter().any(is_set) {
+                stated.insert(key.to_owned(), 1);
+            }
+        }
+        Ok(stated)
+    }
+
+    /// By vCPU, CPUs of the host; and whether they are given one vCPU after another, in a list.
+    fn affinity(&self, key: &'static str, vcpus: u32) -> Result<(Vec<BTreeSet<u32>>, bool), ConfigError> {
+        let Some(setting) = self.settings.get(key) else { return Ok((Vec::new(), false)) };
+        let parse = |text: &str| cpus::cpu_set(text, self.host);
+        match &setting.value.data {
+            Data::Text(text) => {
+                let item = |error: CpusError| item(&setting.value, error);
+                Ok((vec![parse(text).map_err(item)?; vcpus as usize], false))
+            }
+            Data::List(_) => {
+                let mut sets = self.items(key, parse)?;
+                // Some files are for more vCPUs than there are.
+                sets.truncate(vcpus as usize);
+                Ok((sets, true))
+            }
+        }
+    }
+
+    fn labels(&self) -> Result<(Option<String>, Option<String>), ConfigError> {
+        let (initial, label) = (self.string("init_seclabel")?, self.string("seclabel")?);
+        Ok(if initial.is_some() { (initial, label) } else { (label, None) })
+    }
+
+    fn bootloader_args(&self) -> Result<Vec<String>, ConfigError> {
+        match self.settings.get("bootloader_args").map(|setting| &setting.value.data) {
+            // The older way.
+            Some(Data::Text(text)) => {
+                let words = text.split([' ', '\t', '\n']).filter(|word| !word.is_empty());
+                Ok(words.map(str::to_owned).collect())
+            }
+            _ => self.items("bootloader_args", |text| Ok::<_, ItemError>(text.to_owned())),
+        }
+    }
+
+    fn pcis(&self) -> Result<Vec<PciConfig>, ConfigError> {
+        let flag = |key| Ok(self.flag(key)?.unwrap_or(false));
+        let options = PciOptions {
+            permissive: flag("pci_permissive")?,
+            msitranslate: flag("pci_msitranslate")?,
+            power_mgmt: flag("pci_power_mgmt")?,
+            seize: flag("pci_seize")?,
+        };
+        self.items("pci", |text| PciConfig::parse(text, options))
+    }
+
+    /// Displays, and keyboards: one for each display, and those with a text of their own.
+    fn displays(&self, kind: GuestType) -> Result<(Vec<VfbConfig>, Vec<VkbConfig>), ConfigError> {
+        let mut vfbs = self.items("vfb", VfbConfig::parse)?;
+        if kind == GuestType::Pv {
+            if self.flag("vnc")? == Some(true) && vfbs.is_empty() {
+                vfbs.push(self.display()?);
+            } else if let Some(setting) = self.display_setting() {
+                let without = if vfbs.is_empty() { "vnc = 1" } else { "vfb = []" };
+                let (position, key) = (setting.position.clone(), setting.name.clone());
+                return Err(ConfigError::SaysNothing { position, key, without });
+            }
+        }
+        let mut vkbs = vec![VkbConfig::default(); vfbs.len()];
+        vkbs.extend(self.items("vkb", VkbConfig::parse)?);
+        Ok((vfbs, vkbs))
+    }
+
+    /// A key of a PV guest's display that asks for something.
+    fn display_setting(&self) -> Option<&Setting> {
+        let asks =
+            |setting: &&Setting| setting.name != "vnc" || self.flag("vnc").is_ok_and(|vnc| vnc == Some(true));
+        DISPLAY_KEYS.iter().filter_map(|key| self.settings.get(key)).find(asks)
+    }
+
+    fn display(&self) -> Result<VfbConfig, ConfigError> {
+        let display = self.number("vncdisplay", 0, i32::MAX.into())?;
+        Ok(VfbConfig {
+            vnc: self.flag("vnc")?,
+            vnc_listen: self.string("vnclisten")?,
+            vnc_password: self.string("vncpasswd")?,
+            // 0..=i32::MAX
+            vnc_display: display.map(|(_, display)| display as u32),
+            vnc_unused: self.flag("vncunused")?,
+            sdl: self.flag("sdl")?,
+            opengl: self.flag("opengl")?,
+            display: self.string("display")?,
+            xauthority: self.string("xauthority")?,
+            keymap: self.string("keymap")?,
+        })
     }
 
     fn memory(&self, by_closure: bool) -> Result<(u64, u64), ConfigError> {
@@ -459,10 +984,7 @@ impl Reader<'_> {
 
     fn uuid(&self) -> Result<Uuid, ConfigError> {
         let Some((setting, text)) = self.text("uuid")? else { return Ok(Uuid::new_v4()) };
-        // The crate knows more notations than uuid_parse(3), which libxl uses.
-        Uuid::parse_str(text)
-            .ok()
-            .filter(|_| text.len() == 36)
+        parameters::parse_uuid(text)
             .ok_or_else(|| word(setting, "a UUID (12345678-1234-1234-1234-123456789abc)", text))
     }
 
@@ -471,8 +993,8 @@ impl Reader<'_> {
         let action = |key, default| {
             let Some((setting, text)) = self.text(key)? else { return Ok(default) };
             let found = Action::ALL.into_iter().find(|action| action.name() == text);
-            // xl knows more of them; what is not carried out is refused here rather than forgotten when it is due.
-            let found = found.filter(|action| action.is_carried_out() || *action == default);
+            // What is not carried out is refused here rather than forgotten when it is due.
+            let found = found.filter(|action| !self.build || action.is_carried_out() || *action == default);
             let expected = "destroy, restart, rename-restart or preserve (nxl writes no core dumps)";
             found.ok_or_else(|| word(setting, expected, text))
         };
@@ -485,20 +1007,57 @@ impl Reader<'_> {
         })
     }
 
-    fn timer_mode(&self) -> Result<TimerMode, ConfigError> {
-        let Some((setting, text)) = self.text("timer_mode")? else {
-            return Ok(TimerMode::NoDelayForMissedTicks);
+    fn timer_mode(&self) -> Result<Option<TimerMode>, ConfigError> {
+        let expected = "delay_for_missed_ticks, no_delay_for_missed_ticks, no_missed_ticks_pending or \
+                        one_missed_tick_pending";
+        self.one_of("timer_mode", expected, &TimerMode::NAMES, true)
+    }
+
+    /// One of some words, be it in capitals; with `by_number` also its number among them, as older files have it.
+    fn one_of<T: Copy>(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+        names: &[(&str, T)],
+        by_number: bool,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some((setting, text)) = self.text(key)? else { return Ok(None) };
+        let number = parse_number(text).filter(|_| by_number && !setting.added);
+        let number = number.and_then(|number| usize::try_from(number).ok());
+        let named = names.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        let found = named.or_else(|| names.get(number?));
+        found.map(|(_, value)| Some(*value)).ok_or_else(|| word(setting, expected, text))
+    }
+
+    fn string(&self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        Ok(self.text(key)?.map(|(_, text)| text.to_owned()))
+    }
+
+    /// Any number but 0 is yes.
+    fn flag(&self, key: &'static str) -> Result<Option<bool>, ConfigError> {
+        Ok(self.number(key, i64::MIN, i64::MAX)?.map(|(_, number)| number != 0))
+    }
+
+    /// A list of texts, each with a grammar of its own.
+    fn items<T, E: Into<ItemError>>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>, ConfigError> {
+        let Some(setting) = self.settings.get(key) else { return Ok(Vec::new()) };
+        let Data::List(list) = &setting.value.data else {
+            let position = setting.value.position.clone();
+            return Err(ConfigError::NotAList { position, key: key.to_owned() });
         };
-        let number = parse_number(text);
-        TimerMode::NAMES
-            .into_iter()
-            .find(|(name, mode)| *name == text || number == Some(*mode as i64))
-            .map(|(_, mode)| mode)
-            .ok_or_else(|| {
-                let expected = "delay_for_missed_ticks, no_delay_for_missed_ticks, no_missed_ticks_pending or \
-                                one_missed_tick_pending";
-                word(setting, expected, text)
+        list.iter()
+            .map(|value| match &value.data {
+                Data::Text(text) => parse(text).map_err(|error| item(value, error)),
+                Data::List(_) => {
+                    let position = value.position.clone();
+                    Err(ConfigError::ListInList { position, key: key.to_owned() })
+                }
             })
+            .collect()
     }
 
     fn path(&self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
@@ -536,9 +1095,49 @@ impl Reader<'_> {
         }
     }
 
+    /// Refuses what is not read, and what is not built.
+    fn check_key(&self, setting: &Setting, kind: GuestType, by_closure: bool) -> Result<(), ConfigError> {
+        let (position, key) = (setting.position.clone(), setting.name.clone());
+        let Some((guests, support)) = keys::find(&key) else {
+            return Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key });
+        };
+        if by_closure && matches!(key.as_str(), "kernel" | "ramdisk" | "root") {
+            return Err(ConfigError::FromClosure { position, key });
+        }
+        if support != Support::Built && keys::asks_for_nothing(&setting.value.data) {
+            return Ok(());
+        }
+        if let Some(guest) = guests.other_than(kind) {
+            return Err(ConfigError::OtherGuest { position, key, guest, this: kind });
+        }
+        match support {
+            Support::For(guest) => Err(ConfigError::OtherGuest { position, key, guest, this: kind }),
+            Support::Refused(why) => Err(ConfigError::NotSupported { position, key, why }),
+            Support::Unbuilt(why) if self.build => Err(ConfigError::NotBuilt { position, key, why }),
+            Support::Only(possible) if self.build => {
+                let position = setting.value.position.clone();
+                let Data::Text(given) = &setting.value.data else {
+                    return Err(ConfigError::NotOneValue { position, key });
+                };
+                let same = |value: &&str| {
+                    *value == given || parse_number(value).is_some_and(|n| parse_number(given) == Some(n))
+                };
+                if possible.iter().any(same) {
+                    return Ok(());
+                }
+                Err(ConfigError::OnlyValues { position, key, possible, given: given.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn missing(&self, key: &'static str, hint: &'static str) -> ConfigError {
         ConfigError::Missing { source_name: self.source_name.to_owned(), key, hint }
     }
+}
+
+fn item(value: &Value, error: impl Into<ItemError>) -> ConfigError {
+    ConfigError::Item { position: value.position.clone(), error: error.into() }
 }
 
 fn word(setting: &Setting, expected: &'static str, given: &str) -> ConfigError {
@@ -548,34 +1147,6 @@ fn word(setting: &Setting, expected: &'static str, given: &str) -> ConfigError {
 
 fn below(setting: &Setting, key: &'static str, given: u64, other: &'static str, least: u64) -> ConfigError {
     ConfigError::Below { position: setting.value.position.clone(), key, given, other, least }
-}
-
-/// Refuses what is not read.
-fn check_key(setting: &Setting, by_closure: bool) -> Result<(), ConfigError> {
-    let (position, key) = (setting.position.clone(), setting.name.clone());
-    match keys::support(&key) {
-        Some(Support::Read) if by_closure && matches!(key.as_str(), "kernel" | "ramdisk" | "root") => {
-            Err(ConfigError::FromClosure { position, key })
-        }
-        Some(Support::Read) => Ok(()),
-        Some(_) if keys::asks_for_nothing(&setting.value.data) => Ok(()),
-        Some(Support::Only(possible)) => {
-            let position = setting.value.position.clone();
-            let Data::Text(given) = &setting.value.data else {
-                return Err(ConfigError::NotOneValue { position, key });
-            };
-            let same = |value: &&str| {
-                *value == given || parse_number(value).is_some_and(|n| parse_number(given) == Some(n))
-            };
-            if possible.iter().any(same) {
-                return Ok(());
-            }
-            Err(ConfigError::OnlyValues { position, key, possible, given: given.clone() })
-        }
-        Some(Support::For(guest)) => Err(ConfigError::OtherGuest { position, key, guest }),
-        Some(Support::Missing) => Err(ConfigError::NotSupported { position, key }),
-        None => Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key }),
-    }
 }
 
 fn checked_name(setting: &Setting, name: &str) -> Result<String, ConfigError> {
@@ -631,12 +1202,12 @@ mod tests {
         with(text).unwrap_err().to_string()
     }
 
-    #[test]
-    fn the_least_configuration_has_libxls_defaults() {
-        let config = with("").unwrap();
-        let expected = QubeConfig {
+    /// What BASE says.
+    fn least(uuid: Uuid) -> QubeConfig {
+        QubeConfig {
             name: "work".to_owned(),
-            uuid: config.uuid,
+            uuid,
+            kind: GuestType::Pvh,
             kernel: "/boot/vmlinuz".into(),
             ramdisk: None,
             initrd_secrets: None,
@@ -653,7 +1224,37 @@ mod tests {
             paging_memory_mib: None,
             mmio_hole_mib: None,
             driver_domain: false,
-        };
+            bootloader: None,
+            bootloader_args: Vec::new(),
+            scheduling: SchedulingConfig::default(),
+            hard_affinity: Vec::new(),
+            soft_affinity: Vec::new(),
+            pool: None,
+            max_grant_version: None,
+            nomigrate: None,
+            tsc_mode: None,
+            passthrough: None,
+            label: None,
+            running_label: None,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            pcis: Vec::new(),
+            ioports: Vec::new(),
+            irqs: Vec::new(),
+            iomem: Vec::new(),
+            vfbs: Vec::new(),
+            vkbs: Vec::new(),
+            vtpms: Vec::new(),
+            p9s: Vec::new(),
+            channels: Vec::new(),
+            stated: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_least_configuration_has_libxls_defaults() {
+        let config = with("").unwrap();
+        let expected = least(config.uuid);
         assert_eq!(config, expected);
         assert_ne!(config.uuid, with("").unwrap().uuid);
     }
@@ -682,6 +1283,17 @@ mod tests {
              timer_mode='no_missed_ticks_pending'\nshadow_memory=9\nmmio_hole=2048\ndriver_domain=1\n",
         )
         .unwrap();
+        let stated = [
+            ("cmdline", 1),
+            ("driver_domain", 1),
+            ("max_event_channels", 2047),
+            ("maxmem", 1024),
+            ("maxvcpus", 8),
+            ("memory", 512),
+            ("ramdisk", 1),
+            ("timer_mode", 2),
+            ("vcpus", 2),
+        ];
         let expected = QubeConfig {
             name: "work".to_owned(),
             uuid: Uuid::from_u128(0x12345678_1234_1234_1234_123456789abc),
@@ -707,6 +1319,8 @@ mod tests {
             paging_memory_mib: Some(9),
             mmio_hole_mib: Some(2048),
             driver_domain: true,
+            stated: stated.map(|(key, number)| (key.to_owned(), number)).into(),
+            ..least(Uuid::nil())
         };
         assert_eq!(config, expected);
     }
@@ -788,9 +1402,12 @@ mod tests {
     fn keys_that_are_not_read_are_refused() {
         assert_eq!(error("memry=1"), "work.cfg:4:1: unknown key `memry' (did you mean `memory'?)");
         assert_eq!(error("frobnicate=1"), "work.cfg:4:1: unknown key `frobnicate'");
-        assert_eq!(error("vnc=1"), "work.cfg:4:1: `vnc' is for HVM guests, this is a PVH guest");
+        assert_eq!(error("usb=1"), "work.cfg:4:1: `usb' is for HVM guests, this is a PVH guest");
         assert_eq!(error("e820_host=1"), "work.cfg:4:1: `e820_host' is for PV guests, this is a PVH guest");
-        assert_eq!(error("disk=['x']"), "work.cfg:4:1: `disk' is not supported");
+        assert_eq!(
+            error("cpuid='host'"),
+            "work.cfg:4:1: `cpuid' is not supported: a qube has the CPU features that Xen gives to all of its kind"
+        );
         assert_eq!(error("acpi=0"), "work.cfg:4:6: `acpi' can only be 1, not 0");
         assert_eq!(
             error("tsc_mode='native'"),
