@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use toolstack::KernelCache;
-use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, QubeConfig, Settings};
+use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, HostCpus, QubeConfig, Settings};
 use xen::Platform;
 use xen::host::Host;
 
@@ -20,7 +20,7 @@ const COMMAND_LINE: &str = "command line";
 pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     if options.dryrun {
         let config = read(options)?;
-        return writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
+        return write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
     // Before anything is read: elsewhere than in dom0 that is the first thing to know.
     let uncached = Arc::new(OnceLock::new());
@@ -111,7 +111,17 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
     let source_name = path.display().to_string();
     let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
     let settings = Settings::parse(&source_name, &text, &options.settings)?;
+    if options.dryrun {
+        return Ok(QubeConfig::described(&source_name, &settings, host_cpus().as_ref())?);
+    }
     Ok(QubeConfig::from_settings(&source_name, &settings)?)
+}
+
+/// The host's CPUs; `None` where there is no Xen to ask.
+fn host_cpus() -> Option<HostCpus> {
+    let host = Host.domain_control().ok()?.phys_info().ok()?;
+    let count = host.max_cpu_id + 1;
+    Some(HostCpus::new(count, (host.nodes <= 1).then(|| vec![0; count as usize])))
 }
 
 /// A configuration file, which may be a pipe; `None` for what begins as a unified kernel image does.

@@ -22,20 +22,16 @@ pub enum CpusError {
 /// The host's CPUs, and on which NUMA nodes they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCpus {
-    nodes: Vec<u32>,
+    count: u32,
+    /// By CPU; `None` when it is not known.
+    nodes: Option<Vec<u32>>,
 }
 
 impl HostCpus {
-    /// By CPU, the number of its node.
+    /// That many CPUs, and by CPU the number of its node when that is known.
     #[must_use]
-    pub fn on_nodes(nodes: Vec<u32>) -> Self {
-        Self { nodes }
-    }
-
-    /// That many CPUs, all on one node.
-    #[must_use]
-    pub fn on_one_node(cpus: u32) -> Self {
-        Self { nodes: vec![0; cpus as usize] }
+    pub fn new(count: u32, nodes: Option<Vec<u32>>) -> Self {
+        Self { count, nodes }
     }
 }
 
@@ -47,25 +43,23 @@ pub(super) fn cpu_set(text: &str, host: Option<&HostCpus>) -> Result<BTreeSet<u3
         let unknown = || CpusError::Host(part.to_owned());
         let (away, rest) = part.strip_prefix('^').map_or((false, part), |rest| (true, rest));
         let nodes = rest.strip_prefix("node:").or_else(|| rest.strip_prefix("nodes:"));
-        let cpus: Vec<u32> = match nodes.unwrap_or(rest) {
-            "all" if away => return Err(wrong()),
-            "all" => (0..).zip(&host.ok_or_else(unknown)?.nodes).map(|(cpu, _)| cpu).collect(),
-            range => {
+        let count = host.map(|host| host.count);
+        let cpus: Vec<u32> = match (nodes.unwrap_or(rest), nodes) {
+            ("all", _) if away => return Err(wrong()),
+            ("all", _) => (0..count.ok_or_else(unknown)?).collect(),
+            (range, None) => {
                 let (first, last) = parse_range(range).ok_or_else(wrong)?;
-                match (nodes, host) {
-                    (None, Some(host)) => (0..)
-                        .zip(&host.nodes)
-                        .map(|(cpu, _)| cpu)
-                        .filter(|cpu| (first..=last).contains(cpu))
-                        .collect(),
-                    (None, None) if last >= CPUS_LIMIT => return Err(wrong()),
-                    (None, None) => (first..=last).collect(),
-                    (Some(_), Some(host)) => {
-                        let on = (0..).zip(&host.nodes).filter(|(_, node)| (first..=last).contains(*node));
-                        on.map(|(cpu, _)| cpu).collect()
-                    }
-                    (Some(_), None) => return Err(unknown()),
+                match count {
+                    Some(count) => (first..=last).take_while(|cpu| *cpu < count).collect(),
+                    None if last < CPUS_LIMIT => (first..=last).collect(),
+                    None => return Err(wrong()),
                 }
+            }
+            (range, Some(_)) => {
+                let (first, last) = parse_range(range).ok_or_else(wrong)?;
+                let nodes = host.and_then(|host| host.nodes.as_deref()).ok_or_else(unknown)?;
+                let on = (0..).zip(nodes).filter(|(_, node)| (first..=last).contains(*node));
+                on.map(|(cpu, _)| cpu).collect()
             }
         };
         for cpu in cpus {
@@ -97,7 +91,7 @@ mod tests {
 
     #[test]
     fn sets_are_those_of_xl() {
-        let host = HostCpus::on_nodes(vec![0, 0, 0, 0, 1, 1, 1, 1]);
+        let host = HostCpus::new(8, Some(vec![0, 0, 0, 0, 1, 1, 1, 1]));
         let set = |text: &str| cpu_set(text, Some(&host)).unwrap().into_iter().collect::<Vec<_>>();
         assert_eq!(set("3"), [3]);
         assert_eq!(set("0-2,6"), [0, 1, 2, 6]);
@@ -117,7 +111,7 @@ mod tests {
         for empty in ["", ",", "8", "^1", "1,^1", "node:2"] {
             assert_eq!(cpu_set(empty, Some(&host)), Err(CpusError::Empty(empty.to_owned())));
         }
-        assert_eq!(cpu_set("7", Some(&HostCpus::on_one_node(7))), Err(CpusError::Empty("7".to_owned())));
+        assert_eq!(cpu_set("7", Some(&HostCpus::new(7, None))), Err(CpusError::Empty("7".to_owned())));
     }
 
     #[test]
@@ -125,6 +119,10 @@ mod tests {
         assert_eq!(cpu_set("4,9-10", None), Ok([4, 9, 10].into()));
         assert_eq!(cpu_set("all", None), Err(CpusError::Host("all".to_owned())));
         assert_eq!(cpu_set("^node:1", None), Err(CpusError::Host("^node:1".to_owned())));
+        assert_eq!(
+            cpu_set("node:1", Some(&HostCpus::new(2, None))),
+            Err(CpusError::Host("node:1".to_owned()))
+        );
         assert_eq!(cpu_set("0-4096", None), Err(CpusError::Range("0-4096".to_owned())));
     }
 
@@ -133,7 +131,7 @@ mod tests {
         fn arbitrary_texts_never_panic(text in any::<String>(), near in "[0-9^,:alnodes-]{0,20}") {
             for text in [&text, &near] {
                 let _ = cpu_set(text, None);
-                let _ = cpu_set(text, Some(&HostCpus::on_one_node(3)));
+                let _ = cpu_set(text, Some(&HostCpus::new(3, Some(vec![0; 3]))));
             }
         }
     }

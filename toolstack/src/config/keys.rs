@@ -230,9 +230,14 @@ pub(crate) fn find(key: &str) -> Option<(Guests, Support)> {
     Some((KEYS[index].1, KEYS[index].2))
 }
 
+/// Every key that `xl` 4.17 reads, in alphabetical order, be it supported or not.
+pub fn known_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().map(|(key, ..)| *key)
+}
+
 /// The key that somebody meant who wrote `key`, when one is near enough.
 pub(crate) fn nearest(key: &str) -> Option<&'static str> {
-    nearest_of(key, KEYS.iter().map(|(known, ..)| *known))
+    nearest_of(key, known_keys())
 }
 
 /// The known word that may have been meant.

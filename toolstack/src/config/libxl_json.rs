@@ -76,11 +76,13 @@ impl From<Structure> for Value {
 }
 
 impl QubeConfig {
-    /// The configuration in libxl's JSON, on several lines.
+    /// The configuration in libxl's JSON, on several lines, each with its end: to the byte what `xl create -n` prints.
     #[must_use]
     pub fn to_libxl_json(&self) -> String {
-        // Alternate formatting of a JSON value is its text on several lines; it cannot fail.
-        format!("{:#}", self.libxl_value())
+        let mut text = String::new();
+        lay_out(&self.libxl_value(), 0, &mut text);
+        text.push('\n');
+        text
     }
 
     fn libxl_value(&self) -> Value {
@@ -175,12 +177,9 @@ impl QubeConfig {
         if !self.cmdline.is_empty() || self.stated("cmdline").is_some() {
             info.put("cmdline", self.cmdline.as_str());
         }
-        match &self.ramdisk {
-            Some(ramdisk) => info.put("ramdisk", path(ramdisk)),
-            None => info.put_some("ramdisk", self.stated("ramdisk").map(|_| "")),
-        }
+        info.put_some("ramdisk", self.stated_path("ramdisk", self.ramdisk.as_deref()));
         info.put_flag("acpi", self.stated_flag("acpi"));
-        info.put_some("bootloader", self.bootloader.as_deref().map(path));
+        info.put_some("bootloader", self.stated_path("bootloader", self.bootloader.as_deref()));
         info.put_all("bootloader_args", &self.bootloader_args, |(_, argument)| json!(argument));
         info.put_some("timer_mode", self.stated("timer_mode").map(|_| TimerMode::name(self.timer_mode)));
         info.put_flag("nested_hvm", self.stated_flag("nestedhvm"));
@@ -209,9 +208,60 @@ impl QubeConfig {
         self.stated.get(key).copied()
     }
 
+    /// A path, or the empty string that was written for none.
+    fn stated_path(&self, key: &str, found: Option<&Path>) -> Option<String> {
+        found.map(path).or_else(|| self.stated(key).map(|_| String::new()))
+    }
+
     fn stated_flag(&self, key: &str) -> Option<bool> {
         self.stated(key).map(|flag| flag != 0)
     }
+}
+
+/// Writes a value as yajl's beautifier does, with which libxl writes: four blanks for each level, and an empty line in what is
+/// empty.
+fn lay_out(value: &Value, level: usize, text: &mut String) {
+    let mut inner = |open: char, close: char, entries: Vec<(Option<&String>, &Value)>| {
+        text.push(open);
+        for (place, (name, value)) in entries.iter().enumerate() {
+            text.push_str(if place == 0 { "\n" } else { ",\n" });
+            text.extend(std::iter::repeat_n("    ", level + 1));
+            if let Some(name) = name {
+                quote(name, text);
+                text.push_str(": ");
+            }
+            lay_out(value, level + 1, text);
+        }
+        text.push_str(if entries.is_empty() { "\n\n" } else { "\n" });
+        text.extend(std::iter::repeat_n("    ", level));
+        text.push(close);
+    };
+    match value {
+        Value::Object(fields) => {
+            inner('{', '}', fields.iter().map(|(name, value)| (Some(name), value)).collect())
+        }
+        Value::Array(items) => inner('[', ']', items.iter().map(|value| (None, value)).collect()),
+        Value::String(string) => quote(string, text),
+        number => text.push_str(&number.to_string()),
+    }
+}
+
+fn quote(string: &str, text: &mut String) {
+    text.push('"');
+    for char in string.chars() {
+        match char {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            '\x08' => text.push_str("\\b"),
+            '\x0c' => text.push_str("\\f"),
+            '\0'..='\x1f' => text.push_str(&format!("\\u{:04X}", u32::from(char))),
+            char => text.push(char),
+        }
+    }
+    text.push('"');
 }
 
 fn path(path: &Path) -> String {
@@ -434,9 +484,9 @@ mod tests {
 
     #[test]
     fn nxl_create_n_prints_what_xl_create_n_prints() {
-        let ours = config("on_crash='preserve'\nmax_grant_frames=40").to_libxl_json();
+        let ours = config("on_crash='preserve'\nmax_grant_frames=40").libxl_value();
         let stock: Value = serde_json::from_str(STOCK).unwrap();
-        assert_eq!(ours, format!("{stock:#}"), "the order of the fields, too");
+        assert_eq!(format!("{ours:#}"), format!("{stock:#}"), "the order of the fields, too");
     }
 
     #[test]

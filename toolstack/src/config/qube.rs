@@ -839,12 +839,16 @@ impl Reader<'_> {
         )? {
             stated.insert("altp2m".to_owned(), mode);
         }
-        let is_set = |key: &&str| self.settings.get(key).is_some();
-        for (key, stand_in) in
-            [("cmdline", ["cmdline", "root", "extra"].as_slice()), ("ramdisk", &["ramdisk"])]
-        {
-            if stand_in.iter().any(is_set) {
-                stated.insert(key.to_owned(), 1);
+        // Their being there shows even when they are empty.
+        for (key, shows) in [
+            ("cmdline", "cmdline"),
+            ("root", "cmdline"),
+            ("extra", "cmdline"),
+            ("ramdisk", "ramdisk"),
+            ("bootloader", "bootloader"),
+        ] {
+            if self.settings.get(key).is_some() {
+                stated.insert(shows.to_owned(), 1);
             }
         }
         Ok(stated)

@@ -12,6 +12,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -173,9 +174,9 @@ impl Settings {
                 text.push(b'\n');
             }
         }
-        let places = Places { source: source.into(), arguments: ARGUMENTS.into(), text: &text, file_end };
+        let places = Places::new(source, &text, file_end);
         let lexer = Lexer { text: &text, at: 0 };
-        Parser { places, lexer, settings: Self::default() }.file()
+        Parser { places, lexer, settings: Vec::new(), by_name: HashMap::new() }.file()
     }
 
     /// The setting of that name.
@@ -197,28 +198,6 @@ impl Settings {
     pub fn iter(&self) -> impl Iterator<Item = &Setting> {
         self.settings.iter()
     }
-
-    fn store(&mut self, mut setting: Setting) -> Result<(), SyntaxError> {
-        let Some(previous) = self.settings.iter_mut().find(|previous| previous.name == setting.name) else {
-            self.settings.push(setting);
-            return Ok(());
-        };
-        if setting.added {
-            let given = setting.value.data.kind();
-            match (&mut previous.value.data, &mut setting.value.data) {
-                (Data::Text(before), Data::Text(text)) => text.insert_str(0, before),
-                (Data::List(before), Data::List(list)) => {
-                    list.splice(0..0, before.drain(..));
-                }
-                (before, _) => {
-                    let kind = SyntaxErrorKind::Addition { name: setting.name, was: before.kind(), given };
-                    return Err(SyntaxError { position: setting.value.position, kind });
-                }
-            }
-        }
-        *previous = setting;
-        Ok(())
-    }
 }
 
 /// A word of the command line as a line of a file: what is neither a number, a string in quotes nor a list is a string.
@@ -232,30 +211,71 @@ fn quoted(argument: &str) -> Cow<'_, str> {
     format!("{key}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")).into()
 }
 
-/// Finds line and column.
-struct Places<'a> {
+/// Finds line and column of a byte, however long text and line are.
+struct Places {
     source: Arc<str>,
     arguments: Arc<str>,
-    text: &'a [u8],
     /// Where the file's text ends and the line end before the arguments begins.
     file_end: usize,
+    /// Where each line begins.
+    lines: Vec<usize>,
+    text: Box<[u8]>,
+    /// The characters before each [`STRIDE`]th byte.
+    characters: Vec<usize>,
 }
 
-impl Places<'_> {
+/// Bytes of which characters are counted one by one.
+const STRIDE: usize = 64;
+
+impl Places {
+    fn new(source: &str, text: &[u8], file_end: usize) -> Self {
+        let ends = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+        let characters = text.chunks(STRIDE).scan(0, |before, chunk| {
+            let here = *before;
+            *before += count_characters(chunk);
+            Some(here)
+        });
+        Self {
+            source: source.into(),
+            arguments: ARGUMENTS.into(),
+            file_end,
+            lines: std::iter::once(0).chain(ends).collect(),
+            text: text.into(),
+            characters: characters.collect(),
+        }
+    }
+
     fn position(&self, at: usize) -> Position {
+        // From 1: the number of lines that begin at or before it.
+        let line = self.lines.partition_point(|start| *start <= at);
+        let column = self.characters_before(at) - self.characters_before(self.lines[line - 1]) + 1;
         // An error at the very end of the file is the file's, although the arguments begin there.
-        let (source, start) =
-            if at <= self.file_end { (&self.source, 0) } else { (&self.arguments, self.file_end + 1) };
-        let before = &self.text[start..at];
-        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let column = String::from_utf8_lossy(&before[line_start..]).chars().count() + 1;
-        Position { source: Arc::clone(source), line, column }
+        if at <= self.file_end {
+            return Position { source: Arc::clone(&self.source), line, column };
+        }
+        let lines_of_file = self.lines.partition_point(|start| *start <= self.file_end);
+        Position { source: Arc::clone(&self.arguments), line: line - lines_of_file, column }
+    }
+
+    fn characters_before(&self, at: usize) -> usize {
+        let Some(counted) = self.characters.get(at / STRIDE) else {
+            // The end of a text of whole strides.
+            return self
+                .characters
+                .last()
+                .map_or(0, |last| last + count_characters(&self.text[at - STRIDE..]));
+        };
+        counted + count_characters(&self.text[at / STRIDE * STRIDE..at])
     }
 
     fn error(&self, at: usize, kind: SyntaxErrorKind) -> SyntaxError {
         SyntaxError { position: self.position(at), kind }
     }
+}
+
+/// The bytes that begin a character of UTF-8.
+fn count_characters(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte & 0b1100_0000 != 0b1000_0000).count()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -429,22 +449,23 @@ fn decimal(text: &[u8]) -> Option<usize> {
 }
 
 struct Parser<'a> {
-    places: Places<'a>,
+    places: Places,
     lexer: Lexer<'a>,
-    settings: Settings,
+    settings: Vec<Setting>,
+    by_name: HashMap<String, usize>,
 }
 
 impl Parser<'_> {
     fn file(mut self) -> Result<Settings, SyntaxError> {
         loop {
             match self.next()? {
-                (_, Token::End) => return Ok(self.settings),
+                (_, Token::End) => return Ok(Settings { settings: self.settings }),
                 (_, Token::Newline | Token::Semicolon) => {}
                 (at, Token::Name(name)) => {
                     self.assignment(at, name)?;
                     match self.next()? {
                         (_, Token::Newline | Token::Semicolon) => {}
-                        (_, Token::End) => return Ok(self.settings),
+                        (_, Token::End) => return Ok(Settings { settings: self.settings }),
                         (at, found) => return Err(self.unexpected(at, "`;' or the end of the line", &found)),
                     }
                 }
@@ -461,7 +482,32 @@ impl Parser<'_> {
         };
         let (value_at, token) = self.next()?;
         let value = self.value(value_at, token, 0)?;
-        self.settings.store(Setting { name, position: self.places.position(at), added, value })
+        let position = self.places.position(at);
+        self.store(Setting { name, position, added, value })
+    }
+
+    fn store(&mut self, setting: Setting) -> Result<(), SyntaxError> {
+        let Some(previous) = self.by_name.get(&setting.name).map(|place| &mut self.settings[*place]) else {
+            self.by_name.insert(setting.name.clone(), self.settings.len());
+            self.settings.push(setting);
+            return Ok(());
+        };
+        if !setting.added {
+            *previous = setting;
+            return Ok(());
+        }
+        let given = setting.value.data.kind();
+        match (&mut previous.value.data, setting.value.data) {
+            (Data::Text(before), Data::Text(text)) => before.push_str(&text),
+            (Data::List(before), Data::List(list)) => before.extend(list),
+            (before, _) => {
+                let kind = SyntaxErrorKind::Addition { name: setting.name, was: before.kind(), given };
+                return Err(SyntaxError { position: setting.value.position, kind });
+            }
+        }
+        (previous.position, previous.value.position) = (setting.position, setting.value.position);
+        previous.added = true;
+        Ok(())
     }
 
     fn value(&mut self, at: usize, token: Token, depth: usize) -> Result<Value, SyntaxError> {
@@ -631,6 +677,41 @@ mod tests {
         let error = |text: &[u8]| Settings::parse("f", text, &["a=2", "b=["]).unwrap_err().to_string();
         assert_eq!(error(b"a=1"), "command line:3:1: expected a value, found the end of the file");
         assert_eq!(error(b"a="), "f:1:3: expected a value, found the end of the line");
+    }
+
+    #[test]
+    fn a_long_text_takes_no_longer_than_its_length() {
+        let begin = std::time::Instant::now();
+        let many = |piece: &str| piece.repeat((1 << 18) / piece.len());
+        let names: String = (0..25_000).map(|number| format!("a{number}=1\n")).collect();
+        let texts = [
+            names,
+            many("a+='x'\n"),
+            many("a+=['x']\n"),
+            many("a=1;"),
+            format!("a=[{}]", many("'é',")),
+            format!("a=[{}]", many("1\n,")),
+            format!("a='{}'", many("\\1 1")),
+            many("\n"),
+            many("#\n"),
+            format!("a={}", many("[")),
+        ];
+        for text in texts {
+            let _ = parse(&text);
+        }
+        assert!(begin.elapsed().as_secs() < 10, "{:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn places_are_right_wherever_a_stride_ends() {
+        for blanks in 0..200 {
+            let error = error(&format!("# é\n{}'é' ?", " ".repeat(blanks)));
+            assert_eq!(error, format!("f:2:{}: expected a name, found the string \"é\"", blanks + 1));
+            let text = format!("a='{}", "é".repeat(blanks));
+            assert_eq!(Settings::parse("f", text.as_bytes(), NONE).unwrap_err().position.column, 3);
+            let end = Settings::parse("f", format!("a{}=", " ".repeat(blanks)).as_bytes(), NONE).unwrap_err();
+            assert_eq!(end.position.column, blanks + 3);
+        }
     }
 
     proptest! {
