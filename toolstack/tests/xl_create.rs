@@ -23,7 +23,7 @@ const DEVIATIONS: [(&str, &str); 22] = [
     ("colo", "nxl does not replicate guests with COLO"),
     (
         "disk-oddity",
-        "a stray `=', an empty vdev and a line end within a name are slips that libxl meets later",
+        "a stray equals sign, an empty vdev and a line end within a name are slips that libxl meets later",
     ),
     ("display-without-vnc", "xl passes over what is said of a display that there is not"),
     ("emulated", "libxl refuses an emulated card for such a guest when it makes it"),
@@ -41,7 +41,7 @@ const DEVIATIONS: [(&str, &str); 22] = [
         "passed-over",
         "xl passes over a part of a device's text that it cannot read, or takes the part from another",
     ),
-    ("pci-notation", "xl takes what scanf and atoi take: `0x', something behind a number, words for 0"),
+    ("pci-notation", "xl takes what scanf and atoi take: something behind a number, words for 0"),
     ("range", "libxl refuses the number when it makes the guest, or cuts it to what fits"),
     ("unknown-key", "xl passes over a key that it does not know"),
     ("vif-part", "xl remarks on a part of an interface's text that it cannot read, and goes on without"),
@@ -176,6 +176,10 @@ fn every_configuration_is_read_as_xl_reads_it() {
     assert!(wrong.is_empty(), "{} of {} cases:\n\n{}", wrong.len(), cases.len(), wrong.join("\n\n"));
     let named: BTreeSet<&str> = DEVIATIONS.iter().chain(&ADDITIONS).map(|(name, _)| *name).collect();
     assert_eq!(seen, named, "every deviation comes up, and every one that comes up has its reason");
+    let documentation = include_str!("../../docs/configuration.md");
+    for (name, reason) in DEVIATIONS.iter().chain(&ADDITIONS) {
+        assert!(documentation.contains(reason), "docs/configuration.md has not got {name}: {reason}");
+    }
 }
 
 /// A case around a few lines.

@@ -57,7 +57,7 @@ const NO_NIC: Support = Unbuilt("nxl attaches no network interfaces when it make
 const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
 const NO_HARDWARE: Support =
     Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
-const NO_BOOTLOADER: Support = Unbuilt("nxl runs no boot loaders; name the kernel with `kernel'");
+const NO_BOOTLOADER: Support = Unbuilt("nxl runs no boot loaders; kernel= names a kernel");
 const NO_QEMU: Support = Refused("nxl starts no QEMU");
 const NO_SHIM: Support = Refused("nxl starts no PV guests within a shim");
 const NO_USB: Support = Refused("nxl starts no QEMU, which serves USB devices");
@@ -103,7 +103,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("e820_host", Pv, CLEAR),
     ("extra", Both, Built),
     ("extratime", Both, NO_SCHEDULING),
-    ("firmware", Both, Refused("name the file with `kernel'")),
+    ("firmware", Both, Refused("kernel= names the file")),
     ("firmware_override", Both, HVM),
     ("gfx_passthru", Both, HVM),
     ("gic_version", Both, ARM),
@@ -202,7 +202,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("vga", Both, HVM),
     ("videoram", Both, CLEAR),
     ("vif", Both, NO_NIC),
-    ("vif2", Both, Refused("xl passes it over, too; the interfaces are in `vif'")),
+    ("vif2", Both, Refused("xl passes it over, too; the interfaces are in vif=")),
     ("viridian", Both, HVM),
     ("vkb", Both, NO_DISPLAY),
     ("vkb_device", Both, HVM),
@@ -257,6 +257,46 @@ pub(crate) fn asks_for_nothing(value: &Data) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
+    /// The keys as docs/configuration.md shows them: those of which the same becomes in one row.
+    fn table() -> String {
+        let row = |guests: Guests, support: Support| {
+            let (place, becomes) = match support {
+                Built => (0, "a qube is made accordingly".to_owned()),
+                Only(values) => {
+                    let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
+                    (
+                        1,
+                        format!(
+                            "a qube is made with {}; other values are described alone",
+                            values.join(" or ")
+                        ),
+                    )
+                }
+                Unbuilt(why) => (2, format!("described alone: {why}")),
+                Refused(why) => (3, format!("refused: {why}")),
+                For(guest) => (4, format!("refused: for {guest} guests")),
+            };
+            let (guests, only) = match guests {
+                Both => (0, ""),
+                Pvh => (1, "PVH: "),
+                Pv => (2, "PV: "),
+            };
+            ((place, guests), format!("{only}{becomes}"))
+        };
+        let mut rows: BTreeMap<((u8, u8), String), Vec<String>> = BTreeMap::new();
+        for (key, guests, support) in KEYS {
+            rows.entry(row(*guests, *support)).or_default().push(format!("`{key}`"));
+        }
+        rows.into_iter().map(|((_, becomes), keys)| format!("| {} | {becomes} |\n", keys.join(" "))).collect()
+    }
+
+    #[test]
+    fn the_documentation_tells_what_becomes_of_each_key() {
+        let documentation = include_str!("../../../docs/configuration.md");
+        assert!(documentation.contains(&table()), "docs/configuration.md should have:\n{}", table());
+    }
 
     #[test]
     fn keys_are_sorted_so_that_they_can_be_found() {
