@@ -115,7 +115,7 @@ impl QubeConfig {
     /// `libxl_domain_create_info`
     fn create_info(&self) -> Value {
         let mut info = Structure::default();
-        info.put("type", self.kind.name());
+        info.put("type", self.guest.name());
         info.put_flag("hap", self.stated_flag("hap"));
         info.put_flag("oos", self.stated_flag("oos"));
         info.put_some("ssid_label", self.label.as_deref());
@@ -185,13 +185,13 @@ impl QubeConfig {
         info.put_flag("nested_hvm", self.stated_flag("nestedhvm"));
         info.put_flag("dm_restrict", self.stated_flag("dm_restrict"));
         let mut of_type = Structure::default();
-        match self.kind {
+        match self.guest {
             GuestType::Pvh => of_type.put_flag("pvshim", self.stated_flag("pvshim")),
             // A guest that drives devices sees the host's memory map.
             GuestType::Pv if !self.pcis.is_empty() => of_type.put_flag("e820_host", Some(true)),
             GuestType::Pv => of_type.put_flag("e820_host", self.stated_flag("e820_host")),
         }
-        info.put(&format!("type.{}", self.kind.name()), of_type);
+        info.put(&format!("type.{}", self.guest.name()), of_type);
         info.put("arch_arm", json!({}));
         let mut x86 = Structure::default();
         x86.put_flag("msr_relaxed", self.stated_flag("msr_relaxed"));

@@ -12,6 +12,8 @@
 //! ```
 
 mod closure;
+#[cfg(test)]
+mod cpu_time;
 mod cpus;
 mod disk;
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub enum ConfigError {
         nearest: Option<&'static str>,
     },
     /// A key of `xl` that says something about another kind of guest.
-    #[error("{position}: `{key}' is for {guest} guests, this is a {this} guest", this = .this.upper_name())]
+    #[error("{position}: `{key}' is for {guest} guests, this is a {this} guest", this = .this.title())]
     OtherGuest {
         /// Where.
         position: Position,
@@ -237,19 +237,19 @@ impl fmt::Display for ConfigWarning {
     }
 }
 
-/// How a qube's kernel is started and meets the hardware (`libxl_domain_type`).
+/// The kinds of guests (`libxl_domain_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GuestType {
-    /// With hardware virtualisation, without emulated hardware.
+    /// In hardware, without a device model.
     #[default]
     Pvh,
-    /// Without hardware virtualisation.
+    /// By hypercalls: for machines without hardware virtualisation.
     Pv,
 }
 
 impl GuestType {
-    /// As it is written in a configuration.
+    /// libxl's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -259,7 +259,7 @@ impl GuestType {
     }
 
     /// As one speaks of it.
-    fn upper_name(self) -> &'static str {
+    fn title(self) -> &'static str {
         match self {
             Self::Pvh => "PVH",
             Self::Pv => "PV",
@@ -460,9 +460,9 @@ pub struct QubeConfig {
     pub name: String,
     /// Made up when the configuration gives none.
     pub uuid: Uuid,
-    /// What it is.
+    /// The kind of guest.
     #[serde(default)]
-    pub kind: GuestType,
+    pub guest: GuestType,
     /// The kernel's file, or a unified kernel image, or a lanzaboote stub. Empty when the boot loader is to find one.
     pub kernel: PathBuf,
     /// The initrd's file. Without one, that of a unified kernel image is used.
@@ -669,12 +669,9 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(self, closure: Option<&Closure>) -> Result<(QubeConfig, Vec<ConfigWarning>), ConfigError> {
-        if self.build {
-            self.pvh(closure.is_some())?;
-        }
-        let kind = self.kind(closure.is_some())?;
+        let guest = self.guest(closure.is_some())?;
         for setting in self.settings.iter() {
-            self.check_key(setting, kind, closure.is_some())?;
+            self.check_key(setting, guest, closure.is_some())?;
         }
         let bootloader = self.path("bootloader")?;
         let (kernel, ramdisk) = match closure {
@@ -714,11 +711,11 @@ impl Reader<'_> {
             stated.insert("numa_placement".to_owned(), 0);
         }
         let (label, running_label) = self.labels()?;
-        let (vfbs, vkbs) = self.displays(kind)?;
+        let (vfbs, vkbs) = self.displays(guest)?;
         let config = QubeConfig {
             name,
             uuid: self.uuid()?,
-            kind,
+            guest,
             kernel,
             ramdisk,
             initrd_secrets: closure.and_then(|closure| closure.initrd_secrets.clone()),
@@ -787,35 +784,34 @@ impl Reader<'_> {
         Ok((config, warnings))
     }
 
-    fn pvh(&self, by_closure: bool) -> Result<(), ConfigError> {
-        match self.text("type")? {
-            Some((_, "pvh")) => Ok(()),
-            Some((setting, given)) => Err(word(setting, "\"pvh\" (other guests are not supported)", given)),
-            None if by_closure => Ok(()),
-            None => Err(self.missing("type", " (write type = \"pvh\"; without it, `xl' makes a PV guest)")),
-        }
-    }
-
-    fn kind(&self, by_closure: bool) -> Result<GuestType, ConfigError> {
-        let kind = match self.text("type")? {
+    fn guest(&self, by_closure: bool) -> Result<GuestType, ConfigError> {
+        let guest = match self.text("type")? {
             Some((_, "pvh")) => Some(GuestType::Pvh),
+            Some((setting, given)) if self.build => {
+                return Err(word(setting, "\"pvh\" (other guests are not supported)", given));
+            }
             Some((_, "pv")) => Some(GuestType::Pv),
             Some((setting, given)) => {
                 let expected = "\"pvh\" or \"pv\" (HVM guests need QEMU, which nxl does not start)";
                 return Err(word(setting, expected, given));
             }
             None if by_closure => Some(GuestType::Pvh),
+            None if self.build => {
+                return Err(
+                    self.missing("type", " (write type = \"pvh\"; without it, `xl' makes a PV guest)")
+                );
+            }
             None => None,
         };
         // The older key.
         match self.text("builder")? {
-            Some((_, "generic")) if kind != Some(GuestType::Pvh) => Ok(GuestType::Pv),
+            Some((_, "generic")) if guest != Some(GuestType::Pvh) => Ok(GuestType::Pv),
             Some((setting, given)) => {
                 let expected =
                     "\"generic\", and that only for a PV guest (write type = \"pvh\" or \"pv\" instead)";
                 Err(word(setting, expected, given))
             }
-            None => Ok(kind.unwrap_or(GuestType::Pv)),
+            None => Ok(guest.unwrap_or(GuestType::Pv)),
         }
     }
 
@@ -900,9 +896,9 @@ impl Reader<'_> {
     }
 
     /// Displays, and keyboards: one for each display, and those with a text of their own.
-    fn displays(&self, kind: GuestType) -> Result<(Vec<VfbConfig>, Vec<VkbConfig>), ConfigError> {
+    fn displays(&self, guest: GuestType) -> Result<(Vec<VfbConfig>, Vec<VkbConfig>), ConfigError> {
         let mut vfbs = self.items("vfb", VfbConfig::parse)?;
-        if kind == GuestType::Pv {
+        if guest == GuestType::Pv {
             if self.flag("vnc")? == Some(true) && vfbs.is_empty() {
                 vfbs.push(self.display()?);
             } else if let Some(setting) = self.display_setting() {
@@ -1100,7 +1096,7 @@ impl Reader<'_> {
     }
 
     /// Refuses what is not read, and what is not built.
-    fn check_key(&self, setting: &Setting, kind: GuestType, by_closure: bool) -> Result<(), ConfigError> {
+    fn check_key(&self, setting: &Setting, this: GuestType, by_closure: bool) -> Result<(), ConfigError> {
         let (position, key) = (setting.position.clone(), setting.name.clone());
         let Some((guests, support)) = keys::find(&key) else {
             return Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key });
@@ -1111,11 +1107,11 @@ impl Reader<'_> {
         if support != Support::Built && keys::asks_for_nothing(&setting.value.data) {
             return Ok(());
         }
-        if let Some(guest) = guests.other_than(kind) {
-            return Err(ConfigError::OtherGuest { position, key, guest, this: kind });
+        if let Some(guest) = guests.other_than(this) {
+            return Err(ConfigError::OtherGuest { position, key, guest, this });
         }
         match support {
-            Support::For(guest) => Err(ConfigError::OtherGuest { position, key, guest, this: kind }),
+            Support::For(guest) => Err(ConfigError::OtherGuest { position, key, guest, this }),
             Support::Refused(why) => Err(ConfigError::NotSupported { position, key, why }),
             Support::Unbuilt(why) if self.build => Err(ConfigError::NotBuilt { position, key, why }),
             Support::Only(possible) if self.build => {
@@ -1211,7 +1207,7 @@ mod tests {
         QubeConfig {
             name: "work".to_owned(),
             uuid,
-            kind: GuestType::Pvh,
+            guest: GuestType::Pvh,
             kernel: "/boot/vmlinuz".into(),
             ramdisk: None,
             initrd_secrets: None,
