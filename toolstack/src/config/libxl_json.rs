@@ -456,6 +456,7 @@ fn channel((place, channel): (usize, &ChannelConfig)) -> Value {
 mod tests {
     use super::*;
     use crate::config::Settings;
+    use proptest::prelude::*;
 
     /// What `xl create -n` of Xen 4.17 printed for the configuration below (empty values on one line).
     const STOCK: &str = r#"{
@@ -487,6 +488,15 @@ mod tests {
         let ours = config("on_crash='preserve'\nmax_grant_frames=40").libxl_value();
         let stock: Value = serde_json::from_str(STOCK).unwrap();
         assert_eq!(format!("{ours:#}"), format!("{stock:#}"), "the order of the fields, too");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_in_a_string_the_json_has_it(cmdline: String) {
+            let config = QubeConfig { cmdline, ..config("") };
+            let json: Value = serde_json::from_str(&config.to_libxl_json()).unwrap();
+            prop_assert_eq!(json["b_info"]["cmdline"].as_str(), Some(config.cmdline.as_str()));
+        }
     }
 
     #[test]

@@ -1485,7 +1485,60 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_no_qube_can_be_made_with_is_described() {
+        let describe = |text: &str| {
+            let settings = Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap();
+            QubeConfig::described("work.cfg", &settings, None).map(|(config, _)| config)
+        };
+        let text = format!(
+            "{BASE}vcpus=2\ncpus='0-1,^0'\ncpu_weight=512\ndisk=['/d,,xvda']\nnomigrate=1\non_crash='soft-reset'"
+        );
+        let config = describe(&text).unwrap();
+        assert_eq!(config.hard_affinity, [BTreeSet::from([1]), BTreeSet::from([1])]);
+        assert_eq!((config.scheduling.weight, config.nomigrate), (Some(512), Some(true)));
+        assert_eq!(config.disks[0].vdev, "xvda");
+        assert_eq!(config.actions.crash, Action::SoftReset);
+        assert_eq!(
+            read(&text).unwrap_err().to_string(),
+            "work.cfg:5:1: no qube can be made with `cpus', since nxl does not place vCPUs when it makes a qube"
+        );
+        assert_eq!(describe("name='work'\nkernel='/k'").unwrap().guest, GuestType::Pv, "as for xl");
+        let error = |text: &str| describe(&format!("{BASE}{text}")).unwrap_err().to_string();
+        assert_eq!(
+            error("disk=['/d']"),
+            "work.cfg:4:7: a disk needs a vdev (xvda for the first one in the guest)"
+        );
+        assert_eq!(error("disk='/d,,xvda'"), "work.cfg:4:6: `disk' is a list ([ … ])");
+        assert_eq!(error("vif=['', ['']]"), "work.cfg:4:10: `vif' is a list of strings, not of lists");
+        assert_eq!(
+            error("cpus=['1','all']"),
+            "work.cfg:4:11: which CPUs are in \"all\" can be said in dom0 alone"
+        );
+        let display = "name='work'\ntype='pv'\nkernel='/k'\nvnclisten='::'";
+        let error = describe(display).unwrap_err().to_string();
+        assert_eq!(error, "work.cfg:4:1: `vnclisten' says nothing without `vnc = 1'");
+    }
+
     proptest! {
+        #[test]
+        fn what_can_be_made_can_be_described(
+            keys in proptest::sample::subsequence(keys::known_keys().collect::<Vec<_>>(), 1..4),
+            value in "[0-3]|'[a-z0-9=,/]{0,6}'|'(native|disabled|restart|preserve|Pool-0)'|\\[\\]|\\['/d,,xvda'\\]",
+        ) {
+            let settings: Vec<String> = keys.iter().map(|key| format!("{key}={value}")).collect();
+            let uuid = "uuid='d5f1129b-3f6a-4d84-b438-cfa95b7402d7'";
+            let text = format!("{}\n{BASE}{uuid}\n", settings.join("\n"));
+            let settings = Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap();
+            let described = QubeConfig::described("work.cfg", &settings, None);
+            if let Ok(made) = QubeConfig::from_settings("work.cfg", &settings) {
+                prop_assert_eq!(Ok(made), described);
+            } else if let Ok((config, _)) = described {
+                let kept = serde_json::to_string(&config).unwrap();
+                prop_assert_eq!(serde_json::from_str::<QubeConfig>(&kept).unwrap(), config);
+            }
+        }
+
         #[test]
         fn arbitrary_settings_never_panic(key in "[a-z][a-z_]{0,10}", value in "[^\\x00\\n'\\\\]{0,12}") {
             let text = format!("{BASE}{key}='{value}'\nmemory='{value}'");
