@@ -85,6 +85,16 @@ impl Qubes {
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
         let QubeConfig { name, uuid, .. } = config;
+        // First what is refused quickly: a kernel may take seconds to unpack.
+        for other in self.list()? {
+            let domid = other.info.domid;
+            if other.name.as_ref() == Some(name) {
+                return Err(CreateError::NameTaken { name: name.clone(), domid });
+            }
+            if other.uuid() == *uuid {
+                return Err(CreateError::UuidTaken { uuid: *uuid, domid });
+            }
+        }
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
@@ -107,16 +117,6 @@ impl Qubes {
             paging_memory_mib: config.paging_memory_mib,
             mmio_hole_mib: config.mmio_hole_mib,
         })?;
-
-        for other in self.list()? {
-            let domid = other.info.domid;
-            if other.name.as_ref() == Some(name) {
-                return Err(CreateError::NameTaken { name: name.clone(), domid });
-            }
-            if other.uuid() == *uuid {
-                return Err(CreateError::UuidTaken { uuid: *uuid, domid });
-            }
-        }
 
         let daemons = (self.daemon_domid("xenstored")?, self.daemon_domid("xenconsoled")?);
         let initrd = sources.initrd.as_ref().map(|initrd| match initrd {
