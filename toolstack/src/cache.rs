@@ -155,7 +155,7 @@ pub(crate) struct CachedKernel {
 
 impl CachedKernel {
     pub(crate) fn open(&self) -> Result<Kernel<'_>, ImageError> {
-        Kernel::open_unpacked(&self.file, self.format, self.cmdline_limit)
+        Ok(Kernel::open_unpacked(&self.file, self.format, self.cmdline_limit)?.read_from(&self.file))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
 use crate::cache::CachedKernel;
 use crate::config::QubeConfig;
-use crate::image::{ImageError, Kernel};
+use crate::image::ImageError;
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
@@ -102,7 +102,7 @@ impl Qubes {
             Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
             None => None,
         };
-        let kernel = cached.as_ref().map_or_else(|| Kernel::open(&sources.kernel), CachedKernel::open);
+        let kernel = cached.as_ref().map_or_else(|| sources.kernel.kernel(), CachedKernel::open);
         let kernel = kernel.map_err(kernel_error)?;
         let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
         let plan = Plan::new(&boot::Request {

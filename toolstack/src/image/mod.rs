@@ -112,6 +112,9 @@ pub enum ImageError {
     /// The kernel cannot be a PVH guest.
     #[error("the kernel has no PVH entry (note PHYS32_ENTRY; Linux: CONFIG_PVH)")]
     NotPvh,
+    /// The file cannot be read any more.
+    #[error("it could not be read: {0}")]
+    Read(#[source] io::Error),
     /// The kernel can be the control domain only.
     #[error("the kernel runs as dom0 only (it requires the feature `dom0')")]
     Dom0Only,
@@ -180,7 +183,8 @@ pub struct Kernel<'a> {
 }
 
 enum Source<'a> {
-    Plain(&'a [u8]),
+    /// Not packed; and the file that is to be read, if the bytes are a part of one.
+    Plain(&'a [u8], Option<&'a MappedFile>),
     Packed {
         codec: Codec,
         /// The unpacked file from its first byte.
@@ -228,7 +232,7 @@ impl<'a> Kernel<'a> {
         let codec = Codec::detect(file);
         let format = Format { bzimage: bzimage.is_some(), codec };
         let (elf, source) = match codec {
-            None if file.starts_with(b"\x7fELF") => (plain_head(file)?, Source::Plain(file)),
+            None if file.starts_with(b"\x7fELF") => (plain_head(file)?, Source::Plain(file, None)),
             None => return Err(ImageError::NotAKernel { found: guess(image, format.bzimage) }),
             Some(codec) => {
                 let with_length = format.bzimage && codec.has_length_behind();
@@ -246,12 +250,12 @@ impl<'a> Kernel<'a> {
     /// # Errors
     /// As [`Self::open`] of a plain ELF file.
     pub fn open_unpacked(file: &'a [u8], format: Format, cmdline_limit: Option<u32>) -> Result<Self> {
-        Self::new(format, plain_head(file)?, Source::Plain(file), cmdline_limit)
+        Self::new(format, plain_head(file)?, Source::Plain(file, None), cmdline_limit)
     }
 
     fn new(format: Format, elf: Elf, source: Source<'a>, cmdline_limit: Option<u32>) -> Result<Self> {
         let notes = match source {
-            Source::Plain(file) => Some(elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?),
+            Source::Plain(file, _) => Some(elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?),
             Source::Packed { .. } => None,
         };
         if let Some(notes) = &notes {
@@ -294,7 +298,7 @@ impl<'a> Kernel<'a> {
     #[must_use]
     pub fn said_size(&self) -> Option<u64> {
         match &self.source {
-            Source::Plain(file) => Some(file.len() as u64),
+            Source::Plain(file, _) => Some(file.len() as u64),
             Source::Packed { length, .. } => *length,
         }
     }
@@ -305,7 +309,7 @@ impl<'a> Kernel<'a> {
     /// See [`ImageError`], and what `sink` returns.
     pub fn unpack<E: From<ImageError>>(self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<u64, E> {
         let (codec, mut stream, length) = match self.source {
-            Source::Plain(file) => return sink(file).map(|()| file.len() as u64),
+            Source::Plain(file, _) => return sink(file).map(|()| file.len() as u64),
             Source::Packed { codec, stream, length } => (codec, stream, length),
         };
         let mut part = vec![0; UNPACKED_PART];
@@ -327,6 +331,16 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// What is not packed is to be read from `file`, of whose bytes it was opened, rather than copied from its mapping: a
+    /// page that was never touched is a fault, and under Xen a fault of dom0's costs more than its page's bytes.
+    #[must_use]
+    pub fn read_from(mut self, file: &'a MappedFile) -> Self {
+        if let Source::Plain(_, mapped) = &mut self.source {
+            *mapped = Some(file);
+        }
+        self
+    }
+
     /// Unpacks the kernel into `memory`, which is the guest-physical memory of the [`Footprint`], first byte first. All of
     /// it is written: what no segment fills becomes zero.
     ///
@@ -340,9 +354,13 @@ impl<'a> Kernel<'a> {
         let base = footprint.memory.start;
         zero_the_rest(&elf, base, memory);
         let (notes, unpacked) = match source {
-            Source::Plain(file) => {
+            Source::Plain(file, mapped) => {
                 for segment in &elf.segments {
-                    destination(segment, base, memory).copy_from_slice(segment_of(file, segment)?);
+                    let (bytes, place) = (segment_of(file, segment)?, destination(segment, base, memory));
+                    match mapped {
+                        Some(mapped) => mapped.read(bytes, place).map_err(ImageError::Read)?,
+                        None => place.copy_from_slice(bytes),
+                    }
                 }
                 (notes, file.len() as u64)
             }
