@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use toolstack::boot::{Plan, Request};
+use toolstack::boot::{Guest, Plan, PvhOptions, Request};
 use toolstack::image::Footprint;
 
 fn plan(criterion: &mut Criterion) {
@@ -17,9 +17,7 @@ fn plan(criterion: &mut Criterion) {
             cmdline: "console=hvc0",
             kernel: &kernel,
             initrd: Some(16 << 20),
-            timer_mode: 1,
-            paging_memory_mib: None,
-            mmio_hole_mib: None,
+            guest: Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }),
         };
         group.bench_function(BenchmarkId::new("GiB", gib), |bencher| {
             bencher.iter(|| Plan::new(black_box(&request)));

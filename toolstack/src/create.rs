@@ -1,8 +1,8 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
+use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
-use crate::config::QubeConfig;
+use crate::config::{GuestType, QubeConfig};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::sources::{InitrdSource, SourceError, Sources};
@@ -88,12 +88,42 @@ impl Qubes {
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
+        let unpacked;
         let cached = match &self.kernels {
             Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
             None => None,
         };
         let kernel = cached.as_ref().map_or_else(|| Kernel::open(&sources.kernel), CachedKernel::open);
-        let kernel = kernel.map_err(kernel_error)?;
+        let mut kernel = kernel.map_err(kernel_error)?;
+        let pv = match config.guest {
+            GuestType::Pvh => {
+                kernel.pvh_entry().transpose().map_err(kernel_error)?;
+                None
+            }
+            GuestType::Pv => {
+                // Everything of a PV guest depends on its kernel's notes. The cache has them at hand.
+                if kernel.notes().is_none() {
+                    let (format, limit) = (kernel.format(), kernel.footprint().cmdline_limit);
+                    let mut file = Vec::new();
+                    let keep = |part: &[u8]| {
+                        file.extend_from_slice(part);
+                        Ok::<_, ImageError>(())
+                    };
+                    kernel.unpack(keep).map_err(kernel_error)?;
+                    unpacked = file;
+                    kernel = Kernel::open_unpacked(&unpacked, format, limit).map_err(kernel_error)?;
+                }
+                kernel.pv().transpose().map_err(kernel_error)?
+            }
+        };
+        let guest = match &pv {
+            Some(pv) => Guest::Pv(pv),
+            None => Guest::Pvh(PvhOptions {
+                timer_mode: config.timer_mode as u64,
+                paging_memory_mib: config.paging_memory_mib,
+                mmio_hole_mib: config.mmio_hole_mib,
+            }),
+        };
         let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
         let plan = Plan::new(&boot::Request {
             memory_kib: config.memory_mib << 10,
@@ -103,9 +133,7 @@ impl Qubes {
             cmdline: &sources.cmdline,
             kernel: kernel.footprint(),
             initrd: initrd_len,
-            timer_mode: config.timer_mode as u64,
-            paging_memory_mib: config.paging_memory_mib,
-            mmio_hole_mib: config.mmio_hole_mib,
+            guest,
         })?;
 
         for other in self.list()? {
@@ -138,6 +166,9 @@ impl Qubes {
             start: SystemTime::now(),
             console_domid: daemons.1,
             driver_domain: config.driver_domain,
+            kernel: kernel_path,
+            ramdisk: config.ramdisk.as_deref(),
+            cmdline: &sources.cmdline,
         };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
         self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_json())?;
@@ -150,7 +181,7 @@ impl Qubes {
             })?;
             self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
         }
-        self.store.introduce(built.domid, boot::SpecialPage::Xenstore.gfn(), built.store_port)?;
+        self.store.introduce(built.domid, built.store_ring, built.store_port)?;
 
         let info = self.control.domain_info(built.domid)?;
         std::mem::forget(unfinished);

@@ -33,7 +33,7 @@ impl QubeConfig {
     fn libxl_value(&self) -> Value {
         let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let mut create = Map::new();
-        create.insert("type".into(), json!("pvh"));
+        create.insert("type".into(), json!(self.guest.name()));
         create.insert("name".into(), json!(self.name));
         create.insert("uuid".into(), json!(self.uuid.to_string()));
         create.insert("run_hotplug_scripts".into(), json!("True"));
@@ -68,8 +68,8 @@ impl QubeConfig {
         if self.timer_mode != TimerMode::NoDelayForMissedTicks {
             build.insert("timer_mode".into(), json!(self.timer_mode.name()));
         }
-        for empty in ["type.pvh", "arch_arm", "arch_x86"] {
-            build.insert(empty.into(), json!({}));
+        for empty in [&format!("type.{}", self.guest.name()), "arch_arm", "arch_x86"] {
+            build.insert(empty.to_owned(), json!({}));
         }
 
         let mut config = Map::new();
