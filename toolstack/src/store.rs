@@ -262,11 +262,11 @@ fn read_directory(
 mod tests {
     use super::*;
     use crate::boot::{Guest, PvhOptions, Request, SpecialPage};
-    use crate::image::Footprint;
+    use crate::image::{Footprint, PvKernel};
     use std::collections::BTreeMap;
     use std::time::Duration;
     use xen::mock::Machine;
-    use xen::{Platform, Port};
+    use xen::{Gfn, Platform, Port};
 
     const GOLDEN: &str = include_str!("../tests/golden/pvh512.xenstore.txt");
     const UUID: &str = "b040376c-ba51-4bbc-9b71-c66649d48343";
@@ -289,6 +289,10 @@ mod tests {
     }
 
     fn plan() -> Plan {
+        plan_of(Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }))
+    }
+
+    fn plan_of(guest: Guest<'_>) -> Plan {
         Plan::new(&Request {
             memory_kib: 512 << 10,
             max_memory_kib: 512 << 10,
@@ -297,7 +301,7 @@ mod tests {
             cmdline: "",
             kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None },
             initrd: None,
-            guest: Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }),
+            guest,
         })
         .unwrap()
     }
@@ -345,6 +349,47 @@ mod tests {
             assert_eq!(ours.get(path), Some(theirs), "{path}");
         }
         assert_eq!(ours.len(), golden.len(), "and nothing else");
+    }
+
+    #[test]
+    fn a_pv_guest_has_rings_of_the_machine_and_an_image() {
+        let kernel = PvKernel {
+            entry: 0xffff_ffff_8100_0000,
+            virt_base: 0xffff_ffff_8000_0000,
+            paddr_offset: 0,
+            hypercall_page: None,
+            init_p2m: None,
+            initrd_by_frame: true,
+        };
+        let plan = plan_of(Guest::Pv(&kernel));
+        let ramdisk = Some(Path::new("/boot/initrd"));
+        let identity = Identity { ramdisk, cmdline: "console=hvc0", ..identity() };
+        let built = Built { store_ring: Gfn(0x12_3456), console_ring: Gfn(0x65_4321), ..BUILT };
+        let records = records(&identity, &plan, &built);
+        let mut golden = golden();
+        for (path, value) in [
+            ("/local/domain/1/store/ring-ref", "1193046"),
+            ("/local/domain/1/console/ring-ref", "6636321"),
+            ("/local/domain/1/console/tty", ""),
+            ("/libxl/1/type", "pv"),
+        ] {
+            golden.get_mut(path).unwrap().0 = value.to_owned();
+        }
+        // What libxl__domain_build adds for PV (tools/libs/light/libxl_create.c).
+        for (name, value) in [
+            ("", ""),
+            ("/ostype", "linux"),
+            ("/kernel", "/boot/vmlinuz"),
+            ("/ramdisk", "/boot/initrd"),
+            ("/cmdline", "console=hvc0"),
+        ] {
+            golden.insert(format!("/vm/{UUID}/image{name}"), (value.to_owned(), String::new()));
+        }
+        let ours: BTreeMap<&str, &str> =
+            records.iter().map(|record| (record.path.as_str(), record.value.as_str())).collect();
+        let theirs: BTreeMap<&str, &str> =
+            golden.iter().map(|(path, (value, _))| (path.as_str(), value.as_str())).collect();
+        assert_eq!(ours, theirs);
     }
 
     #[test]

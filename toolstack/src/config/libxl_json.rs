@@ -129,6 +129,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pv_guest_is_told_by_its_type_in_both_places() {
+        let ours = config("type='pv'").libxl_value();
+        let mut stock: Value = serde_json::from_str(STOCK).unwrap();
+        let build = stock["b_info"].as_object_mut().unwrap();
+        build.remove("type.pvh");
+        build.insert("type.pv".into(), json!({}));
+        build.remove("max_grant_frames");
+        stock["c_info"]["type"] = json!("pv");
+        stock.as_object_mut().unwrap().remove("on_crash");
+        assert_eq!(ours, stock);
+    }
+
+    #[test]
     fn what_is_not_the_default_is_there() {
         let ours =
             config("max_event_channels=2047\ntimer_mode=2\nshadow_memory=9\ndriver_domain=1").libxl_value();
