@@ -8,7 +8,8 @@ use toolstack::image::Footprint;
 fn plan(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("plan");
     for gib in [1_u64, 16, 256] {
-        let kernel = Footprint { memory: 0x100_0000..0x4a0_0000, cmdline_limit: Some(2_047) };
+        let kernel =
+            Footprint { memory: 0x100_0000..0x4a0_0000, cmdline_limit: Some(2_047), relocation: None };
         let request = Request {
             memory_kib: gib << 20,
             max_memory_kib: gib << 20,

@@ -299,7 +299,7 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             cmdline: "",
-            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None },
+            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None },
             initrd: None,
             guest,
         })

@@ -30,6 +30,16 @@ impl QubeConfig {
         format!("{:#}", self.libxl_value())
     }
 
+    /// The same as libxl records it of a domain that it made: with the defaults that its later answers are computed from
+    /// (`xl list -l` would be 1 KiB short of the memory without that of the video memory).
+    #[must_use]
+    pub fn to_libxl_record(&self) -> String {
+        let mut value = self.libxl_value();
+        value["b_info"]["video_memkb"] = json!(0);
+        value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
+        format!("{value:#}")
+    }
+
     fn libxl_value(&self) -> Value {
         let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let mut create = Map::new();
@@ -126,6 +136,16 @@ mod tests {
         let ours = config("on_crash='preserve'\nmax_grant_frames=40").to_libxl_json();
         let stock: Value = serde_json::from_str(STOCK).unwrap();
         assert_eq!(ours, format!("{stock:#}"), "the order of the fields, too");
+    }
+
+    #[test]
+    fn the_record_of_a_domain_has_libxls_defaults_besides() {
+        let config = config("");
+        let record: Value = serde_json::from_str(&config.to_libxl_record()).unwrap();
+        let mut expected = config.libxl_value();
+        expected["b_info"]["video_memkb"] = json!(0);
+        expected["b_info"]["arch_x86"] = json!({ "msr_relaxed": "False" });
+        assert_eq!(record, expected);
     }
 
     #[test]

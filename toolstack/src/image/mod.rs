@@ -176,6 +176,8 @@ pub struct Footprint {
     pub memory: Range<u64>,
     /// The longest command line that the kernel reads, in bytes without the NUL; `None` when it does not say.
     pub cmdline_limit: Option<u32>,
+    /// Where a PVH guest may have the kernel instead, where that can be told without unpacking.
+    pub relocation: Option<Phys32Reloc>,
 }
 
 impl Footprint {
@@ -289,6 +291,7 @@ impl<'a> Kernel<'a> {
         let footprint = Footprint {
             memory: memory.start / page * page..memory.end.next_multiple_of(page),
             cmdline_limit,
+            relocation: notes.as_ref().and_then(|notes| notes.phys32_reloc),
         };
         Ok(Self { format, footprint, elf, source, notes })
     }

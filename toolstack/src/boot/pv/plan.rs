@@ -223,7 +223,8 @@ mod tests {
     use crate::image::synthetic::PV_VIRT_BASE;
     use proptest::prelude::*;
 
-    static FOOTPRINT: Footprint = Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: Some(2_047) };
+    static FOOTPRINT: Footprint =
+        Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: Some(2_047), relocation: None };
 
     const KERNEL: PvKernel = PvKernel {
         entry: PV_VIRT_BASE + 0x100_0000,
@@ -325,7 +326,7 @@ mod tests {
             let memory = start / page * page..(start + size).next_multiple_of(page);
             let init_p2m = init_p2m.map(|at| at << 12).filter(|at| *at < virt_base);
             let kernel = PvKernel { virt_base, init_p2m, initrd_by_frame, ..KERNEL };
-            let footprint = Footprint { memory: memory.clone(), cmdline_limit: None };
+            let footprint = Footprint { memory: memory.clone(), cmdline_limit: None, relocation: None };
             let request =
                 Request { kernel: &footprint, initrd, guest: Guest::Pv(&kernel), ..request(memory_kib) };
             let Ok(plan) = plan(&request) else { return Ok(()) };

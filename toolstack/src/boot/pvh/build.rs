@@ -79,6 +79,8 @@ fn load_image(
     let loaded = kernel.load_into(&mut memory[within(&plan.kernel)]);
     let entry = loaded.and_then(|loaded| loaded.pvh_entry());
     let entry = entry.map_err(|source| BuildError::Kernel { path, source })?;
+    // In a segment, and so not below what the kernel was moved by.
+    let entry = entry - plan.moved_down as u32;
     let start_info = (plan.start_info.address - plan.image.start) as usize;
     let kernel_end = within(&plan.kernel).end;
     memory[kernel_end..start_info].fill(0);
@@ -125,7 +127,7 @@ fn load_pages(plan: &PvhPlan, domid: DomId, foreign: &dyn ForeignMemory) -> Resu
 mod tests {
     use super::*;
     use crate::boot::{Built, Guest, Initrd, Limits, Plan, PvhOptions, Request, build};
-    use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage};
+    use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage, xen_note};
     use crate::image::{Codec, Kernel};
     use std::fs::File;
     use std::io::{Seek, Write};
@@ -143,12 +145,12 @@ mod tests {
         file
     }
 
-    fn plan(kernel: &Kernel<'_>, memory_kib: u64, max_memory_kib: u64) -> Plan {
+    fn plan(kernel: &Kernel<'_>, memory_kib: u64, max_memory_kib: u64, vcpus: u32) -> Plan {
         Plan::new(&Request {
             memory_kib,
             max_memory_kib,
-            vcpus: 1,
-            max_vcpus: 1,
+            vcpus,
+            max_vcpus: vcpus,
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
@@ -163,10 +165,19 @@ mod tests {
         memory_kib: u64,
         max_memory_kib: u64,
     ) -> Result<(PvhPlan, Built), BuildError> {
+        build_with(machine, image, (memory_kib, max_memory_kib), 1)
+    }
+
+    fn build_with(
+        machine: &Machine,
+        image: &[u8],
+        (memory_kib, max_memory_kib): (u64, u64),
+        vcpus: u32,
+    ) -> Result<(PvhPlan, Built), BuildError> {
         let dom0 = machine.domain(DomId::DOM0);
         let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
         let kernel = Kernel::open(image).unwrap();
-        let plan = plan(&kernel, memory_kib, max_memory_kib);
+        let plan = plan(&kernel, memory_kib, max_memory_kib, vcpus);
         let file = initrd();
         let initrd = Some((Initrd::File(&file), "initrd".into()));
         let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
@@ -204,6 +215,55 @@ mod tests {
         // Entry 0 is the console's: permit access, domain 0, its frame.
         assert_eq!(guest.read_grant_table(0, 8), [1, 0, 0, 0, 0xff, 0xef, 0x0f, 0]);
         assert_eq!(guest.read_grant_table(8, 8), [1, 0, 0, 0, 0xfc, 0xef, 0x0f, 0]);
+    }
+
+    #[test]
+    fn a_kernel_that_was_moved_begins_where_it_is() {
+        let mut elf = SyntheticElf::pvh();
+        for load in &mut elf.loads {
+            load.address += 1 << 30;
+        }
+        elf.notes.extend(xen_note(18, &(ENTRY + (1 << 30)).to_le_bytes()));
+        elf.notes.extend(xen_note(19, &[0x1000_u32, 0x20_0000, u32::MAX].map(u32::to_le_bytes).concat()));
+        let machine = Machine::new();
+        let (plan, built) = build_on(&machine, &elf.build(), 64 << 10, 64 << 10).unwrap();
+        let guest = machine.guest(built.domid).unwrap();
+        assert_eq!(plan.kernel.start, 0x20_0000);
+        let moved = |address: u64| address - plan.moved_down;
+        for load in &elf.loads {
+            assert_eq!(guest.read(moved(load.address), load.data.len()), load.data);
+        }
+        let entry = moved(u64::from(ENTRY) + (1 << 30));
+        assert!(guest.context.windows(8).any(|bytes| bytes == entry.to_le_bytes()), "rip");
+    }
+
+    #[test]
+    fn guests_of_1_to_64_vcpus_are_told_of_all_of_them() {
+        for vcpus in [1, 2, 63, 64] {
+            let machine = Machine::new();
+            let (plan, built) = build_with(&machine, &image(), (64 << 10, 64 << 10), vcpus).unwrap();
+            let guest = machine.guest(built.domid).unwrap();
+            assert_eq!(guest.vcpus, vcpus);
+            // Save records: the header, the memory types of each vCPU, the first vCPU's registers, the end.
+            let mut records = Vec::new();
+            let mut rest = &guest.context[..];
+            while let Some((head, after)) = rest.split_first_chunk::<8>() {
+                records
+                    .push((u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]])));
+                rest = &after[u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize..];
+            }
+            let mut expected = vec![(1, 0)];
+            expected.extend((0..vcpus).map(|vcpu| (14, vcpu as u16)));
+            expected.extend([(2, 0), (0, 0)]);
+            assert_eq!(records, expected);
+            // The local APICs of the ACPI tables, by their ids: twice the vCPU's number.
+            let acpi = plan.pages.iter().find(|page| page.bytes.windows(4).any(|at| at == b"APIC")).unwrap();
+            let tables = guest.read(acpi.address, acpi.bytes.len());
+            let madt = tables.windows(4).position(|at| at == b"APIC").unwrap();
+            let apics: Vec<u8> =
+                tables[madt + 44..].chunks(8).take(vcpus as usize).map(|apic| apic[3]).collect();
+            assert_eq!(apics, (0..vcpus).map(|vcpu| (2 * vcpu) as u8).collect::<Vec<_>>());
+        }
     }
 
     #[test]
@@ -308,7 +368,7 @@ mod tests {
         let before = machine.inventory();
         let image = image();
         let kernel = Kernel::open(&image).unwrap();
-        let plan = plan(&kernel, 512 << 10, 512 << 10);
+        let plan = plan(&kernel, 512 << 10, 512 << 10, 1);
         let mut file = initrd();
         file.seek(std::io::SeekFrom::Start(3)).unwrap();
         let payload = Payload {

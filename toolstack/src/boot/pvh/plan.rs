@@ -14,6 +14,9 @@ use xen::{E820Entry, E820Kind, Gfn, HvmParam, PAGE_SHIFT, Populate};
 /// Where a guest finds the RSDP that does not take it from start_info: at the end of the BIOS area it scans.
 const LEGACY_RSDP: u64 = 0x10_0000 - 64;
 
+/// What lies below is the BIOS area.
+const KERNEL_FLOOR: u64 = 0x10_0000;
+
 /// Memory to be put into the guest's address space.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Extents {
@@ -63,6 +66,8 @@ pub struct PvhPlan {
     pub image: Range<u64>,
     /// Where the kernel is.
     pub kernel: Range<u64>,
+    /// How many bytes that is below where it was linked to be; so much lower is its entry.
+    pub moved_down: u64,
     /// start_info and what it points to; inside of `image`.
     pub start_info: Segment,
     /// Where the initrd is; inside of `image`.
@@ -84,9 +89,12 @@ impl PvhPlan {
         let hole = options.mmio_hole_mib.unwrap_or(MMIO_HOLE_MIB).max(MMIO_HOLE_MIB) << 20;
         let ram = ram(max_memory_kib, HIGH_MEMORY_START.saturating_sub(hole));
         let low_end = ram[0].end.min(memory_kib << 10);
-        let kernel = &kernel.memory;
+        let linked = &kernel.memory;
+        // A guest's memory begins at 0 without a hole: a kernel need not be moved unless it was linked for more of it.
+        let lowest = || kernel.relocation.and_then(|relocation| relocation.lowest(linked, KERNEL_FLOOR));
+        let kernel = if linked.end > low_end { lowest() } else { None }.unwrap_or_else(|| linked.clone());
         if kernel.end > low_end {
-            return Err(PlanError::KernelDoesNotFit { range: kernel.clone(), memory_kib });
+            return Err(PlanError::KernelDoesNotFit { range: kernel, memory_kib });
         }
 
         let acpi = Segment { address: ACPI_START, bytes: acpi::tables(ACPI_START, vcpus, max_vcpus) };
@@ -142,7 +150,8 @@ impl PvhPlan {
             memory_map,
             params: params(options.timer_mode),
             image: page_down(kernel.start)..page_up(image_end),
-            kernel: kernel.clone(),
+            moved_down: linked.start - kernel.start,
+            kernel,
             start_info,
             initrd: module,
             pages,
@@ -228,11 +237,12 @@ fn ident_pt() -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::boot::{Guest, Plan};
-    use crate::image::Footprint;
+    use crate::image::{Footprint, Phys32Reloc};
     use proptest::prelude::*;
     use xen::PAGE_SIZE;
 
-    static KERNEL: Footprint = Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None };
+    static KERNEL: Footprint =
+        Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None };
 
     const OPTIONS: PvhOptions = PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None };
 
@@ -314,6 +324,23 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_can_be_moved_is_moved_when_it_was_linked_for_more_memory() {
+        let relocation = Phys32Reloc { align: 0x20_0000, min: 0x100_0000, max: 0x3fff_ffff };
+        let far =
+            Footprint { memory: 0x4000_0000..0x4320_0000, relocation: Some(relocation), ..KERNEL.clone() };
+        let request = Request { kernel: &far, ..request(256 << 10) };
+        let moved = plan(&request).unwrap();
+        assert_eq!((moved.kernel, moved.moved_down), (0x100_0000..0x420_0000, 0x3f00_0000));
+        assert_eq!(moved.start_info.address, 0x420_0000);
+        let roomy =
+            plan(&Request { memory_kib: 2 << 20, max_memory_kib: 2 << 20, ..request.clone() }).unwrap();
+        assert_eq!((roomy.kernel, roomy.moved_down), (far.memory.clone(), 0));
+        let fixed = Footprint { relocation: None, ..far.clone() };
+        let error = plan(&Request { kernel: &fixed, ..request }).unwrap_err();
+        assert!(matches!(error, PlanError::KernelDoesNotFit { .. }), "{error}");
+    }
+
+    #[test]
     fn impossible_requests_are_refused() {
         let base = request(512 << 10);
         for (vcpus, max_vcpus) in [(0, 1), (2, 1), (1, 129), (0, 0)] {
@@ -363,7 +390,7 @@ mod tests {
                 max_memory_kib: memory_kib + more_kib,
                 vcpus: 1,
                 max_vcpus,
-                kernel: &Footprint { memory, cmdline_limit: None },
+                kernel: &Footprint { memory, cmdline_limit: None, relocation: None },
                 initrd,
                 ..request(0)
             };
