@@ -83,7 +83,7 @@ fn details(qubes: &Qubes, selected: &[Qube]) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use xen::{DomId, DomainInfo};
+    use xen::{DomId, DomainInfo, Gfn};
 
     fn qube() -> Qube {
         Qube {
@@ -104,6 +104,7 @@ mod tests {
                 cpu_time: 12_340_000_000,
                 online_vcpus: 2,
                 max_vcpu_id: Some(1),
+                shared_info: Gfn(0x1234),
                 ssidref: 0,
                 cpupool: 0,
             },

@@ -40,14 +40,14 @@ pub mod mock;
 mod store;
 
 pub use control::{
-    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, HostInfo, HvmParam, PhysInfo, Populate,
-    ShutdownReason, XenVersion,
+    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, HostInfo, HvmParam, PhysInfo,
+    Populate, PvStart, ShutdownReason, XenVersion,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use event::EventChannels;
 pub use foreign::ForeignMemory;
 pub use grant::{GrantMap, GrantShare, SharedPages, UnmapNotify};
-pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Port};
+pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Pfn, Port};
 pub use memory::{
     Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd, write_to_fd,
 };

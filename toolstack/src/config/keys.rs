@@ -22,6 +22,9 @@ const HVM: Support = For("HVM");
 const PV: Support = For("PV");
 const ARM: Support = For("Arm");
 
+/// Keys that are read, and speak of what a PV guest has not.
+pub(crate) const PVH_ALONE: [&str; 3] = ["mmio_hole", "shadow_memory", "timer_mode"];
+
 /// All keys, in alphabetical order.
 const KEYS: &[(&str, Support)] = &[
     ("acpi", Only(&["1"])),

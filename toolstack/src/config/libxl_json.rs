@@ -30,10 +30,20 @@ impl QubeConfig {
         format!("{:#}", self.libxl_value())
     }
 
+    /// The same as libxl records it of a domain that it made: with the defaults that its later answers are computed from
+    /// (`xl list -l` would be 1 KiB short of the memory without that of the video memory).
+    #[must_use]
+    pub fn to_libxl_record(&self) -> String {
+        let mut value = self.libxl_value();
+        value["b_info"]["video_memkb"] = json!(0);
+        value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
+        format!("{value:#}")
+    }
+
     fn libxl_value(&self) -> Value {
         let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let mut create = Map::new();
-        create.insert("type".into(), json!("pvh"));
+        create.insert("type".into(), json!(self.guest.name()));
         create.insert("name".into(), json!(self.name));
         create.insert("uuid".into(), json!(self.uuid.to_string()));
         create.insert("run_hotplug_scripts".into(), json!("True"));
@@ -68,8 +78,8 @@ impl QubeConfig {
         if self.timer_mode != TimerMode::NoDelayForMissedTicks {
             build.insert("timer_mode".into(), json!(self.timer_mode.name()));
         }
-        for empty in ["type.pvh", "arch_arm", "arch_x86"] {
-            build.insert(empty.into(), json!({}));
+        for empty in [&format!("type.{}", self.guest.name()), "arch_arm", "arch_x86"] {
+            build.insert(empty.to_owned(), json!({}));
         }
 
         let mut config = Map::new();
@@ -126,6 +136,29 @@ mod tests {
         let ours = config("on_crash='preserve'\nmax_grant_frames=40").to_libxl_json();
         let stock: Value = serde_json::from_str(STOCK).unwrap();
         assert_eq!(ours, format!("{stock:#}"), "the order of the fields, too");
+    }
+
+    #[test]
+    fn the_record_of_a_domain_has_libxls_defaults_besides() {
+        let config = config("");
+        let record: Value = serde_json::from_str(&config.to_libxl_record()).unwrap();
+        let mut expected = config.libxl_value();
+        expected["b_info"]["video_memkb"] = json!(0);
+        expected["b_info"]["arch_x86"] = json!({ "msr_relaxed": "False" });
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn a_pv_guest_is_told_by_its_type_in_both_places() {
+        let ours = config("type='pv'").libxl_value();
+        let mut stock: Value = serde_json::from_str(STOCK).unwrap();
+        let build = stock["b_info"].as_object_mut().unwrap();
+        build.remove("type.pvh");
+        build.insert("type.pv".into(), json!({}));
+        build.remove("max_grant_frames");
+        stock["c_info"]["type"] = json!("pv");
+        stock.as_object_mut().unwrap().remove("on_crash");
+        assert_eq!(ours, stock);
     }
 
     #[test]

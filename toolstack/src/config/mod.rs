@@ -23,7 +23,7 @@ mod xl_cfg;
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
 pub use profile::generation;
 pub use qube::{
-    Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, MEMORY_LIMIT_MIB, QubeConfig, TimerMode,
-    VCPUS_LIMIT,
+    Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, GuestType, MEMORY_LIMIT_MIB, QubeConfig,
+    TimerMode, VCPUS_LIMIT,
 };
 pub use xl_cfg::{Data, Position, Setting, Settings, SyntaxError, SyntaxErrorKind, Value};

@@ -33,7 +33,7 @@ pub enum ConfigError {
         nearest: Option<&'static str>,
     },
     /// A key of `xl` that says something about another kind of guest.
-    #[error("{position}: `{key}' is for {guest} guests, this is a PVH guest")]
+    #[error("{position}: `{key}' is for {guest} guests, this is a {this} guest")]
     OtherGuest {
         /// Where.
         position: Position,
@@ -41,6 +41,8 @@ pub enum ConfigError {
         key: String,
         /// The kind.
         guest: &'static str,
+        /// Which guests this is one of.
+        this: &'static str,
     },
     /// A key of `xl` that is not supported.
     #[error("{position}: `{key}' is not supported")]
@@ -266,9 +268,41 @@ impl TimerMode {
     }
 }
 
-/// Everything that one has to know to make a PVH qube.
+/// The kinds of guests that can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuestType {
+    /// In hardware, without a device model.
+    #[default]
+    Pvh,
+    /// By hypercalls: for machines without hardware virtualisation.
+    Pv,
+}
+
+impl GuestType {
+    /// libxl's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pvh => "pvh",
+            Self::Pv => "pv",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Pvh => "PVH",
+            Self::Pv => "PV",
+        }
+    }
+}
+
+/// Everything that one has to know to make a qube.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QubeConfig {
+    /// The kind of guest.
+    #[serde(default)]
+    pub guest: GuestType,
     /// Unique on the host; 1 to 200 bytes without `/` and control characters.
     pub name: String,
     /// Made up when the configuration gives none.
@@ -312,7 +346,7 @@ pub struct QubeConfig {
 impl QubeConfig {
     /// Reads the settings of a file, `source_name`, and of the command line.
     ///
-    /// `type` must be there and be `"pvh"`: without it, `xl` makes a PV guest.
+    /// `type` must be there and be `"pvh"` or `"pv"`: without it, `xl` makes a PV guest.
     ///
     /// # Errors
     /// The first thing that is wrong; no key is passed over.
@@ -347,10 +381,12 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(self, closure: Option<&Closure>) -> Result<(QubeConfig, Vec<ConfigWarning>), ConfigError> {
+        let guest = self.guest(closure.is_some());
         for setting in self.settings.iter() {
-            check_key(setting, closure.is_some())?;
+            // What is wrong with the type itself is said below, where nothing else is wrong before it.
+            check_key(setting, closure.is_some(), *guest.as_ref().unwrap_or(&GuestType::Pvh))?;
         }
-        self.pvh(closure.is_some())?;
+        let guest = guest?;
         let (kernel, ramdisk) = match closure {
             Some(closure) => (closure.kernel.clone(), closure.initrd.clone()),
             None => (
@@ -372,6 +408,7 @@ impl Reader<'_> {
             Ok(frames.map(|(_, frames)| frames as u32))
         };
         let config = QubeConfig {
+            guest,
             name,
             uuid: self.uuid()?,
             kernel,
@@ -402,11 +439,14 @@ impl Reader<'_> {
         Ok((config, warnings))
     }
 
-    fn pvh(&self, by_closure: bool) -> Result<(), ConfigError> {
+    fn guest(&self, by_closure: bool) -> Result<GuestType, ConfigError> {
         match self.text("type")? {
-            Some((_, "pvh")) => Ok(()),
-            Some((setting, given)) => Err(word(setting, "\"pvh\" (other guests are not supported)", given)),
-            None if by_closure => Ok(()),
+            Some((_, "pvh")) => Ok(GuestType::Pvh),
+            Some((_, "pv")) => Ok(GuestType::Pv),
+            Some((setting, given)) => {
+                Err(word(setting, "\"pvh\" or \"pv\" (other guests are not supported)", given))
+            }
+            None if by_closure => Ok(GuestType::Pvh),
             None => Err(self.missing("type", " (write type = \"pvh\"; without it, `xl' makes a PV guest)")),
         }
     }
@@ -551,9 +591,13 @@ fn below(setting: &Setting, key: &'static str, given: u64, other: &'static str, 
 }
 
 /// Refuses what is not read.
-fn check_key(setting: &Setting, by_closure: bool) -> Result<(), ConfigError> {
+fn check_key(setting: &Setting, by_closure: bool, this: GuestType) -> Result<(), ConfigError> {
     let (position, key) = (setting.position.clone(), setting.name.clone());
-    match keys::support(&key) {
+    let support = keys::support(&key);
+    match support {
+        Some(Support::Read) if this == GuestType::Pv && keys::PVH_ALONE.contains(&key.as_str()) => {
+            Err(ConfigError::OtherGuest { position, key, guest: "PVH", this: this.title() })
+        }
         Some(Support::Read) if by_closure && matches!(key.as_str(), "kernel" | "ramdisk" | "root") => {
             Err(ConfigError::FromClosure { position, key })
         }
@@ -572,7 +616,10 @@ fn check_key(setting: &Setting, by_closure: bool) -> Result<(), ConfigError> {
             }
             Err(ConfigError::OnlyValues { position, key, possible, given: given.clone() })
         }
-        Some(Support::For(guest)) => Err(ConfigError::OtherGuest { position, key, guest }),
+        Some(Support::For("PV")) if this == GuestType::Pv => Err(ConfigError::NotSupported { position, key }),
+        Some(Support::For(guest)) => {
+            Err(ConfigError::OtherGuest { position, key, guest, this: this.title() })
+        }
         Some(Support::Missing) => Err(ConfigError::NotSupported { position, key }),
         None => Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key }),
     }
@@ -632,9 +679,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pv_guest_has_no_keys_of_hardware_virtualisation() {
+        let read = |text: &str| {
+            let settings = Settings::parse("pv.cfg", text.as_bytes(), &[""; 0]).unwrap();
+            QubeConfig::from_settings("pv.cfg", &settings)
+        };
+        let base = "type='pv'\nname='work'\nkernel='/k'\n";
+        let (config, _) = read(&format!("{base}memory=256\nmaxmem=512")).unwrap();
+        assert_eq!((config.guest, config.memory_mib, config.max_memory_mib), (GuestType::Pv, 256, 512));
+        for key in keys::PVH_ALONE {
+            let error = read(&format!("{base}{key}=100")).unwrap_err().to_string();
+            assert_eq!(error, format!("pv.cfg:4:1: `{key}' is for PVH guests, this is a PV guest"));
+        }
+        let error = read(&format!("{base}e820_host=1")).unwrap_err().to_string();
+        assert_eq!(error, "pv.cfg:4:1: `e820_host' is not supported");
+        let error = read(&format!("{base}vnc=1")).unwrap_err().to_string();
+        assert_eq!(error, "pv.cfg:4:1: `vnc' is for HVM guests, this is a PV guest");
+    }
+
+    #[test]
     fn the_least_configuration_has_libxls_defaults() {
         let config = with("").unwrap();
         let expected = QubeConfig {
+            guest: GuestType::Pvh,
             name: "work".to_owned(),
             uuid: config.uuid,
             kernel: "/boot/vmlinuz".into(),
@@ -683,6 +750,7 @@ mod tests {
         )
         .unwrap();
         let expected = QubeConfig {
+            guest: GuestType::Pvh,
             name: "work".to_owned(),
             uuid: Uuid::from_u128(0x12345678_1234_1234_1234_123456789abc),
             kernel: "/boot/vmlinuz".into(),
@@ -800,7 +868,7 @@ mod tests {
         let type_error = read("type='hvm'\nname='a'\nkernel='k'").unwrap_err().to_string();
         assert_eq!(
             type_error,
-            "work.cfg:1:6: `type' is \"pvh\" (other guests are not supported), not \"hvm\""
+            "work.cfg:1:6: `type' is \"pvh\" or \"pv\" (other guests are not supported), not \"hvm\""
         );
         with("acpi='0x1'\ntsc_mode='default'\ndisk=[]\nvif=[]\nnestedhvm=0").unwrap();
     }
@@ -841,7 +909,7 @@ mod tests {
         let error = |argument| from_closure(&["vcpus=2", argument]).unwrap_err().to_string();
         assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' comes from the closure");
         assert_eq!(error("memry=1"), "command line:2:1: unknown key `memry' (did you mean `memory'?)");
-        assert!(error("type='pv'").contains("other guests are not supported"));
+        assert!(error("type='hvm'").contains("other guests are not supported"));
     }
 
     #[test]

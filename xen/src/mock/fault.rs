@@ -76,6 +76,7 @@ impl Faults {
         *self.counts.calls.entry(call).or_default() += 1;
         if call.starts_with("xc_") && !call.starts_with("xc_interface")
             || call.starts_with("xenforeignmemory_map")
+            || call.starts_with("XEN_DOMCTL_")
         {
             self.counts.hypercalls += hypercalls;
         }

@@ -9,6 +9,7 @@ mod event;
 mod fault;
 mod foreign;
 mod grant;
+mod pv;
 mod store;
 
 pub use control::Guest;
