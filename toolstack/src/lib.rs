@@ -5,11 +5,14 @@ mod cache;
 pub mod config;
 pub mod create;
 pub mod image;
+pub mod memory;
 pub mod qubes;
+pub mod scheduler;
 mod secrets;
 mod sources;
 pub mod store;
 mod userdata;
+pub mod vcpus;
 pub mod watch;
 
 pub use cache::{CacheError, Entry, KERNEL_CACHE, KERNEL_CACHE_LIMIT, KernelCache, Pruned};

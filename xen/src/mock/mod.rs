@@ -5,10 +5,12 @@
 //! [lists](Machine::inventory) all that exists, so that a test can say "and nothing is left".
 
 mod control;
+mod diagnostics;
 mod event;
 mod fault;
 mod foreign;
 mod grant;
+mod scheduling;
 mod store;
 
 pub use control::Guest;
@@ -44,6 +46,8 @@ struct State {
     store: store::Tree,
     domains: BTreeMap<DomId, control::Domain>,
     host: control::HostMemory,
+    rate_limit: u32,
+    console: diagnostics::Console,
 }
 
 /// How many pages can be shared at once, in the whole machine.
@@ -80,6 +84,8 @@ impl Machine {
                 store: store::Tree::default(),
                 domains: BTreeMap::new(),
                 host: control::HostMemory::new(pages),
+                rate_limit: scheduling::DEFAULT_RATE_LIMIT,
+                console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
         }))
