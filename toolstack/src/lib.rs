@@ -4,6 +4,8 @@ pub mod boot;
 mod cache;
 pub mod config;
 pub mod create;
+pub mod doctor;
+pub mod host;
 pub mod image;
 pub mod memory;
 pub mod qubes;

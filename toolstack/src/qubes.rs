@@ -286,10 +286,12 @@ impl Qubes {
         if name.is_empty() || name.contains('/') || name.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(refused(None));
         }
-        if let Some(other) = self.list()?.iter().find(|other| other.name.as_deref() == Some(name)) {
+        let domid = qube.info.domid;
+        let holds = |other: &&Qube| other.name.as_deref() == Some(name) && other.info.domid != domid;
+        if let Some(other) = self.list()?.iter().find(holds) {
             return Err(refused(Some(other.info.domid)));
         }
-        let paths = [home(qube.info.domid), store::vm_path(qube.uuid())];
+        let paths = [home(domid), store::vm_path(qube.uuid())];
         xen::transaction(&*self.store, |tx| {
             paths.iter().try_for_each(|path| self.store.write(tx, &format!("{path}/name"), name.as_bytes()))
         })

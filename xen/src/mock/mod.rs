@@ -120,6 +120,17 @@ impl Machine {
         self.0.faults.lock().clear()
     }
 
+    /// Lets `calls` more calls happen; the next one ends the caller by a silent panic, for `catch_unwind`. As for a program
+    /// that is killed, what its destructors would still do has no effect: their calls fail.
+    pub fn kill_after(&self, calls: u64) {
+        self.0.faults.lock().set_life(Some(calls));
+    }
+
+    /// Lets calls happen again: those of the next program.
+    pub fn revive(&self) {
+        self.0.faults.lock().set_life(None);
+    }
+
     /// All that exists, a line each: domains and their memory, grants, ports, xenstore nodes, open transactions,
     /// watches. Equal before and after means that nothing was left behind.
     #[must_use]
