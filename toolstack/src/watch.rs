@@ -16,6 +16,8 @@ use xen::{DomId, ForeignMemory, ShutdownReason};
 pub(crate) const RECORDS_LOCK: &str = "records.lock";
 /// Held by the one watcher.
 const WATCH_LOCK: &str = "watch.lock";
+/// Set in a kept configuration that is newer than what was changed at run time.
+const AS_GIVEN: &str = "as_given";
 /// A qube that restarts faster than this is held back, so that one that cannot boot does not take the host's time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -65,6 +67,25 @@ pub struct Done {
     pub reason: ShutdownReason,
     /// What was done.
     pub action: Action,
+}
+
+impl Qubes {
+    /// Sets what the watcher makes a qube of when it restarts; its UUID stays. `false` when no watcher is to do so.
+    ///
+    /// # Errors
+    /// When the configuration cannot be kept.
+    pub fn keep_config(&self, qube: &Qube, config: QubeConfig) -> Result<bool, WatchError> {
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let _lock = self.userdata.lock(RECORDS_LOCK, true)?;
+        if self.userdata.read(Kind::Nxl, domid, uuid)?.is_none() {
+            return Ok(false);
+        }
+        let kept = serde_json::to_value(QubeConfig { uuid, ..config });
+        let mut kept = kept.map_err(|source| WatchError::Config { domid, source })?;
+        kept[AS_GIVEN] = true.into();
+        self.userdata.write(Kind::Nxl, domid, uuid, &kept.to_string())?;
+        Ok(true)
+    }
 }
 
 /// Carries out what is due.
@@ -173,7 +194,8 @@ impl<'a> Watcher<'a> {
             }) else {
                 return Ok(());
             };
-            let (done, next) = self.end(&qube, reason, config, &mut report)?;
+            let config = self.as_it_is(&qube, config)?;
+            let (done, next) = self.end(&qube, reason, &config, &mut report)?;
             report(Ok(done));
             match next {
                 Some(next) => qube = next,
@@ -184,9 +206,13 @@ impl<'a> Watcher<'a> {
 
     /// What is kept of a qube to make it again.
     fn kept_config(&self, qube: &Qube) -> Result<QubeConfig, WatchError> {
-        let domid = qube.info.domid;
-        let text = self.qubes.userdata.read(Kind::Nxl, domid, qube.uuid())?.unwrap_or_default();
-        serde_json::from_str(&text).map_err(|source| WatchError::Config { domid, source })
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let text = self.qubes.userdata.read(Kind::Nxl, domid, uuid)?.unwrap_or_default();
+        let error = |source| WatchError::Config { domid, source };
+        let kept: serde_json::Value = serde_json::from_str(&text).map_err(error)?;
+        let as_given = kept.get(AS_GIVEN).is_some();
+        let config: QubeConfig = serde_json::from_value(kept).map_err(error)?;
+        if as_given { Ok(config) } else { self.as_it_is(qube, &config) }
     }
 
     /// The configuration with what was changed since: its name, its memory, its vCPUs.
@@ -217,7 +243,6 @@ impl<'a> Watcher<'a> {
         report: &mut impl FnMut(Result<Done, WatchError>),
     ) -> Result<(Done, Option<Qube>), WatchError> {
         let domid = qube.info.domid;
-        let config = self.as_it_is(qube, config)?;
         let action = match reason {
             ShutdownReason::Poweroff => config.actions.poweroff,
             ShutdownReason::Reboot => config.actions.reboot,
@@ -240,9 +265,9 @@ impl<'a> Watcher<'a> {
                 None
             }
             Action::Restart | Action::CoredumpRestart => {
-                self.note_restart(&config)?;
+                self.note_restart(config)?;
                 self.qubes.destroy(qube)?;
-                let next = self.restart(&config);
+                let next = self.restart(config);
                 self.qubes.userdata.forget_restart(config.uuid)?;
                 Some(next?)
             }
@@ -257,7 +282,7 @@ impl<'a> Watcher<'a> {
                 None
             }
         };
-        Ok((Done { domid, name: config.name, reason, action }, next))
+        Ok((Done { domid, name: config.name.clone(), reason, action }, next))
     }
 
     /// From here on it will be made again, whoever does it. (What is made again in the foreground ends with that.)
@@ -347,6 +372,16 @@ mod tests {
         let again = host.qubes.find("play").unwrap();
         assert_eq!(host.qubes.memory(&again).unwrap(), (Some(640 << 10), Some(768 << 10)));
         assert_eq!(host.qubes.wanted_vcpus(&again).unwrap(), Some(2));
+        // What is said later holds, whatever was changed before.
+        host.qubes.set_memory(&again, 512 << 10).unwrap();
+        assert!(host.qubes.keep_config(&again, host.config_with("other", "memory=256")).unwrap());
+        host.machine.shut_down(again.info.domid, ShutdownReason::Reboot);
+        assert_eq!(watch(&host)[0].action, Action::Restart);
+        let last = host.qubes.find("other").unwrap();
+        assert_eq!(host.qubes.memory(&last).unwrap(), (Some(256 << 10), Some(256 << 10)));
+        assert_eq!(last.uuid(), qube.uuid());
+        host.qubes.destroy(&last).unwrap();
+        assert!(!host.qubes.keep_config(&last, host.config_with("other", "")).unwrap());
     }
 
     #[test]
