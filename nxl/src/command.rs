@@ -207,6 +207,9 @@ pub(crate) enum Command {
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
     /// `create` starts it; a second one ends at once.
     Watch,
+    /// Warm shells: qubes that are built ahead, to be named and let go on demand.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -280,6 +283,39 @@ fn source<'a>(
         // One of them is required.
         (None, config) => (config.unwrap_or(Path::new("")), settings.collect()),
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Build qubes until so many wait in a pool. They are paused, and named POOL.warm-1 and so on.
+    Fill {
+        /// Which.
+        pool: String,
+        /// How many are to wait.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        count: usize,
+        /// What they are made of, as for create; its options for a running qube mean nothing here.
+        #[command(flatten)]
+        options: Box<CreateOptions>,
+    },
+    /// Name one of those that wait, and let it go. Prints its domain id.
+    Take {
+        /// Out of which.
+        pool: String,
+        /// The name that it is to have.
+        name: String,
+        /// Let nobody carry out on_poweroff, on_reboot and on_crash.
+        #[arg(short = 'e')]
+        unattended: bool,
+    },
+    /// List those that wait.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Destroy those that wait.
+    Drain {
+        /// Which.
+        pool: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -484,6 +520,10 @@ mod tests {
             "nxl channel-list work",
             "nxl config-update work work.cfg memory=512",
             "nxl doctor --repair --json",
+            "nxl pool fill work --count 3 work.cfg memory=512",
+            "nxl pool take work mail",
+            "nxl pool ls",
+            "nxl pool drain work",
             "nxl migrate -s ssh work host",
             "nxl cpupool-list -c",
             "nxl cache list --json",

@@ -96,7 +96,7 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
 }
 
 /// The configuration out of whatever was named, and of the settings of the command line.
-fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
+pub(crate) fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
     let (config, warnings) = read_with_warnings(options)?;
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.

@@ -56,6 +56,8 @@ pub(crate) enum Error {
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
     #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),
+    #[error(transparent)]
+    Pool(#[from] toolstack::pool::PoolError),
     #[error("{0} left over; `nxl doctor --repair` removes it")]
     LeftOver(usize),
     #[error("{0} could not be removed")]

@@ -101,13 +101,11 @@ fn row(qube: &Qube, verbose: bool) -> String {
     row
 }
 
-/// What `xl list -l` prints: an array of the stored configurations with their domain ids.
+/// What `xl list -l` prints: an array of the configurations as they are now, with their domain ids.
 fn details(qubes: &Qubes, selected: &[Qube]) -> Result<String, Error> {
     let mut entries = Vec::new();
     for qube in selected {
-        let Some(stored) = qubes.stored_config(qube)? else { continue };
-        let config: serde_json::Value = serde_json::from_str(&stored)
-            .map_err(|source| Error::Stored { path: qube.display_name().to_owned(), source })?;
+        let Some(config) = qubes.current_config(qube)? else { continue };
         entries.push(serde_json::json!({ "domid": qube.info.domid.0, "config": config }));
     }
     let text = serde_json::to_string_pretty(&entries)

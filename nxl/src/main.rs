@@ -13,6 +13,7 @@ mod list;
 mod manage;
 mod manual;
 mod memory;
+mod pool;
 mod scheduler;
 mod stock;
 mod vcpu;
@@ -89,6 +90,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::ChannelList { qubes: which } => host::channel_list(&qubes()?, &which),
         Command::Top => Err(host::top()),
         Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
+        Command::Pool(command) => pool::pool(qubes()?, &command),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),

@@ -112,6 +112,16 @@ impl Qubes {
         attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
+        self.create_keeping(config, attended.then_some(Kind::Nxl), foreign)
+    }
+
+    /// The same, with the configuration kept in a file of that kind.
+    pub(crate) fn create_keeping(
+        &self,
+        config: &QubeConfig,
+        kept: Option<Kind>,
+        foreign: &dyn ForeignMemory,
+    ) -> Result<Qube, CreateError> {
         let QubeConfig { name, uuid, .. } = config;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
@@ -170,14 +180,14 @@ impl Qubes {
         };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
         self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_json())?;
-        if attended {
+        if let Some(kind) = kept {
             // Against a watcher that is about to end for want of qubes.
             let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
             let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
                 path: config.name.clone().into(),
                 source: error.into(),
             })?;
-            self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
+            self.userdata.write(kind, built.domid, *uuid, &text)?;
         }
         self.store.introduce(built.domid, boot::SpecialPage::Xenstore.gfn(), built.store_port)?;
 

@@ -39,6 +39,37 @@ impl Qubes {
         Ok(time.and_then(|time| time.split('.').next()?.parse().ok()))
     }
 
+    /// The configuration in libxl's JSON that was stored when the domain was made, with what was changed since: its name,
+    /// its memory, the vCPUs that it is to use. `None` when nobody stored any.
+    ///
+    /// # Errors
+    /// [`QubeError::UserData`] when it cannot be read or is damaged, or what xenstored says.
+    pub fn current_config(&self, qube: &Qube) -> Result<Option<serde_json::Value>, QubeError> {
+        let Some(stored) = self.stored_config(qube)? else { return Ok(None) };
+        let mut config: serde_json::Value = serde_json::from_str(&stored).map_err(|error| {
+            QubeError::UserData { path: qube.display_name().into(), source: error.into() }
+        })?;
+        let mut set = |part: &str, key: &str, value: serde_json::Value| {
+            if let Some(part) = config.get_mut(part).and_then(serde_json::Value::as_object_mut) {
+                part.insert(key.to_owned(), value);
+            }
+        };
+        if let Some(name) = &qube.name {
+            set("c_info", "name", name.as_str().into());
+        }
+        let (target, max) = self.memory(qube)?;
+        if let Some(max) = max {
+            set("b_info", "max_memkb", max.into());
+        }
+        if let Some(target) = target {
+            set("b_info", "target_memkb", target.into());
+        }
+        if let Some(vcpus) = self.wanted_vcpus(qube)? {
+            set("b_info", "avail_vcpus", (0..vcpus).collect());
+        }
+        Ok(Some(config))
+    }
+
     /// Whether the domain is there for another's device model alone: a stub domain.
     ///
     /// # Errors
@@ -176,6 +207,25 @@ mod tests {
             tty: Some("/dev/pts/3".to_owned()),
         };
         assert_eq!(host.qubes.channels(&qube).unwrap(), [expected]);
+    }
+
+    #[test]
+    fn a_configuration_is_shown_as_it_is_now() {
+        let host = host();
+        let config = host.config_with("work", "vcpus=1\nmaxvcpus=2\nmaxmem=768");
+        let qube = host.qubes.create(&config, false, &*host.foreign).unwrap();
+        let stored: serde_json::Value =
+            serde_json::from_str(&host.qubes.stored_config(&qube).unwrap().unwrap()).unwrap();
+        assert_eq!(host.qubes.current_config(&qube).unwrap(), Some(stored.clone()));
+        host.qubes.rename(&qube, "play").unwrap();
+        host.qubes.set_memory(&qube, 640 << 10).unwrap();
+        host.qubes.set_vcpus(&qube, 2, false).unwrap();
+        let mut expected = stored;
+        expected["c_info"]["name"] = "play".into();
+        expected["b_info"]["target_memkb"] = (640 << 10).into();
+        expected["b_info"]["avail_vcpus"] = vec![0, 1].into();
+        let qube = host.qubes.find("play").unwrap();
+        assert_eq!(host.qubes.current_config(&qube).unwrap(), Some(expected));
     }
 
     #[test]

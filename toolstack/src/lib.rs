@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod host;
 pub mod image;
 pub mod memory;
+pub mod pool;
 pub mod qubes;
 pub mod scheduler;
 mod secrets;

@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Libxl,
     /// The configuration in our own.
     Nxl,
+    /// The same, of a qube that waits in a [pool](crate::pool).
+    Pool,
 }
 
 impl Kind {
@@ -26,6 +28,7 @@ impl Kind {
         match self {
             Self::Libxl => "libxl-json",
             Self::Nxl => "nxl-json",
+            Self::Pool => "nxl-pool",
         }
     }
 }
@@ -175,9 +178,14 @@ impl UserData {
         Ok(self.names()?.iter().filter_map(|name| parse(name)).collect())
     }
 
-    /// All domains that have a file of ours.
+    /// All domains that the watcher is to know.
     pub(crate) fn known(&self) -> Result<Vec<(DomId, Uuid)>, QubeError> {
-        let suffix = format!(".{}", Kind::Nxl.suffix());
+        self.having(Kind::Nxl)
+    }
+
+    /// All domains that have a file of that kind.
+    pub(crate) fn having(&self, kind: Kind) -> Result<Vec<(DomId, Uuid)>, QubeError> {
+        let suffix = format!(".{}", kind.suffix());
         let names = self.names()?;
         Ok(names
             .iter()

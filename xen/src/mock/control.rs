@@ -436,8 +436,10 @@ impl DomainControl for Control {
             if domain.pages > 0 && !domain.on_demand {
                 return Ok(());
             }
-            let more = pages.checked_sub(domain.pages).ok_or(libc::EINVAL)?;
-            if domain.take(host, more) { Ok(()) } else { Err(libc::ENOMEM) }
+            // What it gives back was never in its address space.
+            host.free += domain.pages.saturating_sub(pages);
+            domain.pages = domain.pages.min(pages);
+            if domain.take(host, pages - domain.pages) { Ok(()) } else { Err(libc::ENOMEM) }
         })
     }
 
