@@ -1,6 +1,6 @@
 //! `nxl create`.
 
-use crate::command::CreateOptions;
+use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
 use crate::watch;
@@ -17,8 +17,11 @@ use xen::host::Host;
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
 
-pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
-    if options.dryrun {
+pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error> {
+    if options.vncviewer || options.vncviewer_autopass {
+        return Err(Error::NoViewer);
+    }
+    if options.dryrun || dryrun {
         let config = read(options)?;
         return writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
@@ -35,9 +38,14 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     let config = read(options)?;
     if !options.quiet {
         // As xl does, on stdout.
-        writeln!(io::stdout(), "Parsing config from {}", options.config.display()).map_err(Error::Output)?;
+        writeln!(io::stdout(), "Parsing config from {}", options.source().0.display())
+            .map_err(Error::Output)?;
     }
-    let qube = qubes.create(&config, !options.unattended, &*foreign)?;
+    if options.debug {
+        writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
+    }
+    let attended = !options.unattended && !options.foreground;
+    let qube = qubes.create(&config, attended, &*foreign)?;
     if !options.paused {
         qubes.unpause(&qube)?;
     }
@@ -45,7 +53,7 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
         // Nobody reads stderr: no reason to leave the qube unattended.
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
-    if !options.unattended {
+    if attended {
         watch::start().map_err(Error::Watcher)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
@@ -60,11 +68,35 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     if options.console {
         console::attach(&qubes, &qube.info.domid.to_string())?;
     }
+    if options.foreground {
+        watch::attend(&qubes, &*foreign, qube, &config)?;
+    }
     Ok(())
 }
 
+/// `nxl config-update`: what the watcher makes a qube of when it restarts.
+pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error> {
+    let qubes = crate::qubes()?;
+    let qube = qubes.find(&options.qube)?;
+    let (path, settings) = options.source();
+    let source_name = path.display().to_string();
+    let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let settings = Settings::parse(&source_name, &text, &settings)?;
+    let (config, warnings) = QubeConfig::from_settings(&source_name, &settings)?;
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
+    }
+    if options.debug || dryrun {
+        writeln!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
+    }
+    if dryrun || qubes.keep_config(&qube, config)? {
+        return Ok(());
+    }
+    Err(Error::NotKept { domid: qube.info.domid })
+}
+
 /// The configuration out of whatever was named, and of the settings of the command line.
-fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
+pub(crate) fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
     let (config, warnings) = read_with_warnings(options)?;
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.
@@ -74,7 +106,8 @@ fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
 }
 
 fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<ConfigWarning>), Error> {
-    let path = &options.config;
+    let (path, settings) = options.source();
+    let path = &path.to_owned();
     let generation = match options.generation {
         Some(number) => Some(config::generation(path, number)?),
         None => None,
@@ -97,7 +130,7 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
             });
         }
         let closure = Closure { initrd_secrets: secrets, ..closure.clone() };
-        let settings = Settings::parse(COMMAND_LINE, b"", &options.settings)?;
+        let settings = Settings::parse(COMMAND_LINE, b"", &settings)?;
         return Ok(QubeConfig::from_closure(&closure, &settings)?);
     }
     for (given, option) in
@@ -110,7 +143,7 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
     let read_error = |source| Error::Read { path: path.clone(), source };
     let source_name = path.display().to_string();
     let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
-    let settings = Settings::parse(&source_name, &text, &options.settings)?;
+    let settings = Settings::parse(&source_name, &text, &settings)?;
     Ok(QubeConfig::from_settings(&source_name, &settings)?)
 }
 

@@ -7,7 +7,7 @@ use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
-use crate::userdata::Kind;
+use crate::userdata::{Beginning, Kind};
 use crate::watch;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -72,6 +72,34 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// Notes for the [doctor](crate::doctor) that a domain is being made, until it is whole or gone.
+struct Begun<'a> {
+    qubes: &'a Qubes,
+    uuid: Uuid,
+    note: Beginning,
+}
+
+impl<'a> Begun<'a> {
+    fn new(qubes: &'a Qubes, uuid: Uuid) -> Result<Self, QubeError> {
+        Ok(Self { qubes, uuid, note: qubes.userdata.begin(uuid)? })
+    }
+
+    fn whole(self) -> Result<(), QubeError> {
+        self.note.end()?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        // When not even that could be taken back, the note is what tells of it.
+        if self.qubes.list().is_ok_and(|all| all.iter().all(|qube| qube.uuid() != self.uuid)) {
+            let _ = self.note.end();
+        }
+    }
+}
+
 impl Qubes {
     /// Creates a qube, paused. With `attended` its configuration is kept for the [watcher](crate::watch), which is to
     /// be started when none runs.
@@ -82,6 +110,16 @@ impl Qubes {
         &self,
         config: &QubeConfig,
         attended: bool,
+        foreign: &dyn ForeignMemory,
+    ) -> Result<Qube, CreateError> {
+        self.create_keeping(config, attended.then_some(Kind::Nxl), foreign)
+    }
+
+    /// The same, with the configuration kept in a file of that kind.
+    pub(crate) fn create_keeping(
+        &self,
+        config: &QubeConfig,
+        kept: Option<Kind>,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
         let QubeConfig { name, uuid, .. } = config;
@@ -157,6 +195,7 @@ impl Qubes {
             max_grant_frames: config.max_grant_frames,
             max_maptrack_frames: config.max_maptrack_frames,
         };
+        let begun = Begun::new(self, *uuid)?;
         let built = boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
         let unfinished = Unfinished { qubes: self, domid: built.domid, uuid: *uuid };
 
@@ -172,18 +211,19 @@ impl Qubes {
         };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
         self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_record())?;
-        if attended {
+        if let Some(kind) = kept {
             // Against a watcher that is about to end for want of qubes.
             let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
             let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
                 path: config.name.clone().into(),
                 source: error.into(),
             })?;
-            self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
+            self.userdata.write(kind, built.domid, *uuid, &text)?;
         }
         self.store.introduce(built.domid, built.store_ring, built.store_port)?;
 
         let info = self.control.domain_info(built.domid)?;
+        begun.whole()?;
         std::mem::forget(unfinished);
         Ok(Qube { info, name: Some(name.clone()) })
     }
@@ -390,6 +430,7 @@ pub(crate) mod tests {
             assert!(result.is_err(), "call {nth} of {calls}");
             assert_eq!(host.inventory(), before, "call {nth} of {calls}");
             assert_eq!(host.files(), 0, "call {nth} of {calls}");
+            assert!(host.qubes.userdata.begun().unwrap().is_empty(), "call {nth} of {calls}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Domain control: how dom0 makes, fills, inspects and ends domains.
 
-use crate::{DomId, Gfn, Pfn, Port, Result};
+use crate::{Diagnostics, DomId, Gfn, Pfn, Port, Result, Scheduling};
 
 /// How a guest's privileged instructions and page tables come about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -237,15 +237,7 @@ impl HostInfo {
     /// The scheduler's name.
     #[must_use]
     pub fn scheduler_name(&self) -> &'static str {
-        match self.scheduler {
-            4 => "sedf",
-            5 => "credit",
-            6 => "credit2",
-            7 => "arinc653",
-            8 => "rtds",
-            9 => "null",
-            _ => "unknown",
-        }
+        crate::scheduler_name(self.scheduler)
     }
 }
 
@@ -291,7 +283,7 @@ pub struct XenVersion {
 }
 
 /// What dom0's toolstack may do with domains. One method is one hypercall of libxenctrl unless it says otherwise.
-pub trait DomainControl: Send + Sync {
+pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
     /// Makes an empty domain, paused, and returns the id that Xen chose.
     fn create_domain(&self, domain: &CreateDomain) -> Result<DomId>;
     /// Ends a domain: Xen frees all of it. Returns when that is done.

@@ -193,7 +193,7 @@ impl Action {
 
     /// Whether [`Watcher`](crate::watch::Watcher) does it.
     fn is_carried_out(self) -> bool {
-        matches!(self, Self::Destroy | Self::Restart | Self::RenameRestart | Self::Preserve)
+        self != Self::SoftReset
     }
 
     /// As it is written in a configuration.
@@ -513,7 +513,7 @@ impl Reader<'_> {
             let found = Action::ALL.into_iter().find(|action| action.name() == text);
             // xl knows more of them; what is not carried out is refused here rather than forgotten when it is due.
             let found = found.filter(|action| action.is_carried_out() || *action == default);
-            let expected = "destroy, restart, rename-restart or preserve (nxl writes no core dumps)";
+            let expected = "destroy, restart, rename-restart, preserve, coredump-destroy or coredump-restart";
             found.ok_or_else(|| word(setting, expected, text))
         };
         Ok(Actions {
@@ -727,7 +727,7 @@ mod tests {
 
     #[test]
     fn actions_that_nobody_carries_out_are_refused() {
-        for action in ["coredump-destroy", "coredump-restart", "soft-reset"] {
+        for action in ["soft-reset", "coredump"] {
             let settings = Settings::parse(
                 "work.cfg",
                 format!("type='pvh'\nname='work'\nkernel='/k'\non_crash='{action}'\n").as_bytes(),

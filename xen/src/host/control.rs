@@ -35,7 +35,7 @@ impl Control {
         NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xc_interface_open", ""))
     }
 
-    fn handle(&self) -> *mut xc_interface {
+    pub(super) fn handle(&self) -> *mut xc_interface {
         self.0.as_ptr()
     }
 
@@ -123,7 +123,7 @@ impl Hypercalls {
 }
 
 /// The text before the first NUL.
-fn text_of(bytes: &[u8]) -> String {
+pub(super) fn text_of(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map_or_else(
         |_| String::from_utf8_lossy(bytes).into_owned(),
         |text| text.to_string_lossy().into_owned(),
@@ -135,7 +135,7 @@ fn bytes_of(chars: &[libc::c_char]) -> Vec<u8> {
 }
 
 /// The functions' 0 for success and -1 for failure.
-fn done(result: libc::c_int, call: &'static str, args: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn done(result: libc::c_int, call: &'static str, args: impl FnOnce() -> String) -> Result<()> {
     if result < 0 { Err(Error::last(call, args())) } else { Ok(()) }
 }
 

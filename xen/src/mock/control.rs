@@ -39,6 +39,11 @@ impl HostMemory {
         Self { total: pages, free: pages, claimed: 0, frames: MachineFrames::default() }
     }
 
+    /// All and what is free, in bytes.
+    pub(super) fn bytes(&self, page: u64) -> (u64, u64) {
+        (self.total * page, self.free * page)
+    }
+
     pub(super) fn inventory(&self) -> Vec<String> {
         vec![format!("{} pages free, {} claimed", self.free, self.claimed)]
     }
@@ -51,14 +56,17 @@ pub(super) struct Domain {
     grant_table: Arc<Frames>,
     uuid: [u8; 16],
     max_vcpus: u32,
-    vcpus: u32,
+    pub(super) vcpus: u32,
+    pub(super) scheduling: super::scheduling::Part,
     /// Runs from their first frame, not overlapping.
     populated: BTreeMap<u64, u64>,
     pages: u64,
     max_pages: u64,
     claimed: u64,
     pool_pages: u64,
-    pauses: u32,
+    /// Populated on demand, in part: it may get what [`DomainControl::set_pod_target`] says.
+    on_demand: bool,
+    pub(super) pauses: u32,
     shutdown: Option<ShutdownReason>,
     cpu_policy: bool,
     params: HashMap<HvmParam, u64>,
@@ -232,7 +240,7 @@ pub(super) struct Control(pub(super) Machine);
 
 impl Control {
     /// Runs `body` on a domain, after counting the call; its error is an errno.
-    fn on_domain<T>(
+    pub(super) fn on_domain<T>(
         &self,
         call: &'static str,
         domid: DomId,
@@ -324,11 +332,13 @@ impl DomainControl for Control {
                 uuid: domain.uuid,
                 max_vcpus: domain.max_vcpus,
                 vcpus: 0,
+                scheduling: super::scheduling::Part::default(),
                 populated: BTreeMap::new(),
                 pages: 0,
                 max_pages: 0,
                 claimed: 0,
                 pool_pages: 0,
+                on_demand: false,
                 pauses: 1,
                 shutdown: None,
                 cpu_policy: false,
@@ -463,6 +473,7 @@ impl DomainControl for Control {
         let args = format!("{} extents of order {order}", gfns.len());
         self.on_domain("xc_domain_populate_physmap", domid, &args, |domain, host| {
             let pages = 1 << order;
+            domain.on_demand |= kind == Populate::OnDemand;
             for (done, gfn) in gfns.iter().enumerate() {
                 if !gfn.0.is_multiple_of(pages) {
                     return Err(libc::EINVAL);
@@ -525,8 +536,14 @@ impl DomainControl for Control {
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
         self.on_domain("xc_domain_set_pod_target", domid, &format!("{pages} pages"), |domain, host| {
-            let more = pages.checked_sub(domain.pages).ok_or(libc::EINVAL)?;
-            if domain.take(host, more) { Ok(()) } else { Err(libc::ENOMEM) }
+            // Nothing to do for a domain that has all its memory (p2m_pod_set_mem_target).
+            if domain.pages > 0 && !domain.on_demand {
+                return Ok(());
+            }
+            // What it gives back was never in its address space.
+            host.free += domain.pages.saturating_sub(pages);
+            domain.pages = domain.pages.min(pages);
+            if domain.take(host, pages - domain.pages) { Ok(()) } else { Err(libc::ENOMEM) }
         })
     }
 
