@@ -1,5 +1,6 @@
 /* The headers of libxen-dev from which build.rs generates the bindings. */
 #include <xenctrl.h>
+#include <xencall.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
 #include <xengnttab.h>
@@ -12,3 +13,4 @@
 #include <xen/arch-x86/hvm/start_info.h>
 #include <xen/io/libxenvchan.h>
 #include <xen/memory.h>
+#include <xen/xen.h>

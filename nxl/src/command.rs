@@ -1,18 +1,62 @@
 //! The command line: spelled as `xl` spells it.
 
-use clap::{Args, Parser, Subcommand};
+use crate::diagnose::{DumpOptions, TriggerOptions};
+use crate::memory::MemoryOptions;
+use crate::scheduler::Credit2Options;
+use crate::stock::{self, Stock};
+use crate::vcpu::{PinOptions, SetOptions};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// Creates and manages Xen qubes, with the commands of xl.
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "QUBE is a name or a domain id. Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage."
-)]
+#[command(version, infer_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// What `xl` takes before the command. Commands that are `xl`'s get them, too.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Say what the command would do and do nothing: create, config-update, vcpu-pin.
+    #[arg(short = 'N')]
+    pub(crate) dryrun: bool,
+    /// More of xl's messages, in its commands.
+    #[arg(short = 'v', action = ArgAction::Count)]
+    verbose: u8,
+    /// Go on where xl would not, in its commands.
+    #[arg(short = 'f')]
+    force: bool,
+    /// Progress in one line, in xl's commands.
+    #[arg(short = 't')]
+    one_line: bool,
+    /// Times in xl's messages, in its commands.
+    #[arg(short = 'T')]
+    times: bool,
+}
+
+/// The description of the command line: help, manual pages and completions are made of it.
+pub(crate) fn description() -> clap::Command {
+    let command = Arguments::command();
+    let help = format!(
+        "QUBE is a name or a domain id. Exit status: 0 done, 1 it failed (one line on stderr says why), 2 wrong usage.\n\n{}",
+        stock::list(&command)
+    );
+    command.after_help(help)
+}
+
+impl Arguments {
+    /// What was typed, or why it is none; that ends the program with help, or with status 2.
+    pub(crate) fn of(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut description = description();
+        let matches = description.clone().try_get_matches_from(line)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut description))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -25,9 +69,8 @@ pub(crate) enum Command {
         /// All that is known of each, as JSON.
         #[arg(short, long)]
         long: bool,
-        /// UUID, shutdown reason and security label, too.
-        #[arg(short, long)]
-        verbose: bool,
+        #[command(flatten)]
+        columns: ListColumns,
         /// Only these.
         #[arg(value_name = "QUBE")]
         qubes: Vec<String>,
@@ -70,10 +113,103 @@ pub(crate) enum Command {
         domid: u16,
     },
     /// What Xen says of this host and of itself.
-    Info,
+    Info {
+        /// How CPUs, memory and devices lie on NUMA nodes, too.
+        #[arg(short, long)]
+        numa: bool,
+        /// Only the values of the lines that begin so, such as free_memory.
+        #[arg(value_name = "NAME", conflicts_with = "numa")]
+        name: Option<String>,
+    },
+    /// Give a qube another name.
+    Rename {
+        /// Which.
+        qube: String,
+        /// Its new name.
+        name: String,
+    },
+    /// How long domains have been there.
+    Uptime {
+        /// As uptime(1) says it.
+        #[arg(short)]
+        short: bool,
+        /// Only these.
+        #[arg(value_name = "QUBE")]
+        qubes: Vec<String>,
+    },
+    /// List the domains that are no stub domains, by UUID.
+    VmList,
+    /// List vCPUs: where they are, and where they may be.
+    VcpuList {
+        /// Only those of these.
+        #[arg(value_name = "QUBE")]
+        qubes: Vec<String>,
+    },
+    /// Say where a vCPU may run.
+    VcpuPin(PinOptions),
+    /// Ask a qube to use so many of its vCPUs.
+    VcpuSet(SetOptions),
+    /// Ask a qube to get by with so much memory.
+    MemSet(MemoryOptions),
+    /// Set how much memory a qube may have at most.
+    MemMax(MemoryOptions),
+    /// List domains with the memory that is claimed for them.
+    Claims,
+    /// List domains with the memory that they share.
+    Sharing {
+        /// Only this one.
+        qube: Option<String>,
+    },
+    /// Show or set what the credit2 scheduler gives a domain.
+    #[command(name = "sched-credit2")]
+    SchedCredit2(Credit2Options),
+    /// Show Xen's messages.
+    Dmesg {
+        /// Forget them, too.
+        #[arg(short, long)]
+        clear: bool,
+    },
+    /// Press keys on Xen's console; h makes it write down what each does.
+    DebugKeys {
+        /// Which.
+        keys: String,
+    },
+    /// Press a magic system request key in a qube.
+    Sysrq {
+        /// Which.
+        qube: String,
+        /// The key.
+        letter: char,
+    },
+    /// Set off an interrupt or press a button in a qube.
+    Trigger(TriggerOptions),
+    /// Write a qube's memory to a file.
+    DumpCore(DumpOptions),
+    /// List the channels of qubes.
+    ChannelList {
+        /// Whose.
+        #[arg(value_name = "QUBE", required = true)]
+        qubes: Vec<String>,
+    },
+    /// Watch the domains as top(1) does processes: xentop.
+    Top,
+    /// Set what a qube is made of when it restarts.
+    ConfigUpdate(UpdateOptions),
+    /// Find what killed programs have left of domains, in Xen, in xenstore and in files.
+    Doctor {
+        /// Remove it.
+        #[arg(short, long)]
+        repair: bool,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
     /// `create` starts it; a second one ends at once.
     Watch,
+    /// Warm shells: qubes that are built ahead, to be named and let go on demand.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -87,6 +223,98 @@ pub(crate) enum Command {
     Man {
         /// Where.
         folder: PathBuf,
+    },
+    /// A command of the host's xl. Last: what stands above is ours.
+    #[command(flatten)]
+    Stock(Stock),
+}
+
+/// What `list` shows beyond its usual columns.
+#[derive(Debug, Args, Clone, Copy, Default)]
+pub(crate) struct ListColumns {
+    /// UUID, shutdown reason and security label, too.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// The security label, too.
+    #[arg(short = 'Z', long)]
+    pub(crate) context: bool,
+    /// The CPU pool, too.
+    #[arg(short, long)]
+    pub(crate) cpupool: bool,
+    /// The NUMA nodes that it is on, too.
+    #[arg(short, long)]
+    pub(crate) numa: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateOptions {
+    /// Which.
+    pub(crate) qube: String,
+    /// Print the configuration, as JSON.
+    #[arg(short)]
+    pub(crate) debug: bool,
+    /// The configuration's file, instead of the argument.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    defconfig: Option<PathBuf>,
+    /// An xl.cfg file.
+    #[arg(required_unless_present = "defconfig")]
+    config: Option<PathBuf>,
+    /// Settings that override the file's.
+    #[arg(value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+impl UpdateOptions {
+    /// The file, and the settings of the command line.
+    pub(crate) fn source(&self) -> (&Path, Vec<&str>) {
+        source(self.defconfig.as_deref(), self.config.as_deref(), &self.settings)
+    }
+}
+
+/// With a file from an option, the first argument is a setting.
+fn source<'a>(
+    defconfig: Option<&'a Path>,
+    config: Option<&'a Path>,
+    settings: &'a [String],
+) -> (&'a Path, Vec<&'a str>) {
+    let settings = settings.iter().map(String::as_str);
+    match (defconfig, config) {
+        (Some(file), first) => (file, first.and_then(Path::to_str).into_iter().chain(settings).collect()),
+        // One of them is required.
+        (None, config) => (config.unwrap_or(Path::new("")), settings.collect()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Build qubes until so many wait in a pool. They are paused, and named POOL.warm-1 and so on.
+    Fill {
+        /// Which.
+        pool: String,
+        /// How many are to wait.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        count: usize,
+        /// What they are made of, as for create; its options for a running qube mean nothing here.
+        #[command(flatten)]
+        options: Box<CreateOptions>,
+    },
+    /// Name one of those that wait, and let it go. Prints its domain id.
+    Take {
+        /// Out of which.
+        pool: String,
+        /// The name that it is to have.
+        name: String,
+        /// Let nobody carry out on_poweroff, on_reboot and on_crash.
+        #[arg(short = 'e')]
+        unattended: bool,
+    },
+    /// List those that wait.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Destroy those that wait.
+    Drain {
+        /// Which.
+        pool: String,
     },
 }
 
@@ -129,6 +357,24 @@ pub(crate) struct CreateOptions {
     /// Attach to its console.
     #[arg(short = 'c')]
     pub(crate) console: bool,
+    /// Print its configuration, as JSON.
+    #[arg(short)]
+    pub(crate) debug: bool,
+    /// Stay until it is gone, and carry out on_poweroff, on_reboot and on_crash meanwhile.
+    #[arg(short = 'F', conflicts_with_all = ["console", "paused", "unattended"])]
+    pub(crate) foreground: bool,
+    /// The configuration's file, instead of the argument.
+    #[arg(short = 'f', long, value_name = "FILE")]
+    defconfig: Option<PathBuf>,
+    /// Refused: nxl has no VNC viewer.
+    #[arg(short = 'V', long, hide = true)]
+    pub(crate) vncviewer: bool,
+    /// Refused: nxl has no VNC viewer.
+    #[arg(short = 'A', long, hide = true)]
+    pub(crate) vncviewer_autopass: bool,
+    /// Accepted for xl's sake: no masks of xl.conf are applied here.
+    #[arg(long, hide = true)]
+    ignore_global_affinity_masks: bool,
     /// Say what would be created, as JSON, and create nothing.
     #[arg(short = 'n', long)]
     pub(crate) dryrun: bool,
@@ -150,10 +396,18 @@ pub(crate) struct CreateOptions {
     pub(crate) initrd_secrets: bool,
     /// An xl.cfg file, a NixOS system closure (a folder with boot.json, or kernel, init and kernel-params), a profile of
     /// such, a boot.json, or a unified kernel image or lanzaboote stub (which the `kernel' of an xl.cfg may be, too).
-    pub(crate) config: PathBuf,
+    #[arg(required_unless_present = "defconfig")]
+    config: Option<PathBuf>,
     /// Settings that override the file's, in the syntax of xl.cfg: memory=512 or name="work".
     #[arg(value_name = "KEY=VALUE")]
-    pub(crate) settings: Vec<String>,
+    settings: Vec<String>,
+}
+
+impl CreateOptions {
+    /// What it is made of, and the settings of the command line.
+    pub(crate) fn source(&self) -> (&Path, Vec<&str>) {
+        source(self.defconfig.as_deref(), self.config.as_deref(), &self.settings)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -178,11 +432,40 @@ pub(crate) struct RequestOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        description().debug_assert();
+    }
+
+    #[test]
+    fn help_says_which_commands_are_xls() {
+        let help = description().render_help().to_string();
+        let (ours, xls) = help.split_once("xl's").unwrap();
+        for command in ["create", "vcpu-list", "sched-credit2", "doctor"] {
+            assert!(ours.contains(&format!("\n  {command} ")), "{command}: {ours}");
+            assert!(!xls.contains(&format!(" {command},")), "{command}: {xls}");
+        }
+        for command in ["migrate", "save", "cpupool-list", "sched-credit,"] {
+            assert!(xls.contains(command), "{command}: {xls}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_known_by_its_beginning() {
+        let command = |line: &str| Arguments::of(line.split(' ').map(OsString::from)).unwrap().command;
+        assert!(matches!(command("nxl vcpu-l"), Command::VcpuList { .. }));
+        assert!(matches!(command("nxl sched-credit -d work"), Command::Stock(_)));
+        assert!(matches!(command("nxl sched-credit2 -d work"), Command::SchedCredit2(_)));
+    }
+
+    #[test]
+    fn a_file_from_an_option_leaves_the_arguments_to_settings() {
+        let line = ["nxl", "create", "-f", "work.cfg", "memory=512", "vcpus=2"];
+        let Command::Create(options) = Arguments::of(line.map(OsString::from)).unwrap().command else {
+            panic!()
+        };
+        assert_eq!(options.source(), (Path::new("work.cfg"), vec!["memory=512", "vcpus=2"]));
     }
 
     #[test]
@@ -206,12 +489,50 @@ mod tests {
             "nxl domid work",
             "nxl domname 3",
             "nxl info",
+            "nxl -N -f -vvv -t -T create work.cfg",
+            "nxl create -F work.cfg",
+            "nxl create -d -q --defconfig=work.cfg memory=512",
+            "nxl list -Z",
+            "nxl list -c -n work",
+            "nxl info -n",
+            "nxl info free_memory",
+            "nxl rename work play",
+            "nxl uptime -s work",
+            "nxl vm-list",
+            "nxl vcpu-list",
+            "nxl vcpu-pin work 0 0-1",
+            "nxl vcpu-pin work all - 1",
+            "nxl vcpu-pin -f work 0 all",
+            "nxl vcpu-set -i work 2",
+            "nxl mem-set work 512m",
+            "nxl mem-max work 1g",
+            "nxl claims",
+            "nxl sharing",
+            "nxl sched-credit2",
+            "nxl sched-credit2 -d work -w 512 -c 50",
+            "nxl sched-credit2 -s -r 1000 -p Pool-0",
+            "nxl sched-credit2 --domain=work --weight=512",
+            "nxl dmesg -c",
+            "nxl debug-keys h",
+            "nxl sysrq work h",
+            "nxl trigger work nmi 1",
+            "nxl dump-core work /tmp/core",
+            "nxl channel-list work",
+            "nxl config-update work work.cfg memory=512",
+            "nxl doctor --repair --json",
+            "nxl pool fill work --count 3 work.cfg memory=512",
+            "nxl pool take work mail",
+            "nxl pool ls",
+            "nxl pool drain work",
+            "nxl migrate -s ssh work host",
+            "nxl cpupool-list -c",
             "nxl cache list --json",
             "nxl cache ls",
             "nxl cache prune --all --json",
             "nxl cache prune --max-size 256",
         ] {
-            Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+            Arguments::of(line.split(' ').map(OsString::from))
+                .unwrap_or_else(|error| panic!("{line}: {error}"));
         }
         for line in [
             "nxl",
@@ -219,12 +540,26 @@ mod tests {
             "nxl shutdown",
             "nxl shutdown -a work",
             "nxl domname work",
+            "nxl create -F -p work.cfg",
+            "nxl info -n free_memory",
+            "nxl vcpu-set work",
+            "nxl vcpu-pin work 0",
+            "nxl mem-set work",
+            "nxl sched-credit2 -w 512",
+            "nxl sched-credit2 -d work -p Pool-0",
+            "nxl sched-credit2 -r 1000",
+            "nxl sysrq work help",
+            "nxl trigger work kick",
             "nxl create",
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",
         ] {
-            assert_eq!(Arguments::try_parse_from(line.split(' ')).unwrap_err().exit_code(), 2, "{line}");
+            assert_eq!(
+                Arguments::of(line.split(' ').map(OsString::from)).unwrap_err().exit_code(),
+                2,
+                "{line}"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `nxl create`.
 
-use crate::command::CreateOptions;
+use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
 use crate::watch;
@@ -17,9 +17,12 @@ use xen::host::Host;
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
 
-pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
-    if options.dryrun {
-        let config = read(options)?;
+pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error> {
+    if options.vncviewer || options.vncviewer_autopass {
+        return Err(Error::NoViewer);
+    }
+    if options.dryrun || dryrun {
+        let config = read(options, true)?;
         return write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output);
     }
     // Before anything is read: elsewhere than in dom0 that is the first thing to know.
@@ -32,12 +35,17 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     let qubes = crate::qubes()?.with_kernel_cache(kernels);
     let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
     let begun = Instant::now();
-    let config = read(options)?;
+    let config = read(options, false)?;
     if !options.quiet {
         // As xl does, on stdout.
-        writeln!(io::stdout(), "Parsing config from {}", options.config.display()).map_err(Error::Output)?;
+        writeln!(io::stdout(), "Parsing config from {}", options.source().0.display())
+            .map_err(Error::Output)?;
     }
-    let qube = qubes.create(&config, !options.unattended, &*foreign)?;
+    if options.debug {
+        write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
+    }
+    let attended = !options.unattended && !options.foreground;
+    let qube = qubes.create(&config, attended, &*foreign)?;
     if !options.paused {
         qubes.unpause(&qube)?;
     }
@@ -45,7 +53,7 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
         // Nobody reads stderr: no reason to leave the qube unattended.
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
-    if !options.unattended {
+    if attended {
         watch::start().map_err(Error::Watcher)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
@@ -60,12 +68,37 @@ pub(crate) fn create(options: &CreateOptions) -> Result<(), Error> {
     if options.console {
         console::attach(&qubes, &qube.info.domid.to_string())?;
     }
+    if options.foreground {
+        watch::attend(&qubes, &*foreign, qube, &config)?;
+    }
     Ok(())
 }
 
-/// The configuration out of whatever was named, and of the settings of the command line.
-fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
-    let (config, warnings) = read_with_warnings(options)?;
+/// `nxl config-update`: what the watcher makes a qube of when it restarts.
+pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error> {
+    let qubes = crate::qubes()?;
+    let qube = qubes.find(&options.qube)?;
+    let (path, settings) = options.source();
+    let source_name = path.display().to_string();
+    let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let settings = Settings::parse(&source_name, &text, &settings)?;
+    let (config, warnings) = QubeConfig::from_settings(&source_name, &settings)?;
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
+    }
+    if options.debug || dryrun {
+        write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
+    }
+    if dryrun || qubes.keep_config(&qube, config)? {
+        return Ok(());
+    }
+    Err(Error::NotKept { domid: qube.info.domid })
+}
+
+/// The configuration out of whatever was named, and of the settings of the command line. With `describe` it may be one that
+/// no qube can be made with.
+pub(crate) fn read(options: &CreateOptions, describe: bool) -> Result<QubeConfig, Error> {
+    let (config, warnings) = read_with_warnings(options, describe)?;
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
@@ -73,8 +106,12 @@ fn read(options: &CreateOptions) -> Result<QubeConfig, Error> {
     Ok(config)
 }
 
-fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<ConfigWarning>), Error> {
-    let path = &options.config;
+fn read_with_warnings(
+    options: &CreateOptions,
+    describe: bool,
+) -> Result<(QubeConfig, Vec<ConfigWarning>), Error> {
+    let (path, settings) = options.source();
+    let path = &path.to_owned();
     let generation = match options.generation {
         Some(number) => Some(config::generation(path, number)?),
         None => None,
@@ -97,7 +134,7 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
             });
         }
         let closure = Closure { initrd_secrets: secrets, ..closure.clone() };
-        let settings = Settings::parse(COMMAND_LINE, b"", &options.settings)?;
+        let settings = Settings::parse(COMMAND_LINE, b"", &settings)?;
         return Ok(QubeConfig::from_closure(&closure, &settings)?);
     }
     for (given, option) in
@@ -110,8 +147,8 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
     let read_error = |source| Error::Read { path: path.clone(), source };
     let source_name = path.display().to_string();
     let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
-    let settings = Settings::parse(&source_name, &text, &options.settings)?;
-    if options.dryrun {
+    let settings = Settings::parse(&source_name, &text, &settings)?;
+    if describe {
         return Ok(QubeConfig::described(&source_name, &settings, host_cpus().as_ref())?);
     }
     Ok(QubeConfig::from_settings(&source_name, &settings)?)
@@ -119,9 +156,11 @@ fn read_with_warnings(options: &CreateOptions) -> Result<(QubeConfig, Vec<Config
 
 /// The host's CPUs; `None` where there is no Xen to ask.
 fn host_cpus() -> Option<HostCpus> {
-    let host = Host.domain_control().ok()?.phys_info().ok()?;
-    let count = host.max_cpu_id + 1;
-    Some(HostCpus::new(count, (host.nodes <= 1).then(|| vec![0; count as usize])))
+    let control = Host.domain_control().ok()?;
+    // A CPU that is off is on no node that one could name.
+    let node = |core: Option<xen::Core>| core.map_or(u32::MAX, |core| core.node);
+    let nodes = control.cpu_topology().ok().map(|cores| cores.into_iter().map(node).collect());
+    Some(HostCpus::new(control.phys_info().ok()?.max_cpu_id + 1, nodes))
 }
 
 /// A configuration file, which may be a pipe; `None` for what begins as a unified kernel image does.
@@ -180,7 +219,7 @@ mod tests {
         let line = line.replace('/', &format!("{}/", folder.path().display()));
         let arguments = Arguments::try_parse_from(format!("nxl create {line}").split(' ')).unwrap();
         let Command::Create(options) = arguments.command else { panic!("{line}") };
-        read_with_warnings(&options).map(|(config, _)| config).map_err(|error| error.to_string())
+        read_with_warnings(&options, false).map(|(config, _)| config).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -224,7 +263,7 @@ mod tests {
             let mut line = vec!["nxl".as_ref(), "create".as_ref(), path.as_os_str()];
             line.extend(settings.iter().map(std::ffi::OsStr::new));
             let Command::Create(options) = Arguments::try_parse_from(line).unwrap().command else { panic!() };
-            read_with_warnings(&options).unwrap().0
+            read_with_warnings(&options, false).unwrap().0
         };
         let config = read(&[]);
         assert_eq!((config.name.as_str(), config.memory_mib), ("a \"b\" \\c", 512));

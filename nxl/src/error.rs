@@ -46,6 +46,40 @@ pub(crate) enum Error {
     Watch(#[from] WatchError),
     #[error("{path}: stored configuration: {source}")]
     Stored { path: String, source: serde_json::Error },
+    #[error(transparent)]
+    Vcpu(#[from] toolstack::vcpus::VcpuError),
+    #[error(transparent)]
+    Memory(#[from] toolstack::memory::MemoryError),
+    #[error("{0:?} is no size: it is a number of MiB, or of what follows it (b, k, m, g, t)")]
+    Size(String),
+    #[error(transparent)]
+    Scheduler(#[from] toolstack::scheduler::SchedulerError),
+    #[error(transparent)]
+    Doctor(#[from] toolstack::doctor::DoctorError),
+    #[error(transparent)]
+    Pool(#[from] toolstack::pool::PoolError),
+    #[error("{0} left over; `nxl doctor --repair` removes it")]
+    LeftOver(usize),
+    #[error("{0} could not be removed")]
+    NotRepaired(usize),
+    #[error("{0:?} is neither a vCPU's number nor all")]
+    NoVcpu(String),
+    #[error("--force is for one vCPU, not for all")]
+    ForceAll,
+    #[error("nxl opens no VNC viewer: `xl vncviewer QUBE` does, once the qube is there")]
+    NoViewer,
+    #[error("the command does not implement -N (dry run): create, config-update and vcpu-pin do")]
+    NoDryRun,
+    #[error("{command} is a command of xl, which {reason}; the Debian package xen-utils-common has it")]
+    NoStock { command: String, reason: String },
+    #[error("{program}: {source}")]
+    Program { program: &'static str, source: io::Error },
+    #[error(
+        "domain {domid} was not made by nxl, or is attended by nobody: `xl config-update` is for those of xl"
+    )]
+    NotKept { domid: xen::DomId },
+    #[error("s3resume is for HVM domains, which have a device model to be resumed: `xl trigger` does that")]
+    S3Resume,
     #[error("output: {0}")]
     Output(#[source] io::Error),
 }

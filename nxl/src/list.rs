@@ -1,16 +1,17 @@
 //! `nxl list`, in `xl list`'s columns.
 
+use crate::command::ListColumns;
 use crate::error::Error;
 use std::io::{self, Write};
 use toolstack::qubes::{Qube, Qubes};
 use xen::{PAGE_SHIFT, ShutdownReason};
 
-pub(crate) fn list(qubes: &Qubes, long: bool, verbose: bool, which: &[String]) -> Result<(), Error> {
+pub(crate) fn list(qubes: &Qubes, long: bool, columns: ListColumns, which: &[String]) -> Result<(), Error> {
     let selected = match which {
         [] => qubes.list()?,
         which => which.iter().map(|which| qubes.find(which)).collect::<Result<_, _>>()?,
     };
-    let text = if long { details(qubes, &selected)? } else { table(&selected, verbose) };
+    let text = if long { details(qubes, &selected)? } else { table(qubes, &selected, columns, false)? };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
@@ -27,18 +28,54 @@ fn reason_letter(reason: Option<ShutdownReason>) -> char {
     }
 }
 
-fn table(qubes: &[Qube], verbose: bool) -> String {
+/// The table of domains, with the memory that is claimed for them when that is what one wants to know.
+pub(crate) fn table(
+    qubes: &Qubes,
+    selected: &[Qube],
+    columns: ListColumns,
+    claims: bool,
+) -> Result<String, Error> {
     let mut text = "Name                                        ID   Mem VCPUs\tState\tTime(s)".to_owned();
-    if verbose {
+    if columns.verbose {
         text += "   UUID                            Reason-Code\tSecurity Label";
+    } else if columns.context {
+        text += "   Security Label";
     }
+    if claims {
+        text += "  Claimed";
+    }
+    if columns.cpupool {
+        text += "         Cpupool";
+    }
+    let nodes = if columns.numa {
+        text += " NODE Affinity";
+        qubes.control().phys_info()?.nodes
+    } else {
+        0
+    };
     text.push('\n');
-    for qube in qubes {
-        text += &row(qube, verbose);
+    for qube in selected {
+        let info = &qube.info;
+        text += &row(qube, columns.verbose);
+        if claims {
+            text += &format!(" {:>5}", info.outstanding_pages >> (20 - PAGE_SHIFT));
+        }
+        if columns.verbose || columns.context {
+            let label = qubes.control().security_label(info.ssidref)?;
+            text += &format!(" {:>16}", label.as_deref().unwrap_or("-"));
+        }
+        if columns.cpupool {
+            text += &format!("{:>16}", qubes.cpu_pool_name(info.cpupool)?);
+        }
+        if columns.numa {
+            text += &format!(" {}", qubes.control().node_affinity(info.domid)?.display(nodes));
+        }
+        text.push('\n');
     }
-    text
+    Ok(text)
 }
 
+/// All but what costs a question: the label, the pool, the nodes.
 fn row(qube: &Qube, verbose: bool) -> String {
     let info = &qube.info;
     let flag = |set: bool, letter: char| if set { letter } else { '-' };
@@ -59,20 +96,16 @@ fn row(qube: &Qube, verbose: bool) -> String {
     );
     if verbose {
         let reason = info.shutdown.map_or_else(|| "-".to_owned(), |reason| format!("{:x}", reason.code()));
-        // Without XSM there is no label; libxl shows a dash then, too.
-        row += &format!(" {} {reason:>8} {:>16}", qube.uuid(), "-");
+        row += &format!(" {} {reason:>8}", qube.uuid());
     }
-    row.push('\n');
     row
 }
 
-/// What `xl list -l` prints: an array of the stored configurations with their domain ids.
+/// What `xl list -l` prints: an array of the configurations as they are now, with their domain ids.
 fn details(qubes: &Qubes, selected: &[Qube]) -> Result<String, Error> {
     let mut entries = Vec::new();
     for qube in selected {
-        let Some(stored) = qubes.stored_config(qube)? else { continue };
-        let config: serde_json::Value = serde_json::from_str(&stored)
-            .map_err(|source| Error::Stored { path: qube.display_name().to_owned(), source })?;
+        let Some(config) = qubes.current_config(qube)? else { continue };
         entries.push(serde_json::json!({ "domid": qube.info.domid.0, "config": config }));
     }
     let text = serde_json::to_string_pretty(&entries)
@@ -81,11 +114,11 @@ fn details(qubes: &Qubes, selected: &[Qube]) -> Result<String, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use xen::{DomId, DomainInfo};
+    use xen::{DomId, DomainInfo, Gfn};
 
-    fn qube() -> Qube {
+    pub(crate) fn qube() -> Qube {
         Qube {
             info: DomainInfo {
                 domid: DomId(3),
@@ -104,6 +137,7 @@ mod tests {
                 cpu_time: 12_340_000_000,
                 online_vcpus: 2,
                 max_vcpu_id: Some(1),
+                shared_info: Gfn(0x1234),
                 ssidref: 0,
                 cpupool: 0,
             },
@@ -113,16 +147,16 @@ mod tests {
 
     #[test]
     fn a_row_has_xls_columns() {
-        let expected = "work                                         3   512     2     -b----      12.3\n";
+        let expected = "work                                         3   512     2     -b----      12.3";
         assert_eq!(row(&qube(), false), expected);
     }
 
     #[test]
-    fn a_verbose_row_has_uuid_reason_and_label() {
+    fn a_verbose_row_has_uuid_and_reason() {
         let mut qube = qube();
         qube.info.shutdown = Some(ShutdownReason::Crash);
         let row = row(&qube, true);
         assert!(row.contains("-b-sc-"), "{row}");
-        assert!(row.ends_with(" abababab-abab-abab-abab-abababababab        3                -\n"), "{row}");
+        assert!(row.ends_with(" abababab-abab-abab-abab-abababababab        3"), "{row}");
     }
 }

@@ -4,14 +4,22 @@ mod cache;
 mod command;
 mod console;
 mod create;
+mod diagnose;
+mod doctor;
 mod error;
+mod host;
 mod info;
 mod list;
 mod manage;
 mod manual;
+mod memory;
+mod pool;
+mod scheduler;
+mod stock;
+mod vcpu;
 mod watch;
+mod xl_conf;
 
-use clap::Parser;
 use command::{Arguments, Command};
 use error::Error;
 use std::io::{self, Write};
@@ -21,7 +29,15 @@ use toolstack::qubes::Qubes;
 use xen::host::Host;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    if let Some(command) = stock::asked_for_help() {
+        return finish(stock::exec(&command).map(|never| match never {}));
+    }
+    let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    finish(run(arguments))
+}
+
+fn finish(result: Result<(), Error>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has had enough of it.
         Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -38,10 +54,15 @@ fn qubes() -> Result<Qubes, Error> {
     Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
 }
 
-fn run(command: Command) -> Result<(), Error> {
+fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
+    let dryrun = global.dryrun;
     match command {
-        Command::Create(options) => create::create(&options),
-        Command::List { long, verbose, qubes: which } => list::list(&qubes()?, long, verbose, &which),
+        Command::Create(options) => create::create(&options, dryrun),
+        Command::ConfigUpdate(options) => create::update(&options, dryrun),
+        Command::VcpuPin(options) => vcpu::pin(&qubes()?, &options, dryrun),
+        Command::Stock(command) => match stock::exec(command.name())? {},
+        _ if dryrun => Err(Error::NoDryRun),
+        Command::List { long, columns, qubes: which } => list::list(&qubes()?, long, columns, &which),
         Command::Destroy { force, qube } => manage::destroy(&qubes()?, &qube, force),
         Command::Shutdown(options) => manage::shutdown(&qubes()?, &options),
         Command::Reboot(options) => manage::reboot(&qubes()?, &options),
@@ -50,7 +71,26 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Console { qube } => console::attach(&qubes()?, &qube),
         Command::Domid { qube } => manage::domid(&qubes()?, &qube),
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
-        Command::Info => info::info(&qubes()?),
+        Command::Info { numa, name } => info::info(&qubes()?, numa, name.as_deref()),
+        Command::Rename { qube, name } => manage::rename(&qubes()?, &qube, &name),
+        Command::Uptime { short, qubes: which } => host::uptime(&qubes()?, short, &which),
+        Command::VmList => host::vm_list(&qubes()?),
+        Command::VcpuList { qubes: which } => vcpu::list(&qubes()?, &which),
+        Command::VcpuSet(options) => vcpu::set(&qubes()?, &options),
+        Command::MemSet(options) => memory::set(&qubes()?, &options),
+        Command::MemMax(options) => memory::set_max(&qubes()?, &options),
+        Command::Claims => memory::claims(&qubes()?),
+        Command::Sharing { qube } => memory::sharing(&qubes()?, qube.as_deref()),
+        Command::SchedCredit2(options) => scheduler::credit2(&qubes()?, &options),
+        Command::Dmesg { clear } => diagnose::dmesg(&qubes()?, clear),
+        Command::DebugKeys { keys } => diagnose::debug_keys(&qubes()?, &keys),
+        Command::Sysrq { qube, letter } => diagnose::sysrq(&qubes()?, &qube, letter),
+        Command::Trigger(options) => diagnose::trigger(&qubes()?, &options),
+        Command::DumpCore(options) => diagnose::dump_core(&qubes()?, &options),
+        Command::ChannelList { qubes: which } => host::channel_list(&qubes()?, &which),
+        Command::Top => Err(host::top()),
+        Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
+        Command::Pool(command) => pool::pool(qubes()?, &command),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),

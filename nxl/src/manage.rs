@@ -7,7 +7,7 @@ use std::time::Duration;
 use toolstack::qubes::{Qube, Qubes, Request};
 use xen::DomId;
 
-fn say(text: &str) -> Result<(), Error> {
+pub(crate) fn say(text: &str) -> Result<(), Error> {
     writeln!(io::stdout(), "{text}").map_err(Error::Output)
 }
 
@@ -29,6 +29,10 @@ pub(crate) fn domid(qubes: &Qubes, which: &str) -> Result<(), Error> {
 
 pub(crate) fn domname(qubes: &Qubes, domid: u16) -> Result<(), Error> {
     say(qubes.get(DomId(domid))?.display_name())
+}
+
+pub(crate) fn rename(qubes: &Qubes, which: &str, name: &str) -> Result<(), Error> {
+    Ok(qubes.rename(&qubes.find(which)?, name)?)
 }
 
 pub(crate) fn shutdown(qubes: &Qubes, options: &RequestOptions) -> Result<(), Error> {

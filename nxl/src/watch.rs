@@ -5,10 +5,11 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use toolstack::KernelCache;
-use toolstack::qubes::Qubes;
-use toolstack::watch::Watcher;
-use xen::Platform;
+use toolstack::config::QubeConfig;
+use toolstack::qubes::{Qube, Qubes};
+use toolstack::watch::{Done, WatchError, Watcher};
 use xen::host::Host;
+use xen::{ForeignMemory, Platform};
 
 /// Where the watcher tells what it did, beside `xl`'s logs.
 const LOG_FOLDER: &str = "/var/log/xen";
@@ -22,16 +23,28 @@ pub(crate) fn watch(qubes: Qubes) -> Result<(), Error> {
     let qubes = qubes.with_kernel_cache(KernelCache::default().on_problem(|error| {
         let _ = writeln!(io::stderr(), "kernels are not cached: {error}");
     }));
-    Watcher::new(&qubes, &*foreign).run(|result| {
-        let line = match result {
-            Ok(done) => {
-                format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
-            }
-            Err(error) => format!("failed: {error}"),
-        };
-        let _ = writeln!(io::stderr(), "{line}");
-    })?;
+    Watcher::new(&qubes, &*foreign).run(tell)?;
     Ok(())
+}
+
+/// Does for one qube, in the foreground, what the watcher does for all.
+pub(crate) fn attend(
+    qubes: &Qubes,
+    foreign: &dyn ForeignMemory,
+    qube: Qube,
+    config: &QubeConfig,
+) -> Result<(), Error> {
+    Ok(Watcher::new(qubes, foreign).attend(qube, config, tell)?)
+}
+
+fn tell(result: Result<Done, WatchError>) {
+    let line = match result {
+        Ok(done) => {
+            format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
+        }
+        Err(error) => format!("failed: {error}"),
+    };
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Starts a watcher in the background. One that finds another at work ends at once.

@@ -155,7 +155,7 @@ pub(crate) struct CachedKernel {
 
 impl CachedKernel {
     pub(crate) fn open(&self) -> Result<Kernel<'_>, ImageError> {
-        Kernel::open_unpacked(&self.file, self.format, self.cmdline_limit)
+        Ok(Kernel::open_unpacked(&self.file, self.format, self.cmdline_limit)?.read_from(&self.file))
     }
 }
 
@@ -227,6 +227,14 @@ impl KernelCache {
     /// As [`Self::list`], and when something cannot be removed.
     pub fn prune(&self, limit: Option<u64>) -> Result<Pruned> {
         self.prune_but(limit.unwrap_or(self.limit), None)
+    }
+
+    /// What a crash has left, which [`Self::prune`] removes.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>> {
+        if self.exists()? { self.sweep(None, false) } else { Ok(Vec::new()) }
     }
 
     /// The unpacked kernel of a packed one; unpacks it when it is not there. `None` for a kernel that is not packed, and
@@ -499,18 +507,16 @@ impl KernelCache {
         Some(Entry { key, source: record.source, format: record.format, size, used })
     }
 
-    fn prune_but(&self, limit: u64, keep: Option<&str>) -> Result<Pruned> {
-        let mut pruned = Pruned::default();
-        if !self.exists()? {
-            return Ok(pruned);
-        }
+    /// What a crash has left, but nothing of `keep`; removes it on demand.
+    fn sweep(&self, keep: Option<&str>, removing: bool) -> Result<Vec<PathBuf>> {
+        let mut leftovers = Vec::new();
         for (key, files) in self.files()? {
             let new = self.path(&key, NEW);
             let lock = self.open(&new, OpenOptions::new().read(true))?;
             let locked =
                 |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).is_err();
             // Somebody makes it just now.
-            if lock.as_ref().is_some_and(locked) || keep == Some(&key) {
+            if lock.as_ref().is_some_and(locked) || keep == Some(key.as_str()) {
                 continue;
             }
             let whole = self.entry(key).is_some();
@@ -520,11 +526,22 @@ impl KernelCache {
                 // Another may have been begun after the listing, but then it is not the one that is locked.
                 let begun_anew = path == new && !lock.as_ref().is_some_and(|file| is_at(file, &new));
                 if !(whole && of_entry || begun_anew) {
-                    remove(&path)?;
-                    pruned.leftovers.push(path);
+                    if removing {
+                        remove(&path)?;
+                    }
+                    leftovers.push(path);
                 }
             }
         }
+        Ok(leftovers)
+    }
+
+    fn prune_but(&self, limit: u64, keep: Option<&str>) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        if !self.exists()? {
+            return Ok(pruned);
+        }
+        pruned.leftovers = self.sweep(keep, true)?;
         let mut entries = self.list()?;
         let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
         while total > limit

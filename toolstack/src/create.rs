@@ -1,13 +1,13 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Initrd, Limits, Payload, Plan, PlanError};
+use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
-use crate::config::QubeConfig;
+use crate::config::{GuestType, QubeConfig};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
-use crate::userdata::Kind;
+use crate::userdata::{Beginning, Kind};
 use crate::watch;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -72,6 +72,34 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// Notes for the [doctor](crate::doctor) that a domain is being made, until it is whole or gone.
+struct Begun<'a> {
+    qubes: &'a Qubes,
+    uuid: Uuid,
+    note: Beginning,
+}
+
+impl<'a> Begun<'a> {
+    fn new(qubes: &'a Qubes, uuid: Uuid) -> Result<Self, QubeError> {
+        Ok(Self { qubes, uuid, note: qubes.userdata.begin(uuid)? })
+    }
+
+    fn whole(self) -> Result<(), QubeError> {
+        self.note.end()?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        // When not even that could be taken back, the note is what tells of it.
+        if self.qubes.list().is_ok_and(|all| all.iter().all(|qube| qube.uuid() != self.uuid)) {
+            let _ = self.note.end();
+        }
+    }
+}
+
 impl Qubes {
     /// Creates a qube, paused. With `attended` its configuration is kept for the [watcher](crate::watch), which is to
     /// be started when none runs.
@@ -84,30 +112,18 @@ impl Qubes {
         attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        let QubeConfig { name, uuid, .. } = config;
-        let sources = Sources::open(config, self.userdata.scratch())?;
-        let kernel_path = &sources.kernel_path;
-        let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
-        let cached = match &self.kernels {
-            Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
-            None => None,
-        };
-        let kernel = cached.as_ref().map_or_else(|| Kernel::open(&sources.kernel), CachedKernel::open);
-        let kernel = kernel.map_err(kernel_error)?;
-        let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
-        let plan = Plan::new(&boot::Request {
-            memory_kib: config.memory_mib << 10,
-            max_memory_kib: config.max_memory_mib << 10,
-            vcpus: config.vcpus,
-            max_vcpus: config.max_vcpus,
-            cmdline: &sources.cmdline,
-            kernel: kernel.footprint(),
-            initrd: initrd_len,
-            timer_mode: config.timer_mode as u64,
-            paging_memory_mib: config.paging_memory_mib,
-            mmio_hole_mib: config.mmio_hole_mib,
-        })?;
+        self.create_keeping(config, attended.then_some(Kind::Nxl), foreign)
+    }
 
+    /// The same, with the configuration kept in a file of that kind.
+    pub(crate) fn create_keeping(
+        &self,
+        config: &QubeConfig,
+        kept: Option<Kind>,
+        foreign: &dyn ForeignMemory,
+    ) -> Result<Qube, CreateError> {
+        let QubeConfig { name, uuid, .. } = config;
+        // First what is refused quickly: a kernel may take seconds to unpack.
         for other in self.list()? {
             let domid = other.info.domid;
             if other.name.as_ref() == Some(name) {
@@ -117,6 +133,56 @@ impl Qubes {
                 return Err(CreateError::UuidTaken { uuid: *uuid, domid });
             }
         }
+        let sources = Sources::open(config, self.userdata.scratch())?;
+        let kernel_path = &sources.kernel_path;
+        let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
+        let unpacked;
+        let cached = match &self.kernels {
+            Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
+            None => None,
+        };
+        let kernel = cached.as_ref().map_or_else(|| sources.kernel.kernel(), CachedKernel::open);
+        let mut kernel = kernel.map_err(kernel_error)?;
+        let pv = match config.guest {
+            GuestType::Pvh => {
+                kernel.pvh_entry().transpose().map_err(kernel_error)?;
+                None
+            }
+            GuestType::Pv => {
+                // Everything of a PV guest depends on its kernel's notes. The cache has them at hand.
+                if kernel.notes().is_none() {
+                    let (format, limit) = (kernel.format(), kernel.footprint().cmdline_limit);
+                    let mut file = Vec::new();
+                    let keep = |part: &[u8]| {
+                        file.extend_from_slice(part);
+                        Ok::<_, ImageError>(())
+                    };
+                    kernel.unpack(keep).map_err(kernel_error)?;
+                    unpacked = file;
+                    kernel = Kernel::open_unpacked(&unpacked, format, limit).map_err(kernel_error)?;
+                }
+                kernel.pv().transpose().map_err(kernel_error)?
+            }
+        };
+        let guest = match &pv {
+            Some(pv) => Guest::Pv(pv),
+            None => Guest::Pvh(PvhOptions {
+                timer_mode: config.timer_mode as u64,
+                paging_memory_mib: config.paging_memory_mib,
+                mmio_hole_mib: config.mmio_hole_mib,
+            }),
+        };
+        let initrd_len = sources.initrd.as_ref().map(InitrdSource::len).transpose()?;
+        let plan = Plan::new(&boot::Request {
+            memory_kib: config.memory_mib << 10,
+            max_memory_kib: config.max_memory_mib << 10,
+            vcpus: config.vcpus,
+            max_vcpus: config.max_vcpus,
+            cmdline: &sources.cmdline,
+            kernel: kernel.footprint(),
+            initrd: initrd_len,
+            guest,
+        })?;
 
         let daemons = (self.daemon_domid("xenstored")?, self.daemon_domid("xenconsoled")?);
         let initrd = sources.initrd.as_ref().map(|initrd| match initrd {
@@ -129,6 +195,7 @@ impl Qubes {
             max_grant_frames: config.max_grant_frames,
             max_maptrack_frames: config.max_maptrack_frames,
         };
+        let begun = Begun::new(self, *uuid)?;
         let built = boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
         let unfinished = Unfinished { qubes: self, domid: built.domid, uuid: *uuid };
 
@@ -138,21 +205,25 @@ impl Qubes {
             start: SystemTime::now(),
             console_domid: daemons.1,
             driver_domain: config.driver_domain,
+            kernel: kernel_path,
+            ramdisk: config.ramdisk.as_deref(),
+            cmdline: &sources.cmdline,
         };
         store::write(&*self.store, &store::records(&identity, &plan, &built))?;
-        self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_json())?;
-        if attended {
+        self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_record())?;
+        if let Some(kind) = kept {
             // Against a watcher that is about to end for want of qubes.
             let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
             let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
                 path: config.name.clone().into(),
                 source: error.into(),
             })?;
-            self.userdata.write(Kind::Nxl, built.domid, *uuid, &text)?;
+            self.userdata.write(kind, built.domid, *uuid, &text)?;
         }
-        self.store.introduce(built.domid, boot::SpecialPage::Xenstore.gfn(), built.store_port)?;
+        self.store.introduce(built.domid, built.store_ring, built.store_port)?;
 
         let info = self.control.domain_info(built.domid)?;
+        begun.whole()?;
         std::mem::forget(unfinished);
         Ok(Qube { info, name: Some(name.clone()) })
     }
@@ -163,7 +234,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::Settings;
     use crate::image::Codec;
-    use crate::image::synthetic::{SyntheticElf, packed_bzimage, pe};
+    use crate::image::synthetic::{Class, SyntheticElf, packed_bzimage, pe, xen_note};
     use crate::{KernelCache, UserData};
     use std::fs::File;
     use xen::mock::{Guest, Machine};
@@ -359,7 +430,86 @@ pub(crate) mod tests {
             assert!(result.is_err(), "call {nth} of {calls}");
             assert_eq!(host.inventory(), before, "call {nth} of {calls}");
             assert_eq!(host.files(), 0, "call {nth} of {calls}");
+            assert!(host.qubes.userdata.begun().unwrap().is_empty(), "call {nth} of {calls}");
         }
+    }
+
+    /// A host with a packed kernel that can be a PV guest, and a configuration that boots it as one.
+    fn pv_host() -> (Host, QubeConfig) {
+        let host = host();
+        let kernel = host.folder.path().join("pv-kernel");
+        std::fs::write(&kernel, packed_bzimage(Codec::Zstd, &SyntheticElf::pv().build())).unwrap();
+        let more = format!("type='pv'\nkernel='{}'\nmemory=16\nmaxmem=24", kernel.display());
+        let config = host.config_with("para", &more);
+        host.machine.reset_counts();
+        (host, config)
+    }
+
+    #[test]
+    fn a_pv_qube_is_made_of_a_packed_kernel_with_and_without_a_cache() {
+        for cached in [false, true] {
+            let (mut host, config) = pv_host();
+            if cached {
+                host.qubes.kernels = Some(KernelCache::new(host.folder.path().join("cache"), 1 << 30));
+            }
+            let qube = host.create(&config).unwrap();
+            assert!(!qube.info.hvm);
+            assert_eq!(qube.info.pages, 16 << 8);
+            let guest = host.machine.guest(qube.info.domid).unwrap();
+            let elf = SyntheticElf::pv();
+            assert_eq!(guest.read(elf.loads[0].address, 64), elf.loads[0].data[..64]);
+            let read = |path: &str| {
+                let path = format!("{}/{path}", store::home(qube.info.domid));
+                let value = host.qubes.store.read(xen::Transaction::NONE, &path).unwrap();
+                String::from_utf8(value).unwrap()
+            };
+            assert_eq!((read("memory/static-max"), read("memory/target")), ("24576".into(), "16384".into()));
+            // xenstored and xenconsoled are told frames of the machine, which lead to the guest's pages.
+            let ring = |path: &str| guest.frame(xen::Gfn(read(path).parse().unwrap())).unwrap();
+            assert_eq!(ring("console/ring-ref").0, ring("store/ring-ref").0 + 1);
+            host.qubes.destroy(&qube).unwrap();
+        }
+    }
+
+    #[test]
+    fn whichever_call_of_a_pv_qube_fails_nothing_is_left() {
+        let calls: u64 = {
+            let (host, config) = pv_host();
+            host.create(&config).unwrap();
+            host.machine.counts().calls.values().sum()
+        };
+        assert!(calls > 100);
+        for nth in 0..calls {
+            let (host, config) = pv_host();
+            let before = host.inventory();
+            host.machine.fail(None, nth, ErrorKind::Other);
+            assert!(host.create(&config).is_err(), "call {nth} of {calls}");
+            assert_eq!(host.inventory(), before, "call {nth} of {calls}");
+            assert_eq!(host.files(), 0, "call {nth} of {calls}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_of_the_other_kind_alone_is_refused_before_anything_is_made() {
+        let (host, config) = pv_host();
+        let before = host.inventory();
+        for (elf, more, message) in [
+            (SyntheticElf::pvh(), "type='pv'", "no PV entry"),
+            (SyntheticElf { class: Class::Elf32, ..SyntheticElf::pv() }, "type='pv'", "32 bits"),
+            (SyntheticElf { notes: pv_notes_alone(), ..SyntheticElf::pv() }, "", "no PVH entry"),
+        ] {
+            std::fs::write(&config.kernel, elf.build()).unwrap();
+            let more = format!("kernel='{}'\n{more}", config.kernel.display());
+            let error = host.create(&host.config_with("other", &more)).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+            assert_eq!(host.inventory(), before);
+        }
+    }
+
+    /// The notes of a PV kernel that cannot be a PVH guest.
+    fn pv_notes_alone() -> Vec<u8> {
+        let base = 0xffff_ffff_8000_0000_u64;
+        [xen_note(1, &(base + 0x10_0080).to_le_bytes()), xen_note(3, &base.to_le_bytes())].concat()
     }
 
     #[test]

@@ -4,12 +4,18 @@ pub mod boot;
 mod cache;
 pub mod config;
 pub mod create;
+pub mod doctor;
+pub mod host;
 pub mod image;
+pub mod memory;
+pub mod pool;
 pub mod qubes;
+pub mod scheduler;
 mod secrets;
 mod sources;
 pub mod store;
 mod userdata;
+pub mod vcpus;
 pub mod watch;
 
 pub use cache::{CacheError, Entry, KERNEL_CACHE, KERNEL_CACHE_LIMIT, KernelCache, Pruned};

@@ -69,6 +69,14 @@ pub enum QubeError {
         /// Why.
         source: io::Error,
     },
+    /// The name is another domain's, or none.
+    #[error("the name {name:?} is {}", match holder { Some(holder) => format!("taken by domain {holder}"), None => "no name: it is empty, a number, or has a / in it".to_owned() })]
+    Name {
+        /// The name.
+        name: String,
+        /// Who has it.
+        holder: Option<DomId>,
+    },
     /// Waiting failed.
     #[error("waiting for xenstore: {0}")]
     Wait(io::Error),
@@ -134,7 +142,7 @@ impl Qubes {
         }
     }
 
-    fn directory(&self, path: &str) -> Result<Vec<String>, xen::Error> {
+    pub(crate) fn directory(&self, path: &str) -> Result<Vec<String>, xen::Error> {
         match self.store.directory(Transaction::NONE, path) {
             Ok(names) => Ok(names),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -268,9 +276,22 @@ impl Qubes {
         Ok(())
     }
 
-    /// Gives a domain another name.
-    pub(crate) fn rename(&self, qube: &Qube, name: &str) -> Result<(), QubeError> {
-        let paths = [home(qube.info.domid), store::vm_path(qube.uuid())];
+    /// Gives a domain another name. Its guest is not told, and goes by the one that it knows.
+    ///
+    /// # Errors
+    /// [`QubeError::Name`], or what Xen or xenstored says.
+    pub fn rename(&self, qube: &Qube, name: &str) -> Result<(), QubeError> {
+        let refused = |holder| QubeError::Name { name: name.to_owned(), holder };
+        // A number would be taken for a domain id.
+        if name.is_empty() || name.contains('/') || name.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(refused(None));
+        }
+        let domid = qube.info.domid;
+        let holds = |other: &&Qube| other.name.as_deref() == Some(name) && other.info.domid != domid;
+        if let Some(other) = self.list()?.iter().find(holds) {
+            return Err(refused(Some(other.info.domid)));
+        }
+        let paths = [home(domid), store::vm_path(qube.uuid())];
         xen::transaction(&*self.store, |tx| {
             paths.iter().try_for_each(|path| self.store.write(tx, &format!("{path}/name"), name.as_bytes()))
         })

@@ -4,7 +4,7 @@
 //! and a command line that is not empty) goes before what such an image has.
 
 use crate::config::QubeConfig;
-use crate::image::{EspFile, ImageError, MappedFile, Part, Unified, hex};
+use crate::image::{EspFile, ImageError, Kernel, MappedFile, Part, Unified, hex};
 use crate::secrets::{self, SecretsError};
 use std::fs::File;
 use std::io;
@@ -68,6 +68,17 @@ pub(crate) enum Bytes {
     /// In memory, so that what was compared with its hash is what is booted, whatever becomes of the file. And that hash,
     /// SHA-256.
     Read(Vec<u8>, [u8; 32]),
+}
+
+impl Bytes {
+    /// The kernel that these are.
+    pub(crate) fn kernel(&self) -> Result<Kernel<'_>, ImageError> {
+        let kernel = Kernel::open(self)?;
+        Ok(match self {
+            Self::Mapped(file, _) => kernel.read_from(file),
+            Self::Read(..) => kernel,
+        })
+    }
 }
 
 impl Deref for Bytes {

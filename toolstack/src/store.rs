@@ -4,10 +4,11 @@
 //! here they are one list, written in one transaction before xenstored is told of the domain, so that nobody ever sees
 //! half of them. xenconsoled finds its part complete when the introduction wakes it.
 
-use crate::boot::{Built, Plan, SpecialPage};
+use crate::boot::{Built, Plan};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
-use xen::{DomId, Permission, Permissions, Transaction, Xenstore};
+use xen::{DomId, GuestKind, Permission, Permissions, Transaction, Xenstore};
 
 /// A node to be written.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +34,12 @@ pub struct Identity<'a> {
     pub console_domid: DomId,
     /// Whether it will have backends: it gets places for them.
     pub driver_domain: bool,
+    /// The kernel's file, which the records of a PV guest name.
+    pub kernel: &'a Path,
+    /// The initrd's file; likewise.
+    pub ramdisk: Option<&'a Path>,
+    /// The kernel's command line; likewise.
+    pub cmdline: &'a str,
 }
 
 /// The home of a domain.
@@ -104,17 +111,26 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("name", identity.name)
         .add("start_time", format!("{}.{:02}", since_epoch.as_secs(), since_epoch.subsec_millis() / 10));
 
+    if plan.kind() == GuestKind::Pv {
+        folder.add("image", "").add("image/ostype", "linux").add("image/kernel", identity.kernel.display());
+        if let Some(ramdisk) = identity.ramdisk {
+            folder.add("image/ramdisk", ramdisk.display());
+        }
+        folder.add("image/cmdline", identity.cmdline);
+    }
+
+    let sizes = plan.sizes();
     let mut folder = Folder::new(&mut records, home_path, readable());
     folder.add("vm", vm).add("name", identity.name).add("cpu", "");
-    for vcpu in 0..plan.max_vcpus {
+    for vcpu in 0..sizes.max_vcpus {
         folder
             .add(&format!("cpu/{vcpu}"), "")
-            .add(&format!("cpu/{vcpu}/availability"), if vcpu < plan.vcpus { "online" } else { "offline" });
+            .add(&format!("cpu/{vcpu}/availability"), if vcpu < sizes.vcpus { "online" } else { "offline" });
     }
     folder
         .add("memory", "")
-        .add("memory/static-max", plan.max_memory_kib)
-        .add("memory/target", plan.memory_kib)
+        .add("memory/static-max", sizes.max_memory_kib)
+        .add("memory/target", sizes.memory_kib)
         .add("memory/videoram", 0)
         .add("device", "")
         .add("device/suspend", "")
@@ -136,7 +152,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("domid", domid)
         .add("store", "")
         .add("store/port", built.store_port)
-        .add("store/ring-ref", SpecialPage::Xenstore.gfn().0)
+        .add("store/ring-ref", built.store_ring.0)
         .add("console", "")
         .add("console/backend", &backend)
         .add_with(
@@ -153,7 +169,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("console/output", "pty")
         .add("console/tty", "")
         .add("console/port", built.console_port)
-        .add("console/ring-ref", SpecialPage::Console.gfn().0);
+        .add("console/ring-ref", built.console_ring.0);
 
     let mut folder = Folder::new(&mut records, libxl_path(domid), private());
     folder
@@ -166,7 +182,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("device/console/0/online", 1)
         .add("device/console/0/state", 1)
         .add("device/console/0/protocol", "vt100")
-        .add("type", "pvh")
+        .add("type", if plan.kind() == GuestKind::Pv { "pv" } else { "pvh" })
         .add("dm-version", "qemu_xen");
 
     Folder::new(&mut records, console_backend_path(identity.console_domid, domid), private());
@@ -189,13 +205,24 @@ pub fn write(store: &dyn Xenstore, records: &[Record]) -> Result<(), xen::Error>
 }
 
 fn write_in(store: &dyn Xenstore, tx: Transaction, records: &[Record]) -> Result<(), xen::Error> {
-    for record in records {
+    for (n, record) in records.iter().enumerate() {
+        // xenstored makes the parents of what is written: empty, and with the permissions of theirs.
+        let is_implied = record.value.is_empty()
+            && record.permissions.is_none()
+            && records.get(n + 1).is_some_and(|next| is_below(&next.path, &record.path));
+        if is_implied {
+            continue;
+        }
         store.write(tx, &record.path, record.value.as_bytes())?;
         if let Some(permissions) = &record.permissions {
             store.set_permissions(tx, &record.path, permissions)?;
         }
     }
     Ok(())
+}
+
+fn is_below(path: &str, parent: &str) -> bool {
+    path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Removes what [`records`] lists of a domain, and its parents where they are empty then, in one transaction.
@@ -245,12 +272,12 @@ fn read_directory(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::Request;
-    use crate::image::Footprint;
+    use crate::boot::{Guest, PvhOptions, Request, SpecialPage};
+    use crate::image::{Footprint, PvKernel};
     use std::collections::BTreeMap;
     use std::time::Duration;
     use xen::mock::Machine;
-    use xen::{Platform, Port};
+    use xen::{Gfn, Platform, Port};
 
     const GOLDEN: &str = include_str!("../tests/golden/pvh512.xenstore.txt");
     const UUID: &str = "b040376c-ba51-4bbc-9b71-c66649d48343";
@@ -273,17 +300,19 @@ mod tests {
     }
 
     fn plan() -> Plan {
+        plan_of(Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }))
+    }
+
+    fn plan_of(guest: Guest<'_>) -> Plan {
         Plan::new(&Request {
             memory_kib: 512 << 10,
             max_memory_kib: 512 << 10,
             vcpus: 1,
             max_vcpus: 1,
             cmdline: "",
-            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None },
+            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None },
             initrd: None,
-            timer_mode: 1,
-            paging_memory_mib: None,
-            mmio_hole_mib: None,
+            guest,
         })
         .unwrap()
     }
@@ -295,10 +324,19 @@ mod tests {
             start: UNIX_EPOCH + Duration::from_millis(1_795_290_279_290),
             console_domid: DomId::DOM0,
             driver_domain: false,
+            kernel: Path::new("/boot/vmlinuz"),
+            ramdisk: None,
+            cmdline: "",
         }
     }
 
-    const BUILT: Built = Built { domid: DomId(1), store_port: Port(1), console_port: Port(2) };
+    const BUILT: Built = Built {
+        domid: DomId(1),
+        store_port: Port(1),
+        console_port: Port(2),
+        store_ring: SpecialPage::Xenstore.gfn(),
+        console_ring: SpecialPage::Console.gfn(),
+    };
 
     #[test]
     fn the_tree_is_that_of_stock_xl() {
@@ -325,12 +363,58 @@ mod tests {
     }
 
     #[test]
+    fn a_pv_guest_has_rings_of_the_machine_and_an_image() {
+        let kernel = PvKernel {
+            entry: 0xffff_ffff_8100_0000,
+            virt_base: 0xffff_ffff_8000_0000,
+            paddr_offset: 0,
+            hypercall_page: None,
+            init_p2m: None,
+            initrd_by_frame: true,
+        };
+        let plan = plan_of(Guest::Pv(&kernel));
+        let ramdisk = Some(Path::new("/boot/initrd"));
+        let identity = Identity { ramdisk, cmdline: "console=hvc0", ..identity() };
+        let built = Built { store_ring: Gfn(0x12_3456), console_ring: Gfn(0x65_4321), ..BUILT };
+        let records = records(&identity, &plan, &built);
+        let mut golden = golden();
+        for (path, value) in [
+            ("/local/domain/1/store/ring-ref", "1193046"),
+            ("/local/domain/1/console/ring-ref", "6636321"),
+            ("/local/domain/1/console/tty", ""),
+            ("/libxl/1/type", "pv"),
+        ] {
+            golden.get_mut(path).unwrap().0 = value.to_owned();
+        }
+        // What libxl__domain_build adds for PV (tools/libs/light/libxl_create.c).
+        for (name, value) in [
+            ("", ""),
+            ("/ostype", "linux"),
+            ("/kernel", "/boot/vmlinuz"),
+            ("/ramdisk", "/boot/initrd"),
+            ("/cmdline", "console=hvc0"),
+        ] {
+            golden.insert(format!("/vm/{UUID}/image{name}"), (value.to_owned(), String::new()));
+        }
+        let ours: BTreeMap<&str, &str> =
+            records.iter().map(|record| (record.path.as_str(), record.value.as_str())).collect();
+        let theirs: BTreeMap<&str, &str> =
+            golden.iter().map(|(path, (value, _))| (path.as_str(), value.as_str())).collect();
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
     fn one_transaction_writes_and_one_removes_all() {
         let machine = Machine::new();
         let store = machine.domain(DomId::DOM0).xenstore().unwrap();
         let before = machine.inventory();
         write(&*store, &records(&identity(), &plan(), &BUILT)).unwrap();
         assert_ne!(machine.inventory(), before);
+        let stored = store.directory(Transaction::NONE, "/local/domain/1").unwrap();
+        assert!(stored.iter().any(|name| name == "cpu"), "parents come with their children: {stored:?}");
+        // What it is today, so that a change is noticed; libxl makes 119.
+        let counts = machine.counts();
+        assert_eq!((counts.calls["xs_write"], counts.calls["xs_set_permissions"]), (51, 17));
         remove(&*store, DomId(1), identity().uuid, DomId::DOM0).unwrap();
         assert_eq!(machine.counts().xenstore_transactions(), 2);
         assert_eq!(machine.inventory(), before);

@@ -7,7 +7,7 @@ use crate::qubes::QubeError;
 use rustix::fs::FlockOperation;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xen::DomId;
@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Libxl,
     /// The configuration in our own.
     Nxl,
+    /// The same, of a qube that waits in a [pool](crate::pool).
+    Pool,
 }
 
 impl Kind {
@@ -26,7 +28,33 @@ impl Kind {
         match self {
             Self::Libxl => "libxl-json",
             Self::Nxl => "nxl-json",
+            Self::Pool => "nxl-pool",
         }
+    }
+}
+
+/// Files of the folder for locks: a domain that is being made, and one that is to be made again.
+const BEGUN: &str = "begun-";
+const RESTART: &str = "restart-";
+
+/// A domain that is being made: the lock is held by who makes it.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    path: PathBuf,
+    lock: File,
+}
+
+impl Beginning {
+    /// The domain is whole, or gone.
+    pub(crate) fn end(&self) -> Result<(), QubeError> {
+        remove_file(&self.path)
+    }
+
+    /// Whether it is still the file of its name: one that was opened may be removed before it is locked.
+    fn is_on_disk(&self) -> bool {
+        let on_disk = fs::symlink_metadata(&self.path);
+        let ours = self.lock.metadata();
+        matches!((on_disk, ours), (Ok(on_disk), Ok(ours)) if (on_disk.dev(), on_disk.ino()) == (ours.dev(), ours.ino()))
     }
 }
 
@@ -56,6 +84,11 @@ impl UserData {
         &self.locks
     }
 
+    /// Where the cores of domains go that crashed.
+    pub(crate) fn dump_folder(&self) -> PathBuf {
+        self.folder.join("dump")
+    }
+
     fn path(&self, kind: Kind, domid: DomId, uuid: Uuid) -> PathBuf {
         self.folder.join(format!("userdata-d.{domid}.{uuid}.{}", kind.suffix()))
     }
@@ -75,9 +108,84 @@ impl UserData {
         }
     }
 
-    /// All domains that have a file of ours.
+    /// Notes that a domain of that UUID is being made, for as long as the file is open and on disk: whoever dies leaves it,
+    /// unlocked, for the [doctor](crate::doctor).
+    pub(crate) fn begin(&self, uuid: Uuid) -> Result<Beginning, QubeError> {
+        loop {
+            let name = format!("{BEGUN}{uuid}");
+            // Somebody waited for is the doctor, or another who makes a domain of the same UUID.
+            let Some(lock) = self.lock(&name, true)? else { continue };
+            let beginning = Beginning { path: self.locks.join(name), lock };
+            if beginning.is_on_disk() {
+                return Ok(beginning);
+            }
+        }
+    }
+
+    /// The UUIDs of domains whose makers are dead.
+    pub(crate) fn begun(&self) -> Result<Vec<(Uuid, Beginning)>, QubeError> {
+        let mut begun = Vec::new();
+        for name in names_in(&self.locks)? {
+            let Some(uuid) = name.strip_prefix(BEGUN).and_then(|uuid| Uuid::parse_str(uuid).ok()) else {
+                continue;
+            };
+            let path = self.locks.join(name);
+            // Not to be made anew: whoever had it may just have come to its end.
+            let Ok(lock) = OpenOptions::new().write(true).open(&path) else { continue };
+            let dead = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+            let beginning = Beginning { path, lock };
+            if dead && beginning.is_on_disk() {
+                begun.push((uuid, beginning));
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Keeps what is to be made again, until [`Self::forget_restart`]: longer than the domain whose place it takes.
+    pub(crate) fn note_restart(&self, uuid: Uuid, json: &str) -> Result<(), QubeError> {
+        let path = self.locks.join(format!("{RESTART}{uuid}"));
+        let new = self.locks.join(format!("{RESTART}{uuid}.new"));
+        let written = fs::create_dir_all(&self.locks).and_then(|()| write_new(&new, json));
+        written.and_then(|()| fs::rename(&new, &path)).map_err(|source| QubeError::UserData { path, source })
+    }
+
+    /// What was to be made again by somebody who did not come to it.
+    pub(crate) fn restarts(&self) -> Result<Vec<(Uuid, String)>, QubeError> {
+        let mut restarts = Vec::new();
+        for name in names_in(&self.locks)? {
+            let Some(uuid) = name.strip_prefix(RESTART).and_then(|uuid| Uuid::parse_str(uuid).ok()) else {
+                continue;
+            };
+            let path = self.locks.join(name);
+            let text = fs::read_to_string(&path).map_err(|source| QubeError::UserData { path, source })?;
+            restarts.push((uuid, text.trim_end_matches('\0').to_owned()));
+        }
+        Ok(restarts)
+    }
+
+    pub(crate) fn forget_restart(&self, uuid: Uuid) -> Result<(), QubeError> {
+        remove_file(&self.locks.join(format!("{RESTART}{uuid}")))
+    }
+
+    /// All files that belong to a domain, whoever wrote them, with the domain's id and UUID.
+    pub(crate) fn files(&self) -> Result<Vec<(DomId, Uuid, PathBuf)>, QubeError> {
+        let parse = |name: &str| {
+            let rest = name.strip_prefix("userdata-d.").or_else(|| name.strip_prefix("userdata-l."))?;
+            let mut parts = rest.splitn(3, '.');
+            let domid = DomId(parts.next()?.parse().ok()?);
+            Some((domid, Uuid::parse_str(parts.next()?).ok()?, self.folder.join(name)))
+        };
+        Ok(self.names()?.iter().filter_map(|name| parse(name)).collect())
+    }
+
+    /// All domains that the watcher is to know.
     pub(crate) fn known(&self) -> Result<Vec<(DomId, Uuid)>, QubeError> {
-        let suffix = format!(".{}", Kind::Nxl.suffix());
+        self.having(Kind::Nxl)
+    }
+
+    /// All domains that have a file of that kind.
+    pub(crate) fn having(&self, kind: Kind) -> Result<Vec<(DomId, Uuid)>, QubeError> {
+        let suffix = format!(".{}", kind.suffix());
         let names = self.names()?;
         Ok(names
             .iter()
@@ -90,13 +198,7 @@ impl UserData {
     }
 
     fn names(&self) -> Result<Vec<String>, QubeError> {
-        let error = |source| QubeError::UserData { path: self.folder.clone(), source };
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(error(source)),
-        };
-        entries.map(|entry| Ok(entry.map_err(error)?.file_name().to_string_lossy().into_owned())).collect()
+        names_in(&self.folder)
     }
 
     /// Stores a domain's configuration: it is there whole, or not at all.
@@ -135,7 +237,18 @@ impl UserData {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), QubeError> {
+/// What is in a folder; nothing when there is none.
+fn names_in(folder: &Path) -> Result<Vec<String>, QubeError> {
+    let error = |source| QubeError::UserData { path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(error(source)),
+    };
+    entries.map(|entry| Ok(entry.map_err(error)?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+pub(crate) fn remove_file(path: &Path) -> Result<(), QubeError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(QubeError::UserData { path: path.to_owned(), source })
@@ -179,6 +292,23 @@ mod tests {
         assert!(data.lock("watch", false).unwrap().is_none());
         drop(held);
         assert!(data.lock("watch", true).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_dies_while_making_a_domain_leaves_its_uuid() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = UserData::in_folder(folder.path());
+        let begun = || data.begun().unwrap().iter().map(|(uuid, _)| *uuid).collect::<Vec<_>>();
+        assert!(begun().is_empty());
+        let first = data.begin(Uuid::from_u128(1)).unwrap();
+        let second = data.begin(Uuid::from_u128(2)).unwrap();
+        assert!(begun().is_empty(), "both are alive");
+        drop(first);
+        assert_eq!(begun(), [Uuid::from_u128(1)]);
+        second.end().unwrap();
+        data.begun().unwrap()[0].1.end().unwrap();
+        drop(second);
+        assert!(begun().is_empty());
     }
 
     #[test]

@@ -16,6 +16,8 @@ use xen::{DomId, ForeignMemory, ShutdownReason};
 pub(crate) const RECORDS_LOCK: &str = "records.lock";
 /// Held by the one watcher.
 const WATCH_LOCK: &str = "watch.lock";
+/// Set in a kept configuration that is newer than what was changed at run time.
+const AS_GIVEN: &str = "as_given";
 /// A qube that restarts faster than this is held back, so that one that cannot boot does not take the host's time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -38,6 +40,14 @@ pub enum WatchError {
         /// Why.
         source: CreateError,
     },
+    /// What it left in memory could not be kept.
+    #[error("{name}: no core was written, and it goes all the same: {source}")]
+    Core {
+        /// Which qube.
+        name: String,
+        /// Why.
+        source: QubeError,
+    },
     /// The old or new domain could not be handled.
     #[error(transparent)]
     Qube(#[from] QubeError),
@@ -59,18 +69,39 @@ pub struct Done {
     pub action: Action,
 }
 
+impl Qubes {
+    /// Sets what the watcher makes a qube of when it restarts; its UUID stays. `false` when no watcher is to do so.
+    ///
+    /// # Errors
+    /// When the configuration cannot be kept.
+    pub fn keep_config(&self, qube: &Qube, config: QubeConfig) -> Result<bool, WatchError> {
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let _lock = self.userdata.lock(RECORDS_LOCK, true)?;
+        if self.userdata.read(Kind::Nxl, domid, uuid)?.is_none() {
+            return Ok(false);
+        }
+        let kept = serde_json::to_value(QubeConfig { uuid, ..config });
+        let mut kept = kept.map_err(|source| WatchError::Config { domid, source })?;
+        kept[AS_GIVEN] = true.into();
+        self.userdata.write(Kind::Nxl, domid, uuid, &kept.to_string())?;
+        Ok(true)
+    }
+}
+
 /// Carries out what is due.
 pub struct Watcher<'a> {
     qubes: &'a Qubes,
     foreign: &'a dyn ForeignMemory,
     restarted: Option<Instant>,
+    /// Whether those that are made again are for whoever watches all.
+    attended: bool,
 }
 
 impl<'a> Watcher<'a> {
     /// A watcher of these qubes.
     #[must_use]
     pub fn new(qubes: &'a Qubes, foreign: &'a dyn ForeignMemory) -> Self {
-        Self { qubes, foreign, restarted: None }
+        Self { qubes, foreign, restarted: None, attended: true }
     }
 
     /// Watches until no qube is left that it knows; at once when another watcher is at work. What is done, or could not
@@ -82,6 +113,7 @@ impl<'a> Watcher<'a> {
         let userdata = &self.qubes.userdata;
         let Some(watching) = userdata.lock(WATCH_LOCK, false)? else { return Ok(()) };
         self.qubes.store.watch("@releaseDomain", "watcher")?;
+        self.catch_up(&mut report)?;
         loop {
             self.carry_out(&mut report)?;
             {
@@ -97,6 +129,27 @@ impl<'a> Watcher<'a> {
         Ok(self.qubes.store.unwatch("@releaseDomain", "watcher")?)
     }
 
+    /// Makes again what a watcher was about to make again when it died.
+    fn catch_up(&mut self, report: &mut impl FnMut(Result<Done, WatchError>)) -> Result<(), WatchError> {
+        for (uuid, text) in self.qubes.userdata.restarts()? {
+            if let Ok(config) = serde_json::from_str::<QubeConfig>(&text) {
+                self.qubes.end_unfinished(uuid)?;
+                // Whole already: all that was missing may be that it runs.
+                let made = self.qubes.list()?.into_iter().find(|qube| qube.uuid() == uuid);
+                let result = match made {
+                    Some(qube) if qube.info.paused && qube.info.cpu_time == 0 => {
+                        self.qubes.unpause(&qube).map_err(WatchError::from)
+                    }
+                    Some(_) => Ok(()),
+                    None => self.restart(&config).map(drop),
+                };
+                result.unwrap_or_else(|error| report(Err(error)));
+            }
+            self.qubes.userdata.forget_restart(uuid)?;
+        }
+        Ok(())
+    }
+
     /// Carries out what is due now.
     fn carry_out(&mut self, report: &mut impl FnMut(Result<Done, WatchError>)) -> Result<(), WatchError> {
         for (domid, uuid) in self.qubes.userdata.known()? {
@@ -110,7 +163,9 @@ impl<'a> Watcher<'a> {
                 Err(error) => return Err(error.into()),
             };
             if let Some(reason) = qube.info.shutdown {
-                report(self.end(&qube, reason).inspect_err(|_| {
+                let done =
+                    self.kept_config(&qube).and_then(|config| self.end(&qube, reason, &config, report));
+                report(done.map(|(done, _)| done).inspect_err(|_| {
                     // Not to be tried for ever: the domain stays as it ended, for somebody to look at.
                     let _ = self.qubes.userdata.forget(Kind::Nxl, domid, uuid);
                 }));
@@ -119,11 +174,75 @@ impl<'a> Watcher<'a> {
         Ok(())
     }
 
-    fn end(&mut self, qube: &Qube, reason: ShutdownReason) -> Result<Done, WatchError> {
+    /// Stays with one qube, made of `config`, and with those that are made in its place, until there is none: what
+    /// [`Self::run`] does for all. Nobody else is to know of it.
+    ///
+    /// # Errors
+    /// When it cannot go on, or something due could not be done.
+    pub fn attend(
+        &mut self,
+        mut qube: Qube,
+        config: &QubeConfig,
+        mut report: impl FnMut(Result<Done, WatchError>),
+    ) -> Result<(), WatchError> {
+        self.attended = false;
+        loop {
+            self.qubes.wait_for_shutdown(&qube, None)?;
+            let Some(reason) = self.qubes.get(qube.info.domid).ok().and_then(|now| {
+                qube.name.clone_from(&now.name);
+                now.info.shutdown.filter(|_| now.info.uuid == qube.info.uuid)
+            }) else {
+                return Ok(());
+            };
+            let config = self.as_it_is(&qube, config)?;
+            let (done, next) = self.end(&qube, reason, &config, &mut report)?;
+            report(Ok(done));
+            match next {
+                Some(next) => qube = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// What is kept of a qube to make it again.
+    fn kept_config(&self, qube: &Qube) -> Result<QubeConfig, WatchError> {
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let text = self.qubes.userdata.read(Kind::Nxl, domid, uuid)?.unwrap_or_default();
+        let error = |source| WatchError::Config { domid, source };
+        let kept: serde_json::Value = serde_json::from_str(&text).map_err(error)?;
+        let as_given = kept.get(AS_GIVEN).is_some();
+        let config: QubeConfig = serde_json::from_value(kept).map_err(error)?;
+        if as_given { Ok(config) } else { self.as_it_is(qube, &config) }
+    }
+
+    /// The configuration with what was changed since: its name, its memory, its vCPUs.
+    fn as_it_is(&self, qube: &Qube, config: &QubeConfig) -> Result<QubeConfig, WatchError> {
+        let mut config = config.clone();
+        if let Some(name) = &qube.name {
+            config.name.clone_from(name);
+        }
+        // What does not come out at whole MiB is what it was made with.
+        let mib = |kib: Option<u64>| kib.filter(|kib| kib.is_multiple_of(1 << 10)).map(|kib| kib >> 10);
+        let (memory, max_memory) = self.qubes.memory(qube)?;
+        config.memory_mib = mib(memory).unwrap_or(config.memory_mib);
+        config.max_memory_mib = mib(max_memory).unwrap_or(config.max_memory_mib).max(config.memory_mib);
+        if let Some(vcpus) =
+            self.qubes.wanted_vcpus(qube)?.filter(|vcpus| (1..=config.max_vcpus).contains(vcpus))
+        {
+            config.vcpus = vcpus;
+        }
+        Ok(config)
+    }
+
+    /// Carries out what `config` says of this end; the domain that was made in its place, if one was.
+    fn end(
+        &mut self,
+        qube: &Qube,
+        reason: ShutdownReason,
+        config: &QubeConfig,
+        report: &mut impl FnMut(Result<Done, WatchError>),
+    ) -> Result<(Done, Option<Qube>), WatchError> {
         let domid = qube.info.domid;
-        let text = self.qubes.userdata.read(Kind::Nxl, domid, qube.uuid())?.unwrap_or_default();
-        let config: QubeConfig =
-            serde_json::from_str(&text).map_err(|source| WatchError::Config { domid, source })?;
         let action = match reason {
             ShutdownReason::Poweroff => config.actions.poweroff,
             ShutdownReason::Reboot => config.actions.reboot,
@@ -133,34 +252,58 @@ impl<'a> Watcher<'a> {
             // Suspended: whoever asked for that goes on from here.
             ShutdownReason::Suspend | ShutdownReason::Unknown(_) => Action::Preserve,
         };
-        match action {
-            Action::Destroy => self.qubes.destroy(qube)?,
-            Action::Restart => {
+        if matches!(action, Action::CoredumpDestroy | Action::CoredumpRestart) {
+            let file = self.qubes.core_file(&config.name);
+            if let Err(source) = file.and_then(|file| self.qubes.dump_core(qube, &file)) {
+                // No reason to leave it lying there.
+                report(Err(WatchError::Core { name: config.name.clone(), source }));
+            }
+        }
+        let next = match action {
+            Action::Destroy | Action::CoredumpDestroy => {
                 self.qubes.destroy(qube)?;
-                self.restart(&config)?;
+                None
+            }
+            Action::Restart | Action::CoredumpRestart => {
+                self.note_restart(config)?;
+                self.qubes.destroy(qube)?;
+                let next = self.restart(config);
+                self.qubes.userdata.forget_restart(config.uuid)?;
+                Some(next?)
             }
             Action::RenameRestart => {
                 self.qubes.rename(qube, &format!("{}-{domid}", config.name))?;
                 self.qubes.userdata.forget(Kind::Nxl, domid, qube.uuid())?;
-                self.restart(&QubeConfig { uuid: Uuid::new_v4(), ..config.clone() })?;
+                Some(self.restart(&QubeConfig { uuid: Uuid::new_v4(), ..config.clone() })?)
             }
-            // The configuration reader lets only the first of these through; the rest means the same to a PVH qube,
-            // which has nothing that a soft reset could keep.
-            Action::Preserve | Action::SoftReset | Action::CoredumpDestroy | Action::CoredumpRestart => {
+            // A soft reset has nothing to keep of a PVH qube.
+            Action::Preserve | Action::SoftReset => {
                 self.qubes.userdata.forget(Kind::Nxl, domid, qube.uuid())?;
+                None
             }
-        }
-        Ok(Done { domid, name: config.name, reason, action })
+        };
+        Ok((Done { domid, name: config.name.clone(), reason, action }, next))
     }
 
-    fn restart(&mut self, config: &QubeConfig) -> Result<(), WatchError> {
+    /// From here on it will be made again, whoever does it. (What is made again in the foreground ends with that.)
+    fn note_restart(&self, config: &QubeConfig) -> Result<(), WatchError> {
+        if self.attended {
+            let text = serde_json::to_string(config)
+                .map_err(|source| WatchError::Config { domid: DomId::DOM0, source })?;
+            self.qubes.userdata.note_restart(config.uuid, &text)?;
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self, config: &QubeConfig) -> Result<Qube, WatchError> {
         if let Some(last) = self.restarted {
             std::thread::sleep(RESTART_INTERVAL.saturating_sub(last.elapsed()));
         }
         self.restarted = Some(Instant::now());
-        let created = self.qubes.create(config, true, self.foreign);
+        let created = self.qubes.create(config, self.attended, self.foreign);
         let qube = created.map_err(|source| WatchError::Restart { name: config.name.clone(), source })?;
-        Ok(self.qubes.unpause(&qube)?)
+        self.qubes.unpause(&qube)?;
+        Ok(qube)
     }
 }
 
@@ -214,6 +357,98 @@ mod tests {
         assert_eq!(watch(&host)[0].action, Action::Preserve);
         assert_eq!(host.qubes.find("work").unwrap().info.shutdown, Some(ShutdownReason::Crash));
         assert_eq!(watch(&host), [], "and is left alone from then on");
+    }
+
+    #[test]
+    fn what_was_changed_at_run_time_holds_after_a_restart() {
+        let host = host();
+        let qube = running(&host, "vcpus=1\nmaxvcpus=2\nmaxmem=1024");
+        host.qubes.rename(&qube, "play").unwrap();
+        host.qubes.set_memory(&qube, 640 << 10).unwrap();
+        host.qubes.set_max_memory(&qube, 768 << 10).unwrap();
+        host.qubes.set_vcpus(&qube, 2, false).unwrap();
+        host.machine.shut_down(qube.info.domid, ShutdownReason::Reboot);
+        assert_eq!(watch(&host)[0].name, "play");
+        let again = host.qubes.find("play").unwrap();
+        assert_eq!(host.qubes.memory(&again).unwrap(), (Some(640 << 10), Some(768 << 10)));
+        assert_eq!(host.qubes.wanted_vcpus(&again).unwrap(), Some(2));
+        // What is said later holds, whatever was changed before.
+        host.qubes.set_memory(&again, 512 << 10).unwrap();
+        assert!(host.qubes.keep_config(&again, host.config_with("other", "memory=256")).unwrap());
+        host.machine.shut_down(again.info.domid, ShutdownReason::Reboot);
+        assert_eq!(watch(&host)[0].action, Action::Restart);
+        let last = host.qubes.find("other").unwrap();
+        assert_eq!(host.qubes.memory(&last).unwrap(), (Some(256 << 10), Some(256 << 10)));
+        assert_eq!(last.uuid(), qube.uuid());
+        host.qubes.destroy(&last).unwrap();
+        assert!(!host.qubes.keep_config(&last, host.config_with("other", "")).unwrap());
+    }
+
+    #[test]
+    fn a_qube_that_crashes_leaves_a_core_and_goes_or_comes_back() {
+        let host = host();
+        let core = host.folder.path().join("userdata/dump/work");
+        let qube = running(&host, "on_crash='coredump-restart'\non_watchdog='coredump-destroy'");
+        host.machine.shut_down(qube.info.domid, ShutdownReason::Crash);
+        assert_eq!(watch(&host)[0].action, Action::CoredumpRestart);
+        let again = host.qubes.find("work").unwrap();
+        assert_eq!(std::fs::read_to_string(&core).unwrap(), format!("domain {}, 1 vCPUs\n", qube.info.domid));
+        std::fs::remove_file(&core).unwrap();
+        // A core that cannot be written is told of, and keeps nobody.
+        std::fs::create_dir(&core).unwrap();
+        host.machine.shut_down(again.info.domid, ShutdownReason::Watchdog);
+        let mut reports = Vec::new();
+        Watcher::new(&host.qubes, &*host.foreign)
+            .carry_out(&mut |result: Result<Done, WatchError>| {
+                reports.push(result.map(|done| done.action).map_err(|error| error.to_string()));
+            })
+            .unwrap();
+        assert!(reports[0].as_ref().unwrap_err().starts_with("work: no core was written"), "{reports:?}");
+        assert_eq!(reports[1..], [Ok(Action::CoredumpDestroy)]);
+        assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+    }
+
+    #[test]
+    fn killed_at_whichever_call_of_a_restart_the_next_watcher_makes_the_qube_again() {
+        for nth in 0.. {
+            let host = host();
+            let qube = running(&host, "");
+            host.machine.shut_down(qube.info.domid, ShutdownReason::Reboot);
+            host.machine.kill_after(nth);
+            let alive = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| watch(&host))).is_ok();
+            host.machine.revive();
+            let mut next = Watcher::new(&host.qubes, &*host.foreign);
+            let mut report = |result: Result<Done, WatchError>| drop(result.unwrap());
+            next.catch_up(&mut report).unwrap();
+            next.carry_out(&mut report).unwrap();
+            let again = host.qubes.find("work").unwrap_or_else(|error| panic!("after {nth} calls: {error}"));
+            assert_eq!((again.info.paused, again.info.shutdown), (false, None), "after {nth} calls");
+            assert_eq!(again.uuid(), qube.uuid());
+            if alive {
+                assert!(nth > 100, "{nth} calls");
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn in_the_foreground_one_qube_is_attended_until_there_is_none() {
+        let host = host();
+        let config = host.config_with("work", "");
+        let qube = host.qubes.create(&config, false, &*host.foreign).unwrap();
+        host.qubes.unpause(&qube).unwrap();
+        host.machine.shut_down(qube.info.domid, ShutdownReason::Reboot);
+        let mut actions = Vec::new();
+        Watcher::new(&host.qubes, &*host.foreign)
+            .attend(qube, &config, |result| {
+                actions.push(result.unwrap().action);
+                if let Ok(again) = host.qubes.find("work") {
+                    host.machine.shut_down(again.info.domid, ShutdownReason::Poweroff);
+                }
+            })
+            .unwrap();
+        assert_eq!(actions, [Action::Restart, Action::Destroy]);
+        assert_eq!((host.qubes.list().unwrap(), host.files()), (vec![], 0));
     }
 
     #[test]

@@ -22,6 +22,12 @@ fn layouts_are_those_of_the_c_compiler() {
     let layouts = layouts! {
         xen_domctl_createdomain { handle, flags, max_vcpus, max_evtchn_port, grant_opts, cpupool_id, arch }
         xen_domctl_getdomaininfo { domain, flags, tot_pages, cpu_time, max_vcpu_id, handle, cpupool, arch_config }
+        xen_domctl { cmd, interface_version, domain, u }
+        mmuext_op { cmd, arg1 }
+        start_info { magic, nr_pages, shared_info, flags, store_mfn, store_evtchn, console, pt_base, nr_pt_frames,
+            mfn_list, mod_start, mod_len, cmd_line, first_p2m_pfn, nr_p2m_frames }
+        shared_info { vcpu_info, evtchn_pending }
+        vcpu_info { evtchn_upcall_mask }
         xen_sysctl_physinfo { nr_cpus, cpu_khz, capabilities, total_pages, free_pages, hw_cap }
         xs_permissions { id, perms }
         grant_entry_v1 { flags, domid, frame }

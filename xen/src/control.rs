@@ -1,14 +1,25 @@
 //! Domain control: how dom0 makes, fills, inspects and ends domains.
 
-use crate::{DomId, Gfn, Port, Result};
+use crate::{Diagnostics, DomId, Gfn, Pfn, Port, Result, Scheduling};
 
-/// What a new domain is given for life (`xen_domctl_createdomain`, xen/include/public/domctl.h). PVH: hardware
-/// virtualisation with nested paging and a local APIC, no device model.
+/// How a guest's privileged instructions and page tables come about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum GuestKind {
+    /// In hardware: virtualisation with nested paging and a local APIC, no device model.
+    Pvh,
+    /// By hypercalls, without any hardware for it: the guest knows the machine's frames, and its kernel is one of 64
+    /// bits (what Xen takes a new PV domain for).
+    Pv,
+}
+
+/// What a new domain is given for life (`xen_domctl_createdomain`, xen/include/public/domctl.h).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CreateDomain {
+    /// The kind of guest.
+    pub kind: GuestKind,
     /// The UUID, big-endian.
     pub uuid: [u8; 16],
-    /// 1 to 128 for PVH.
+    /// 1 to 128 for PVH, 1 to 8,192 for PV.
     pub max_vcpus: u32,
     /// The highest event-channel port; libxl's default is 1,023.
     pub max_event_channel_port: u32,
@@ -57,6 +68,20 @@ pub struct E820Entry {
     pub size: u64,
     /// What it is.
     pub kind: E820Kind,
+}
+
+/// How the first vCPU of a PV guest begins: in 64-bit mode on the guest's own page tables, with the address of start_info
+/// in rsi (`vcpu_guest_context`, xen/include/public/arch-x86/xen.h).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PvStart {
+    /// The first instruction, a virtual address.
+    pub entry: u64,
+    /// The end of the stack, a virtual address.
+    pub stack: u64,
+    /// start_info, a virtual address.
+    pub start_info: u64,
+    /// The level-4 page table, which is [pinned](DomainControl::pin_page_tables).
+    pub page_table: Gfn,
 }
 
 /// Why a domain shut down (`SHUTDOWN_*`, xen/include/public/sched.h).
@@ -143,6 +168,8 @@ pub struct DomainInfo {
     pub online_vcpus: u32,
     /// The highest vCPU id; `None` before any vCPU was made.
     pub max_vcpu_id: Option<u32>,
+    /// The page that the domain shares with Xen (`shared_info`).
+    pub shared_info: Gfn,
     /// XSM security id.
     pub ssidref: u32,
     /// The CPU pool.
@@ -185,6 +212,12 @@ impl PhysInfo {
         let needed = xen_sys::XEN_SYSCTL_PHYSCAP_hvm | xen_sys::XEN_SYSCTL_PHYSCAP_hap;
         self.capabilities & needed == needed
     }
+
+    /// Whether the machine can run PV domains: any can, unless its Xen was built without them.
+    #[must_use]
+    pub fn runs_pv(&self) -> bool {
+        self.capabilities & xen_sys::XEN_SYSCTL_PHYSCAP_pv != 0
+    }
 }
 
 /// What else `xl info` tells of the machine.
@@ -204,15 +237,7 @@ impl HostInfo {
     /// The scheduler's name.
     #[must_use]
     pub fn scheduler_name(&self) -> &'static str {
-        match self.scheduler {
-            4 => "sedf",
-            5 => "credit",
-            6 => "credit2",
-            7 => "arinc653",
-            8 => "rtds",
-            9 => "null",
-            _ => "unknown",
-        }
+        crate::scheduler_name(self.scheduler)
     }
 }
 
@@ -258,8 +283,8 @@ pub struct XenVersion {
 }
 
 /// What dom0's toolstack may do with domains. One method is one hypercall of libxenctrl unless it says otherwise.
-pub trait DomainControl: Send + Sync {
-    /// Makes an empty PVH domain, paused, and returns the id that Xen chose.
+pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
+    /// Makes an empty domain, paused, and returns the id that Xen chose.
     fn create_domain(&self, domain: &CreateDomain) -> Result<DomId>;
     /// Ends a domain: Xen frees all of it. Returns when that is done.
     fn destroy(&self, domid: DomId) -> Result<()>;
@@ -288,6 +313,16 @@ pub trait DomainControl: Send + Sync {
     /// Puts new memory at each of `gfns`, `1 << order` pages each, and returns for how many of them there was memory:
     /// the first so many have it.
     fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn], kind: Populate) -> Result<usize>;
+    /// Gives a PV domain new memory for each of `pfns`, `1 << order` pages each, and returns the first frame of each
+    /// extent that there was memory for: that of the first so many.
+    fn populate_pv(&self, domid: DomId, order: u32, pfns: &[Pfn]) -> Result<Vec<Gfn>>;
+    /// Has Xen fill a page of a PV domain with its hypercall entries.
+    fn init_hypercall_page(&self, domid: DomId, page: Gfn) -> Result<()>;
+    /// Makes a page of a PV domain a level-4 page table for good (`MMUEXT_PIN_L4_TABLE`). Xen checks it and all tables
+    /// that it leads to: they name frames of the domain alone, and nobody has any of the tables mapped for writing.
+    fn pin_page_tables(&self, domid: DomId, level4: Gfn) -> Result<()>;
+    /// Sets how a PV domain's first vCPU begins.
+    fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()>;
     /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
     /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).

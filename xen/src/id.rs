@@ -27,7 +27,8 @@ pub struct GrantRef(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Port(pub u32);
 
-/// A guest frame number: a guest-physical address divided by [`PAGE_SIZE`].
+/// A guest frame number: what names a page of a domain to Xen and to others. Of a PVH guest, a guest-physical address
+/// divided by [`PAGE_SIZE`]; of a PV guest, a frame of the machine (MFN), which Xen chose.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Gfn(pub u64);
 
@@ -38,6 +39,11 @@ impl Gfn {
         self.0 << PAGE_SHIFT
     }
 }
+
+/// A frame of a PV guest's own numbering, which begins at 0 and has no holes ("pseudo-physical"). Its list from these to
+/// [`Gfn`]s is the p2m. (A PVH guest has no such second numbering.)
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Pfn(pub u64);
 
 impl fmt::Display for DomId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,6 +60,12 @@ impl fmt::Display for GrantRef {
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Display for Pfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
     }
 }
 

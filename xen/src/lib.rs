@@ -28,6 +28,8 @@
 //! ```
 
 mod control;
+mod cpu_set;
+mod diagnostics;
 mod error;
 mod event;
 mod foreign;
@@ -37,19 +39,25 @@ pub mod hvm_context;
 mod id;
 mod memory;
 pub mod mock;
+mod scheduling;
 mod store;
 
 pub use control::{
-    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, HostInfo, HvmParam, PhysInfo, Populate,
-    ShutdownReason, XenVersion,
+    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, HostInfo, HvmParam, PhysInfo,
+    Populate, PvStart, ShutdownReason, XenVersion,
 };
+pub use cpu_set::CpuSet;
+pub use diagnostics::{Diagnostics, Trigger};
 pub use error::{Error, ErrorKind, Result};
 pub use event::EventChannels;
 pub use foreign::ForeignMemory;
 pub use grant::{GrantMap, GrantShare, SharedPages, UnmapNotify};
-pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Port};
+pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Pfn, Port};
 pub use memory::{
     Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd, write_to_fd,
+};
+pub use scheduling::{
+    Affinity, Core, CpuPool, Credit2, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,
 };
 pub use store::{Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
 

@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub struct Boot {
     /// The name by which checks ask for it.
     pub name: &'static str,
-    /// The emulated machine's memory in MiB, of which dom0 has 768.
+    /// The emulated machine's memory in MiB, of which dom0 has 1024.
     pub memory: u32,
     /// Its processors. With two emulated ones about one guest in ten dies of a triple fault while it calibrates its
     /// clock, with one none does; but guests of four vCPUs come up on no fewer than two.
@@ -28,9 +28,9 @@ pub struct Boot {
 
 /// The machines, in the order in which they are booted.
 pub const BOOTS: [Boot; 2] = [
-    Boot { name: "qubes", memory: 3072, processors: 1 },
+    Boot { name: "qubes", memory: 3328, processors: 1 },
     // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
-    Boot { name: "large", memory: 6144, processors: 2 },
+    Boot { name: "large", memory: 6400, processors: 2 },
 ];
 
 /// One check.

@@ -24,10 +24,11 @@ use crate::{Error, Result};
 ///   compute nonsense.
 const EMULATED_CPU: &str = "EPYC-Rome,-smap,-smep,-monitor,-rdtscp,-fsgsbase,-xsave,-avx,-avx2,-fma,-f16c";
 
-/// dom0 gets two thirds of a GiB and a processor for each of the machine's; Xen reboots when it panics, which ends
-/// QEMU at once instead of leaving a halted machine to a timeout. cpuidle=0 goes with the missing MONITOR.
+/// dom0 gets 1 GiB, since all its files are in memory, and a processor for each of the machine's; Xen reboots when it
+/// panics, which ends QEMU at once instead of leaving a halted machine to a timeout. cpuidle=0 goes with the missing
+/// MONITOR.
 const XEN_ARGUMENTS: &str =
-    "com1=115200,8n1 console=com1 dom0_mem=768M,max:768M cpuidle=0 bootscrub=0 sched=credit2";
+    "com1=115200,8n1 console=com1 dom0_mem=1024M,max:1024M cpuidle=0 bootscrub=0 sched=credit2";
 const DOM0_ARGUMENTS: &str = "console=hvc0 quiet panic=1";
 
 /// Where dom0's own console goes.

@@ -1,18 +1,14 @@
 //! Carrying out a [`Plan`].
 
-use super::guest_memory::GuestMemory;
-use super::layout::SpecialPage;
-use super::plan::{Extents, Plan};
+use super::plan::Plan;
+use super::{pv, pvh};
 use crate::image::{ImageError, Kernel};
 use std::fs::File;
 use std::io::{self, Read};
-use std::ops::Range;
 use std::path::PathBuf;
-use xen::hvm_context::{self, MissingRecord};
-use xen::{
-    CreateDomain, DomId, DomainControl, ErrorKind, ForeignMemory, Gfn, HvmParam, PAGE_SHIFT, PAGE_SIZE,
-    Populate, Port,
-};
+use std::sync::atomic::Ordering;
+use xen::hvm_context::MissingRecord;
+use xen::{CreateDomain, DomId, DomainControl, ErrorKind, ForeignMemory, Gfn, GuestKind, PAGE_SHIFT, Port};
 
 /// Entries of the grant table that a guest finds filled (`GNTTAB_RESERVED_*`), 8 bytes each in version 1.
 const GRANT_CONSOLE: usize = 0;
@@ -40,7 +36,7 @@ pub enum Initrd<'a> {
 }
 
 impl Initrd<'_> {
-    fn read_exact(&mut self, memory: &mut [u8]) -> io::Result<()> {
+    pub(super) fn read_exact(&mut self, memory: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact(memory),
             Self::Bytes(bytes) => bytes.read_exact(memory),
@@ -68,6 +64,10 @@ pub struct Built {
     pub store_port: Port,
     /// Its event channel to xenconsoled.
     pub console_port: Port,
+    /// The page of its connection to xenstored.
+    pub store_ring: Gfn,
+    /// The page of its console.
+    pub console_ring: Gfn,
 }
 
 /// Why a plan could not be carried out. Whatever was made is gone.
@@ -78,6 +78,9 @@ pub enum BuildError {
         "this host cannot run PVH qubes: Xen has no hardware virtualisation with nested paging (virt_caps in `nxl info`)"
     )]
     NoPvh,
+    /// This host cannot run PV guests.
+    #[error("this host cannot run PV qubes: its Xen was built without them (virt_caps in `nxl info`)")]
+    NoPv,
     /// Not enough memory.
     #[error(
         "not enough memory: the qube needs {} MiB, and {} MiB are free; shut a qube down or give this one less",
@@ -126,9 +129,81 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// A domain that is being built: made, sized, and empty.
+pub(super) struct Building<'a> {
+    pub(super) domid: DomId,
+    pub(super) control: &'a dyn DomainControl,
+    pub(super) foreign: &'a dyn ForeignMemory,
+    store_domid: DomId,
+    console_domid: DomId,
+    needed_kib: u64,
+    free_kib: u64,
+}
+
+/// Event channels of a domain.
+#[derive(Clone, Copy)]
+pub(super) struct Ports {
+    pub(super) store: Port,
+    pub(super) console: Port,
+}
+
+/// Pages that a domain shares with the daemons.
+#[derive(Clone, Copy)]
+pub(super) struct Rings {
+    pub(super) store: Gfn,
+    pub(super) console: Gfn,
+}
+
+impl<'a> Building<'a> {
+    pub(super) fn new(
+        domid: DomId,
+        (store_domid, console_domid): (DomId, DomId),
+        control: &'a dyn DomainControl,
+        foreign: &'a dyn ForeignMemory,
+    ) -> Self {
+        Self { domid, control, foreign, store_domid, console_domid, needed_kib: 0, free_kib: 0 }
+    }
+
+    /// What it means when the host's memory comes to its end.
+    pub(super) fn no_memory(&self) -> BuildError {
+        BuildError::Memory { needed_kib: self.needed_kib, free_kib: self.free_kib }
+    }
+
+    /// The same as a call's error.
+    pub(super) fn exhausted(&self, error: xen::Error) -> BuildError {
+        match error.kind() {
+            ErrorKind::Exhausted => self.no_memory(),
+            _ => BuildError::Xen(error),
+        }
+    }
+
+    /// Ports to which the daemons may bind.
+    pub(super) fn ports(&self) -> Result<Ports, BuildError> {
+        let store = self.control.alloc_unbound_port(self.domid, self.store_domid)?;
+        let console = self.control.alloc_unbound_port(self.domid, self.console_domid)?;
+        Ok(Ports { store, console })
+    }
+
+    /// Grants the daemons their rings, so that neither needs to be privileged.
+    pub(super) fn seed_grants(&self, rings: Rings) -> Result<(), BuildError> {
+        let table = self.foreign.map_grant_table(self.domid, 0, 1)?;
+        for (entry, frame, to) in [
+            (GRANT_CONSOLE, rings.console, self.console_domid),
+            (GRANT_XENSTORE, rings.store, self.store_domid),
+        ] {
+            // struct grant_entry_v1: flags, domid, frame. The flags make it valid, so they come last.
+            let at = entry * GRANT_ENTRY;
+            table.copy_from(at + 4, &(frame.0 as u32).to_le_bytes());
+            table.copy_from(at + 2, &to.0.to_le_bytes());
+            table.atomic_u16(at).store(GRANT_PERMIT_ACCESS, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
 /// Builds the domain of `plan`. On failure nothing is left of it.
 ///
-/// `store_domid` and `console_domid` are where xenstored and xenconsoled run.
+/// `daemons` are the domains where xenstored and xenconsoled run.
 ///
 /// # Errors
 /// See [`BuildError`].
@@ -137,363 +212,49 @@ pub fn build(
     uuid: [u8; 16],
     limits: Limits,
     payload: Payload<'_>,
-    (store_domid, console_domid): (DomId, DomId),
+    daemons: (DomId, DomId),
     control: &dyn DomainControl,
     foreign: &dyn ForeignMemory,
 ) -> Result<Built, BuildError> {
     let host = control.phys_info()?;
-    if !host.runs_pvh() {
-        return Err(BuildError::NoPvh);
+    match plan.kind() {
+        GuestKind::Pvh if !host.runs_pvh() => return Err(BuildError::NoPvh),
+        GuestKind::Pv if !host.runs_pv() => return Err(BuildError::NoPv),
+        _ => {}
     }
-    let needed_kib = (plan.claim_pages << (PAGE_SHIFT - 10)) + (plan.paging_mempool_bytes >> 10);
+    let needed_kib = plan.needed_kib();
     let free_kib = host.free_pages.saturating_sub(host.outstanding_pages) << (PAGE_SHIFT - 10);
-    let no_memory = || BuildError::Memory { needed_kib, free_kib };
-    // Xen is asked for good by the claim below; this is for an answer before anything was begun.
+    // Xen is asked for good by the claim later; this is for an answer before anything was begun.
     if needed_kib > free_kib {
-        return Err(no_memory());
+        return Err(BuildError::Memory { needed_kib, free_kib });
     }
-    let exhausted = |error: xen::Error| match error.kind() {
-        ErrorKind::Exhausted => no_memory(),
-        _ => BuildError::Xen(error),
-    };
 
+    let sizes = plan.sizes();
     let domid = control.create_domain(&CreateDomain {
+        kind: plan.kind(),
         uuid,
-        max_vcpus: plan.max_vcpus,
+        max_vcpus: sizes.max_vcpus,
         max_event_channel_port: limits.max_event_channel_port,
         max_grant_frames: limits.max_grant_frames,
         max_maptrack_frames: limits.max_maptrack_frames,
     })?;
     let unfinished = Unfinished { control, domid };
-
-    control.set_max_vcpus(domid, plan.max_vcpus)?;
-    control.set_max_mem(domid, plan.max_mem_kib)?;
-    control.set_paging_mempool_size(domid, plan.paging_mempool_bytes).map_err(exhausted)?;
+    control.set_max_vcpus(domid, sizes.max_vcpus)?;
+    control.set_max_mem(domid, sizes.max_mem_kib())?;
     control.apply_default_cpu_policy(domid)?;
-    control.set_memory_map(domid, &plan.memory_map)?;
+    control.set_memory_map(domid, plan.memory_map())?;
 
-    control.claim_pages(domid, plan.claim_pages).map_err(exhausted)?;
-    if let Some(pages) = plan.pod_target_pages {
-        control.set_pod_target(domid, pages).map_err(exhausted)?;
-    }
-    for extents in &plan.extents {
-        if !populate(control, domid, extents)? {
-            return Err(no_memory());
-        }
-    }
-
-    let entry = load_image(plan, payload, domid, foreign)?;
-    load_pages(plan, domid, foreign)?;
-
-    let store_port = control.alloc_unbound_port(domid, store_domid)?;
-    let console_port = control.alloc_unbound_port(domid, console_domid)?;
-    for (param, value) in &plan.params {
-        control.set_hvm_param(domid, *param, *value)?;
-    }
-    control.set_hvm_param(domid, HvmParam::StoreEvtchn, store_port.0.into())?;
-    control.set_hvm_param(domid, HvmParam::ConsoleEvtchn, console_port.0.into())?;
-    seed_grants(domid, store_domid, console_domid, foreign)?;
-
-    let context = control.hvm_context(domid)?;
-    // Guest-physical addresses below 4 GiB: the plan saw to that.
-    let start_info = plan.start_info.address as u32;
-    let context = hvm_context::pvh_start(&context, plan.max_vcpus, entry, start_info)?;
-    control.set_hvm_context(domid, &context)?;
-
-    std::mem::forget(unfinished);
-    Ok(Built { domid, store_port, console_port })
-}
-
-/// Puts memory into the guest; large extents as single pages where the host has no more large ones. False when it has
-/// no more at all.
-fn populate(control: &dyn DomainControl, domid: DomId, extents: &Extents) -> Result<bool, xen::Error> {
-    let done = control.populate_physmap(domid, extents.order, &extents.gfns, extents.populate)?;
-    let rest = &extents.gfns[done..];
-    if rest.is_empty() {
-        return Ok(true);
-    }
-    if extents.order == 0 || extents.populate == Populate::OnDemand {
-        return Ok(false);
-    }
-    let pages: Vec<Gfn> =
-        rest.iter().flat_map(|gfn| (gfn.0..gfn.0 + (1 << extents.order)).map(Gfn)).collect();
-    Ok(control.populate_physmap(domid, 0, &pages, extents.populate)? == pages.len())
-}
-
-/// Fills kernel, start_info and initrd, which lie behind each other, through one mapping. Returns the kernel's entry.
-fn load_image(
-    plan: &Plan,
-    payload: Payload<'_>,
-    domid: DomId,
-    foreign: &dyn ForeignMemory,
-) -> Result<u32, BuildError> {
-    let mut memory = GuestMemory::map_range(foreign, domid, &plan.image)?;
-    let memory = memory.as_mut_slice();
-    let within = |range: &Range<u64>| {
-        (range.start - plan.image.start) as usize..(range.end - plan.image.start) as usize
+    let building = Building { needed_kib, free_kib, ..Building::new(domid, daemons, control, foreign) };
+    let (ports, rings) = match plan {
+        Plan::Pvh(plan) => pvh::build(plan, payload, &building)?,
+        Plan::Pv(plan) => pv::build(plan, payload, &building)?,
     };
-
-    let (kernel, path) = payload.kernel;
-    let loaded = kernel.load_into(&mut memory[within(&plan.kernel)]);
-    let entry = loaded.map_err(|source| BuildError::Kernel { path, source })?.entry;
-    let start_info = (plan.start_info.address - plan.image.start) as usize;
-    let kernel_end = within(&plan.kernel).end;
-    memory[kernel_end..start_info].fill(0);
-    let bytes = &plan.start_info.bytes;
-    memory[start_info..start_info + bytes.len()].copy_from_slice(bytes);
-
-    let mut end = start_info + bytes.len();
-    if let (Some(range), Some((mut initrd, path))) = (&plan.initrd, payload.initrd) {
-        let range = within(range);
-        memory[end..range.start].fill(0);
-        end = range.end;
-        // Shorter than when the plan was made: an error, as everything else that keeps it from being read.
-        initrd.read_exact(&mut memory[range]).map_err(|source| BuildError::Initrd { path, source })?;
-    }
-    memory[end..].fill(0);
-    Ok(entry)
-}
-
-/// Fills the pages that stand apart.
-fn load_pages(plan: &Plan, domid: DomId, foreign: &dyn ForeignMemory) -> Result<(), BuildError> {
-    let mut gfns = Vec::new();
-    for segment in &plan.pages {
-        let first = segment.address >> PAGE_SHIFT;
-        let count = segment.bytes.len().div_ceil(PAGE_SIZE).max(1) as u64;
-        gfns.extend((first..first + count).map(Gfn));
-    }
-    gfns.sort_unstable();
-    let mut memory = GuestMemory::map_frames(foreign, domid, &gfns)?;
-    memory.as_mut_slice().fill(0);
-    for segment in &plan.pages {
-        let mut offset = segment.address as usize % PAGE_SIZE;
-        let mut rest = segment.bytes.as_slice();
-        let mut gfn = Gfn(segment.address >> PAGE_SHIFT);
-        while let (false, Ok(page)) = (rest.is_empty(), gfns.binary_search(&gfn)) {
-            let (part, after) = rest.split_at(rest.len().min(PAGE_SIZE - offset));
-            memory.page(page)[offset..offset + part.len()].copy_from_slice(part);
-            (rest, offset, gfn) = (after, 0, Gfn(gfn.0 + 1));
-        }
-    }
-    Ok(())
-}
-
-/// Grants console and xenstore their rings, so that neither needs to be privileged.
-fn seed_grants(
-    domid: DomId,
-    store_domid: DomId,
-    console_domid: DomId,
-    foreign: &dyn ForeignMemory,
-) -> Result<(), BuildError> {
-    let table = foreign.map_grant_table(domid, 0, 1)?;
-    for (entry, page, to) in [
-        (GRANT_CONSOLE, SpecialPage::Console, console_domid),
-        (GRANT_XENSTORE, SpecialPage::Xenstore, store_domid),
-    ] {
-        // struct grant_entry_v1: flags, domid, frame. The flags make it valid, so they come last.
-        let at = entry * GRANT_ENTRY;
-        table.copy_from(at + 4, &(page.gfn().0 as u32).to_le_bytes());
-        table.copy_from(at + 2, &to.0.to_le_bytes());
-        table.atomic_u16(at).store(GRANT_PERMIT_ACCESS, std::sync::atomic::Ordering::Release);
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::boot::Request;
-    use crate::image::Codec;
-    use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage};
-    use std::io::{Seek, Write};
-    use xen::Platform;
-    use xen::mock::Machine;
-
-    const LIMITS: Limits =
-        Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
-    const INITRD: &[u8] = b"070701 an initrd";
-
-    fn initrd() -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(INITRD).unwrap();
-        file.rewind().unwrap();
-        file
-    }
-
-    fn plan(kernel: &Kernel<'_>, memory_kib: u64, max_memory_kib: u64) -> Plan {
-        Plan::new(&Request {
-            memory_kib,
-            max_memory_kib,
-            vcpus: 1,
-            max_vcpus: 1,
-            cmdline: "console=hvc0",
-            kernel: kernel.footprint(),
-            initrd: Some(INITRD.len() as u64),
-            timer_mode: 1,
-            paging_memory_mib: None,
-            mmio_hole_mib: None,
-        })
-        .unwrap()
-    }
-
-    fn build_on(
-        machine: &Machine,
-        image: &[u8],
-        memory_kib: u64,
-        max_memory_kib: u64,
-    ) -> Result<(Plan, Built), BuildError> {
-        let dom0 = machine.domain(DomId::DOM0);
-        let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
-        let kernel = Kernel::open(image).unwrap();
-        let plan = plan(&kernel, memory_kib, max_memory_kib);
-        let file = initrd();
-        let initrd = Some((Initrd::File(&file), "initrd".into()));
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
-        let built = build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
-        Ok((plan, built))
-    }
-
-    fn image() -> Vec<u8> {
-        packed_bzimage(Codec::Xz, &SyntheticElf::pvh().build())
-    }
-
-    #[test]
-    fn the_guest_finds_what_the_plan_says() {
-        let machine = Machine::new();
-        let (plan, built) = build_on(&machine, &image(), 512 << 10, 512 << 10).unwrap();
-        let guest = machine.guest(built.domid).unwrap();
-        let elf = SyntheticElf::pvh();
-        for load in &elf.loads {
-            assert_eq!(guest.read(load.address, load.data.len()), load.data);
-        }
-        assert_eq!(guest.read(plan.start_info.address, plan.start_info.bytes.len()), plan.start_info.bytes);
-        assert_eq!(guest.read(plan.initrd.as_ref().unwrap().start, INITRD.len()), INITRD);
-        for page in &plan.pages {
-            assert_eq!(guest.read(page.address, page.bytes.len()), page.bytes);
-        }
-        assert_eq!(guest.pages, plan.claim_pages);
-        assert_eq!(guest.memory_map, plan.memory_map);
-        assert_eq!(guest.param(HvmParam::StoreEvtchn), Some(u64::from(built.store_port.0)));
-        assert_eq!(guest.param(HvmParam::ConsoleEvtchn), Some(u64::from(built.console_port.0)));
-        assert!(guest.cpu_policy && !guest.running && guest.vcpus == 1);
-        assert!(guest.context.windows(4).any(|bytes| bytes == ENTRY.to_le_bytes()), "rip");
-        // Entry 0 is the console's: permit access, domain 0, its frame.
-        assert_eq!(guest.read_grant_table(0, 8), [1, 0, 0, 0, 0xff, 0xef, 0x0f, 0]);
-        assert_eq!(guest.read_grant_table(8, 8), [1, 0, 0, 0, 0xfc, 0xef, 0x0f, 0]);
-    }
-
-    #[test]
-    fn a_512_mib_guest_takes_at_most_60_hypercalls() {
-        let machine = Machine::new();
-        build_on(&machine, &image(), 512 << 10, 512 << 10).unwrap();
-        let counts = machine.counts();
-        assert!(counts.hypercalls <= 34, "{} hypercalls: {:?}", counts.hypercalls, counts.calls);
-    }
-
-    #[test]
-    fn memory_does_not_change_the_number_of_hypercalls() {
-        let count = |memory_kib| {
-            let machine = Machine::with_memory(64 << 18);
-            build_on(&machine, &image(), memory_kib, memory_kib).unwrap();
-            machine.counts().hypercalls
-        };
-        assert_eq!(count(128 << 10), count(16 << 20));
-    }
-
-    #[test]
-    fn a_guest_may_start_with_less_than_its_most() {
-        let machine = Machine::new();
-        let (plan, built) = build_on(&machine, &image(), 256 << 10, 512 << 10).unwrap();
-        let guest = machine.guest(built.domid).unwrap();
-        assert_eq!(guest.pages, plan.claim_pages);
-        assert_eq!(guest.memory_map[0].size, 512 << 20);
-    }
-
-    #[test]
-    fn whichever_call_fails_nothing_is_left() {
-        let machine = Machine::new();
-        build_on(&machine, &image(), 512 << 10, 512 << 10).unwrap();
-        let calls: u64 = machine.counts().calls.values().sum();
-        assert!(calls > 20);
-        for nth in 0..calls {
-            let machine = Machine::new();
-            let _dom0 = machine.domain(DomId::DOM0);
-            let before = machine.inventory();
-            machine.fail(None, nth, ErrorKind::Other);
-            let error = build_on(&machine, &image(), 512 << 10, 512 << 10).unwrap_err();
-            assert!(matches!(error, BuildError::Xen(_)), "call {nth}: {error}");
-            assert_eq!(machine.inventory(), before, "call {nth}: {error}");
-        }
-    }
-
-    #[test]
-    fn memory_that_the_host_has_not_is_an_error_before_anything_is_made() {
-        let machine = Machine::with_memory(100 << 8);
-        let error = build_on(&machine, &image(), 512 << 10, 512 << 10).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "not enough memory: the qube needs 516 MiB, and 100 MiB are free; shut a qube down or give this one less"
-        );
-        assert_eq!(machine.counts().of("xc_domain_create"), 0);
-    }
-
-    #[test]
-    fn a_host_without_large_extents_gives_single_pages() {
-        let machine = Machine::new();
-        let kernel = image();
-        // The first populate call finds no large extent at all.
-        machine.fail(Some("xc_domain_populate_physmap"), 0, ErrorKind::Other);
-        assert!(build_on(&machine, &kernel, 512 << 10, 512 << 10).is_err());
-        let dom0 = machine.domain(DomId::DOM0);
-        let control = dom0.domain_control().unwrap();
-        let domid = control
-            .create_domain(&CreateDomain {
-                uuid: [0; 16],
-                max_vcpus: 1,
-                max_event_channel_port: 1_023,
-                max_grant_frames: None,
-                max_maptrack_frames: None,
-            })
-            .unwrap();
-        // Room for one extent and a half: what is left over of the second comes as pages, until there are no more.
-        control.set_max_mem(domid, 768 << 2).unwrap();
-        let extents = Extents { order: 9, gfns: vec![Gfn(0), Gfn(512)], populate: Populate::Now };
-        assert!(!populate(&*control, domid, &extents).unwrap());
-        assert_eq!(machine.guest(domid).unwrap().pages, 768);
-    }
-
-    #[test]
-    fn a_kernel_that_is_damaged_behind_its_head_leaves_nothing() {
-        let mut image = image();
-        let end = image.len();
-        image[end - 60..end - 40].fill(0x55);
-        let machine = Machine::new();
-        let _dom0 = machine.domain(DomId::DOM0);
-        let before = machine.inventory();
-        let error = build_on(&machine, &image, 512 << 10, 512 << 10).unwrap_err();
-        assert!(matches!(error, BuildError::Kernel { .. }), "{error}");
-        assert!(error.to_string().starts_with("kernel: "), "{error}");
-        assert_eq!(machine.inventory(), before);
-    }
-
-    #[test]
-    fn an_initrd_that_shrank_is_an_error_and_leaves_nothing() {
-        let machine = Machine::new();
-        let dom0 = machine.domain(DomId::DOM0);
-        let before = machine.inventory();
-        let image = image();
-        let kernel = Kernel::open(&image).unwrap();
-        let plan = plan(&kernel, 512 << 10, 512 << 10);
-        let mut file = initrd();
-        file.seek(std::io::SeekFrom::Start(3)).unwrap();
-        let payload = Payload {
-            kernel: (kernel, "kernel".into()),
-            initrd: Some((Initrd::File(&file), "initrd".into())),
-        };
-        let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let error =
-            build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign).unwrap_err();
-        assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
-        assert_eq!(machine.inventory(), before);
-    }
+    std::mem::forget(unfinished);
+    Ok(Built {
+        domid,
+        store_port: ports.store,
+        console_port: ports.console,
+        store_ring: rings.store,
+        console_ring: rings.console,
+    })
 }

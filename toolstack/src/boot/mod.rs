@@ -1,16 +1,16 @@
-//! How a PVH qube is born: the [`Plan`], which is a plain value and needs no Xen, and [`build`](build::build), which
-//! carries it out.
+//! How a qube is born: the [`Plan`], which is a plain value and needs no Xen, and [`build`], which carries it out.
 //!
-//! The guest's view of what we leave in its memory is Xen's PVH boot ABI (docs/misc/pvh.pandoc,
-//! xen/include/public/arch-x86/hvm/start_info.h).
+//! What both kinds of guests have is here; what one kind alone has is in a folder of its own. PVH leans on hardware, and
+//! leaves the guest to make its own page tables. A PV guest begins with page tables made of the machine's own frames,
+//! which only Xen may write from then on.
 
-mod acpi;
 mod build;
 mod guest_memory;
-mod layout;
 mod plan;
-mod start_info;
+mod pv;
+mod pvh;
 
 pub use build::{BuildError, Built, Initrd, Limits, Payload, build};
-pub use layout::{ACPI_START, HIGH_MEMORY_START, SPECIAL_PAGES, SpecialPage};
-pub use plan::{Extents, Plan, PlanError, Request, Segment};
+pub use plan::{Guest, Plan, PlanError, PvhOptions, Request, Sizes};
+pub use pv::{P2m, PageTables, PvInitrd, PvPlan};
+pub use pvh::{ACPI_START, Extents, HIGH_MEMORY_START, PvhPlan, SPECIAL_PAGES, Segment, SpecialPage};

@@ -79,10 +79,17 @@ impl QubeConfig {
     /// The configuration in libxl's JSON, on several lines, each with its end: to the byte what `xl create -n` prints.
     #[must_use]
     pub fn to_libxl_json(&self) -> String {
-        let mut text = String::new();
-        lay_out(&self.libxl_value(), 0, &mut text);
-        text.push('\n');
-        text
+        laid_out(&self.libxl_value())
+    }
+
+    /// The same as libxl records it of a domain that it made: with the defaults that its later answers are computed from
+    /// (`xl list -l` would be 1 KiB short of the memory without that of the video memory).
+    #[must_use]
+    pub fn to_libxl_record(&self) -> String {
+        let mut value = self.libxl_value();
+        value["b_info"]["video_memkb"] = json!(0);
+        value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
+        laid_out(&value)
     }
 
     fn libxl_value(&self) -> Value {
@@ -218,8 +225,15 @@ impl QubeConfig {
     }
 }
 
-/// Writes a value as yajl's beautifier does, with which libxl writes: four blanks for each level, and an empty line in what is
+/// A value as yajl's beautifier writes it, with which libxl writes: four blanks for each level, and an empty line in what is
 /// empty.
+fn laid_out(value: &Value) -> String {
+    let mut text = String::new();
+    lay_out(value, 0, &mut text);
+    text.push('\n');
+    text
+}
+
 fn lay_out(value: &Value, level: usize, text: &mut String) {
     let mut inner = |open: char, close: char, entries: Vec<(Option<&String>, &Value)>| {
         text.push(open);
@@ -497,6 +511,29 @@ mod tests {
             let json: Value = serde_json::from_str(&config.to_libxl_json()).unwrap();
             prop_assert_eq!(json["b_info"]["cmdline"].as_str(), Some(config.cmdline.as_str()));
         }
+    }
+
+    #[test]
+    fn the_record_of_a_domain_has_libxls_defaults_besides() {
+        let config = config("");
+        let record: Value = serde_json::from_str(&config.to_libxl_record()).unwrap();
+        let mut expected = config.libxl_value();
+        expected["b_info"]["video_memkb"] = json!(0);
+        expected["b_info"]["arch_x86"] = json!({ "msr_relaxed": "False" });
+        assert_eq!(record, expected);
+    }
+
+    #[test]
+    fn a_pv_guest_is_told_by_its_type_in_both_places() {
+        let ours = config("type='pv'").libxl_value();
+        let mut stock: Value = serde_json::from_str(STOCK).unwrap();
+        let build = stock["b_info"].as_object_mut().unwrap();
+        build.remove("type.pvh");
+        build.insert("type.pv".into(), json!({}));
+        build.remove("max_grant_frames");
+        stock["c_info"]["type"] = json!("pv");
+        stock.as_object_mut().unwrap().remove("on_crash");
+        assert_eq!(ours, stock);
     }
 
     #[test]

@@ -378,7 +378,7 @@ impl Action {
 
     /// Whether [`Watcher`](crate::watch::Watcher) does it.
     fn is_carried_out(self) -> bool {
-        matches!(self, Self::Destroy | Self::Restart | Self::RenameRestart | Self::Preserve)
+        self != Self::SoftReset
     }
 
     /// As it is written in a configuration.
@@ -456,13 +456,13 @@ impl TimerMode {
 /// Everything that one has to know to make a qube.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QubeConfig {
+    /// The kind of guest.
+    #[serde(default)]
+    pub guest: GuestType,
     /// Unique on the host; 1 to 200 bytes without `/` and control characters.
     pub name: String,
     /// Made up when the configuration gives none.
     pub uuid: Uuid,
-    /// The kind of guest.
-    #[serde(default)]
-    pub guest: GuestType,
     /// The kernel's file, or a unified kernel image, or a lanzaboote stub. Empty when the boot loader is to find one.
     pub kernel: PathBuf,
     /// The initrd's file. Without one, that of a unified kernel image is used.
@@ -616,7 +616,7 @@ const DISPLAY_KEYS: [&str; 10] = [
 impl QubeConfig {
     /// Reads the settings of a file, `source_name`, and of the command line.
     ///
-    /// `type` must be there and be `"pvh"`: without it, `xl` makes a PV guest.
+    /// `type` must be there and be `"pvh"` or `"pv"`: without it, `xl` makes a PV guest.
     ///
     /// # Errors
     /// The first thing that is wrong; no key is passed over.
@@ -713,9 +713,9 @@ impl Reader<'_> {
         let (label, running_label) = self.labels()?;
         let (vfbs, vkbs) = self.displays(guest)?;
         let config = QubeConfig {
+            guest,
             name,
             uuid: self.uuid()?,
-            guest,
             kernel,
             ramdisk,
             initrd_secrets: closure.and_then(|closure| closure.initrd_secrets.clone()),
@@ -787,12 +787,9 @@ impl Reader<'_> {
     fn guest(&self, by_closure: bool) -> Result<GuestType, ConfigError> {
         let guest = match self.text("type")? {
             Some((_, "pvh")) => Some(GuestType::Pvh),
-            Some((setting, given)) if self.build => {
-                return Err(word(setting, "\"pvh\" (other guests are not supported)", given));
-            }
             Some((_, "pv")) => Some(GuestType::Pv),
             Some((setting, given)) => {
-                let expected = "\"pvh\" or \"pv\" (HVM guests need QEMU, which nxl does not start)";
+                let expected = "\"pvh\" or \"pv\" (other guests are not supported)";
                 return Err(word(setting, expected, given));
             }
             None if by_closure => Some(GuestType::Pvh),
@@ -995,7 +992,7 @@ impl Reader<'_> {
             let found = Action::ALL.into_iter().find(|action| action.name() == text);
             // What is not carried out is refused here rather than forgotten when it is due.
             let found = found.filter(|action| !self.build || action.is_carried_out() || *action == default);
-            let expected = "destroy, restart, rename-restart or preserve (nxl writes no core dumps)";
+            let expected = "destroy, restart, rename-restart, preserve, coredump-destroy or coredump-restart";
             found.ok_or_else(|| word(setting, expected, text))
         };
         Ok(Actions {
@@ -1202,6 +1199,25 @@ mod tests {
         with(text).unwrap_err().to_string()
     }
 
+    #[test]
+    fn a_pv_guest_has_no_keys_of_hardware_virtualisation() {
+        let read = |text: &str| {
+            let settings = Settings::parse("pv.cfg", text.as_bytes(), &[""; 0]).unwrap();
+            QubeConfig::from_settings("pv.cfg", &settings)
+        };
+        let base = "type='pv'\nname='work'\nkernel='/k'\n";
+        let (config, _) = read(&format!("{base}memory=256\nmaxmem=512")).unwrap();
+        assert_eq!((config.guest, config.memory_mib, config.max_memory_mib), (GuestType::Pv, 256, 512));
+        for key in ["mmio_hole", "shadow_memory", "timer_mode"] {
+            let error = read(&format!("{base}{key}=100")).unwrap_err().to_string();
+            assert_eq!(error, format!("pv.cfg:4:1: `{key}' is for PVH guests, this is a PV guest"));
+        }
+        let error = read(&format!("{base}e820_host=1")).unwrap_err().to_string();
+        assert_eq!(error, "pv.cfg:4:11: `e820_host' can only be 0, not 1");
+        let error = read(&format!("{base}usb=1")).unwrap_err().to_string();
+        assert_eq!(error, "pv.cfg:4:1: `usb' is for HVM guests, this is a PV guest");
+    }
+
     /// What BASE says.
     fn least(uuid: Uuid) -> QubeConfig {
         QubeConfig {
@@ -1261,7 +1277,7 @@ mod tests {
 
     #[test]
     fn actions_that_nobody_carries_out_are_refused() {
-        for action in ["coredump-destroy", "coredump-restart", "soft-reset"] {
+        for action in ["soft-reset", "coredump"] {
             let settings = Settings::parse(
                 "work.cfg",
                 format!("type='pvh'\nname='work'\nkernel='/k'\non_crash='{action}'\n").as_bytes(),
@@ -1417,7 +1433,7 @@ mod tests {
         let type_error = read("type='hvm'\nname='a'\nkernel='k'").unwrap_err().to_string();
         assert_eq!(
             type_error,
-            "work.cfg:1:6: `type' is \"pvh\" (other guests are not supported), not \"hvm\""
+            "work.cfg:1:6: `type' is \"pvh\" or \"pv\" (other guests are not supported), not \"hvm\""
         );
         with("acpi='0x1'\ntsc_mode='default'\ndisk=[]\nvif=[]\nnestedhvm=0").unwrap();
     }
@@ -1458,7 +1474,7 @@ mod tests {
         let error = |argument| from_closure(&["vcpus=2", argument]).unwrap_err().to_string();
         assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' comes from the closure");
         assert_eq!(error("memry=1"), "command line:2:1: unknown key `memry' (did you mean `memory'?)");
-        assert!(error("type='pv'").contains("other guests are not supported"));
+        assert!(error("type='hvm'").contains("other guests are not supported"));
     }
 
     #[test]

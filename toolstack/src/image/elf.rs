@@ -224,6 +224,11 @@ impl Elf {
         start..end
     }
 
+    /// Whether the file is one of 64 bits.
+    pub(crate) fn is_64_bit(&self) -> bool {
+        self.class == CLASS_64
+    }
+
     /// The bytes of the file that hold the section headers, if there are any.
     pub(crate) fn section_headers(&self) -> Result<Option<Range<u64>>, ElfError> {
         let Some(table) = self.section_table else { return Ok(None) };

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// A kernel or initrd, mapped read-only.
@@ -13,7 +14,10 @@ use std::path::Path;
 /// paths never change, and package managers replace a file by renaming a new one over it, which leaves the mapped one
 /// as it was. What such a rewrite does to the bytes is found by the same checks that find a damaged file.
 #[derive(Debug)]
-pub struct MappedFile(memmap2::Mmap);
+pub struct MappedFile {
+    map: memmap2::Mmap,
+    file: File,
+}
 
 impl MappedFile {
     /// Maps a regular file.
@@ -43,7 +47,23 @@ impl MappedFile {
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(file) }?;
         // Read-ahead; a kernel that cannot do it is no reason to fail.
         let _ = map.advise(memmap2::Advice::Sequential);
-        Ok(Self(map))
+        Ok(Self { map, file: file.try_clone()? })
+    }
+
+    /// Reads `part`, which is a part of this mapping, from the file.
+    ///
+    /// # Errors
+    /// Those of reading; [`io::ErrorKind::InvalidInput`] for bytes that are none of this file's, or `into` has another
+    /// length.
+    pub(crate) fn read(&self, part: &[u8], into: &mut [u8]) -> io::Result<()> {
+        let offset = (part.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize);
+        match offset {
+            Some(offset) if offset + part.len() <= self.map.len() && part.len() == into.len() => {
+                self.file.read_exact_at(into, offset as u64)
+            }
+            _ if part.is_empty() && into.is_empty() => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes of another file")),
+        }
     }
 }
 
@@ -51,7 +71,7 @@ impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }
 
@@ -66,6 +86,14 @@ mod tests {
         let path = folder.join("file");
         std::fs::write(&path, b"bytes").unwrap();
         assert_eq!(&*MappedFile::open(&path).unwrap(), b"bytes");
+        let file = MappedFile::open(&path).unwrap();
+        let mut read = [0; 3];
+        file.read(&file[1..4], &mut read).unwrap();
+        assert_eq!(&read, b"yte");
+        for (part, len) in [(&b"yte"[..], 3), (&file[..4], 3)] {
+            let error = file.read(part, &mut read[..len]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
         std::fs::write(&path, b"").unwrap();
         assert_eq!(MappedFile::open(&path).unwrap_err().to_string(), "the file is empty");
         assert_eq!(MappedFile::open(&folder).unwrap_err().to_string(), "not a regular file");

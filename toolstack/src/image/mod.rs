@@ -22,6 +22,7 @@ mod file;
 mod lz4;
 mod lzo;
 mod notes;
+mod pv;
 #[cfg(test)]
 pub(crate) mod synthetic;
 mod unified;
@@ -30,6 +31,7 @@ pub use codec::Codec;
 pub use elf::{ElfError, Segment};
 pub use file::MappedFile;
 pub use notes::{FEATURE_DOM0, FEATURE_RSDP_UNRESTRICTED, NoteError, Phys32Reloc, XenNotes};
+pub use pv::PvKernel;
 pub(crate) use unified::hex;
 pub use unified::{EspFile, Part, Unified, UnifiedError};
 
@@ -48,7 +50,7 @@ const UNPACKED_PART: usize = 512 << 10;
 /// Bytes outside of segments that are kept for the sake of notes. Debian's kernels have 6 MB.
 const ASIDE_LIMIT: usize = 64 << 20;
 
-/// Why a file cannot be started as a PVH kernel.
+/// Why a file cannot be started as a guest's kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file begins like nothing that is known.
@@ -112,6 +114,23 @@ pub enum ImageError {
     /// The kernel cannot be a PVH guest.
     #[error("the kernel has no PVH entry (note PHYS32_ENTRY; Linux: CONFIG_PVH)")]
     NotPvh,
+    /// The file cannot be read any more.
+    #[error("it could not be read: {0}")]
+    Read(#[source] io::Error),
+    /// The kernel cannot be a PV guest.
+    #[error("the kernel has no PV entry (note ENTRY; Linux: CONFIG_XEN_PV): make the qube a PVH guest")]
+    NotPv,
+    /// The kernel is one of 32 bits.
+    #[error("the kernel is one of 32 bits: a PV guest's is one of 64 (make the qube a PVH guest)")]
+    Pv32Bit,
+    /// A note of a PV kernel leads outside of it.
+    #[error("the Xen note {note} has the value {value:#x}, which is not a place in the kernel")]
+    PvNote {
+        /// Which.
+        note: &'static str,
+        /// An address.
+        value: u64,
+    },
     /// The kernel can be the control domain only.
     #[error("the kernel runs as dom0 only (it requires the feature `dom0')")]
     Dom0Only,
@@ -160,6 +179,8 @@ pub struct Footprint {
     pub memory: Range<u64>,
     /// The longest command line that the kernel reads, in bytes without the NUL; `None` when it does not say.
     pub cmdline_limit: Option<u32>,
+    /// Where a PVH guest may have the kernel instead, where that can be told without unpacking.
+    pub relocation: Option<Phys32Reloc>,
 }
 
 impl Footprint {
@@ -180,7 +201,8 @@ pub struct Kernel<'a> {
 }
 
 enum Source<'a> {
-    Plain(&'a [u8]),
+    /// Not packed; and the file that is to be read, if the bytes are a part of one.
+    Plain(&'a [u8], Option<&'a MappedFile>),
     Packed {
         codec: Codec,
         /// The unpacked file from its first byte.
@@ -193,12 +215,21 @@ enum Source<'a> {
 /// What is known of a kernel when it is in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
-    /// Where the first vCPU starts: a guest-physical address in a segment.
-    pub entry: u32,
     /// All of the kernel's Xen notes.
     pub notes: XenNotes,
     /// Bytes of the unpacked file.
     pub unpacked: u64,
+    segments: Vec<Segment>,
+}
+
+impl Loaded {
+    /// Where a PVH guest's first vCPU starts: a guest-physical address in a segment.
+    ///
+    /// # Errors
+    /// When the kernel cannot be a PVH guest.
+    pub fn pvh_entry(&self) -> Result<u32> {
+        pvh_entry(&self.segments, &self.notes)
+    }
 }
 
 impl fmt::Debug for Kernel<'_> {
@@ -216,7 +247,7 @@ impl<'a> Kernel<'a> {
     /// Recognises a kernel and reads its head. `image` is the whole file.
     ///
     /// # Errors
-    /// See [`ImageError`]. A plain ELF file is checked to the end; for a packed one, damage behind the head is found by
+    /// See [`ImageError`]. A plain ELF file is checked to the end, and is that of a kernel that some kind of guest can start; for a packed one, damage behind the head is found by
     /// [`Self::load_into`].
     pub fn open(image: &'a [u8]) -> Result<Self> {
         let (file, bzimage) = if bzimage::is_bzimage(image) {
@@ -228,7 +259,7 @@ impl<'a> Kernel<'a> {
         let codec = Codec::detect(file);
         let format = Format { bzimage: bzimage.is_some(), codec };
         let (elf, source) = match codec {
-            None if file.starts_with(b"\x7fELF") => (plain_head(file)?, Source::Plain(file)),
+            None if file.starts_with(b"\x7fELF") => (plain_head(file)?, Source::Plain(file, None)),
             None => return Err(ImageError::NotAKernel { found: guess(image, format.bzimage) }),
             Some(codec) => {
                 let with_length = format.bzimage && codec.has_length_behind();
@@ -246,22 +277,25 @@ impl<'a> Kernel<'a> {
     /// # Errors
     /// As [`Self::open`] of a plain ELF file.
     pub fn open_unpacked(file: &'a [u8], format: Format, cmdline_limit: Option<u32>) -> Result<Self> {
-        Self::new(format, plain_head(file)?, Source::Plain(file), cmdline_limit)
+        Self::new(format, plain_head(file)?, Source::Plain(file, None), cmdline_limit)
     }
 
     fn new(format: Format, elf: Elf, source: Source<'a>, cmdline_limit: Option<u32>) -> Result<Self> {
         let notes = match source {
-            Source::Plain(file) => Some(elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?),
+            Source::Plain(file, _) => Some(elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?),
             Source::Packed { .. } => None,
         };
-        if let Some(notes) = &notes {
-            entry(&elf, notes)?;
+        if let Some(notes) = &notes
+            && let (Err(error), Err(_)) = (pvh_entry(&elf.segments, notes), PvKernel::new(&elf, notes))
+        {
+            return Err(error);
         }
         let memory = elf.memory();
         let page = PAGE_SIZE as u64;
         let footprint = Footprint {
             memory: memory.start / page * page..memory.end.next_multiple_of(page),
             cmdline_limit,
+            relocation: notes.as_ref().and_then(|notes| notes.phys32_reloc),
         };
         Ok(Self { format, footprint, elf, source, notes })
     }
@@ -290,11 +324,23 @@ impl<'a> Kernel<'a> {
         self.notes.as_ref()
     }
 
+    /// Where a PVH guest's first vCPU starts, where that can be told without unpacking.
+    #[must_use]
+    pub fn pvh_entry(&self) -> Option<Result<u32>> {
+        self.notes.as_ref().map(|notes| pvh_entry(&self.elf.segments, notes))
+    }
+
+    /// What the kernel says of itself as a PV guest, where that can be told without unpacking.
+    #[must_use]
+    pub fn pv(&self) -> Option<Result<PvKernel>> {
+        self.notes.as_ref().map(|notes| PvKernel::new(&self.elf, notes))
+    }
+
     /// Bytes that it unpacks to by its own word, which unpacking checks; `None` when it does not say.
     #[must_use]
     pub fn said_size(&self) -> Option<u64> {
         match &self.source {
-            Source::Plain(file) => Some(file.len() as u64),
+            Source::Plain(file, _) => Some(file.len() as u64),
             Source::Packed { length, .. } => *length,
         }
     }
@@ -305,7 +351,7 @@ impl<'a> Kernel<'a> {
     /// See [`ImageError`], and what `sink` returns.
     pub fn unpack<E: From<ImageError>>(self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<u64, E> {
         let (codec, mut stream, length) = match self.source {
-            Source::Plain(file) => return sink(file).map(|()| file.len() as u64),
+            Source::Plain(file, _) => return sink(file).map(|()| file.len() as u64),
             Source::Packed { codec, stream, length } => (codec, stream, length),
         };
         let mut part = vec![0; UNPACKED_PART];
@@ -327,6 +373,16 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// What is not packed is to be read from `file`, of whose bytes it was opened, rather than copied from its mapping: a
+    /// page that was never touched is a fault, and under Xen a fault of dom0's costs more than its page's bytes.
+    #[must_use]
+    pub fn read_from(mut self, file: &'a MappedFile) -> Self {
+        if let Source::Plain(_, mapped) = &mut self.source {
+            *mapped = Some(file);
+        }
+        self
+    }
+
     /// Unpacks the kernel into `memory`, which is the guest-physical memory of the [`Footprint`], first byte first. All of
     /// it is written: what no segment fills becomes zero.
     ///
@@ -340,9 +396,13 @@ impl<'a> Kernel<'a> {
         let base = footprint.memory.start;
         zero_the_rest(&elf, base, memory);
         let (notes, unpacked) = match source {
-            Source::Plain(file) => {
+            Source::Plain(file, mapped) => {
                 for segment in &elf.segments {
-                    destination(segment, base, memory).copy_from_slice(segment_of(file, segment)?);
+                    let (bytes, place) = (segment_of(file, segment)?, destination(segment, base, memory));
+                    match mapped {
+                        Some(mapped) => mapped.read(bytes, place).map_err(ImageError::Read)?,
+                        None => place.copy_from_slice(bytes),
+                    }
                 }
                 (notes, file.len() as u64)
             }
@@ -357,7 +417,7 @@ impl<'a> Kernel<'a> {
             }
         };
         let notes = notes.unwrap_or_default();
-        Ok(Loaded { entry: entry(&elf, &notes)?, notes, unpacked })
+        Ok(Loaded { notes, unpacked, segments: elf.segments })
     }
 }
 
@@ -570,12 +630,12 @@ fn elf_notes<'a>(elf: &Elf, find: impl Fn(Range<u64>) -> Option<Cow<'a, [u8]>>) 
 }
 
 /// The PVH entry, when the kernel can be a PVH guest.
-fn entry(elf: &Elf, notes: &XenNotes) -> Result<u32> {
+fn pvh_entry(segments: &[Segment], notes: &XenNotes) -> Result<u32> {
     if notes.requires(FEATURE_DOM0) {
         return Err(ImageError::Dom0Only);
     }
     let entry = notes.phys32_entry.ok_or(ImageError::NotPvh)?;
-    if elf.segments.iter().any(|segment| segment.memory.contains(&entry.into())) {
+    if segments.iter().any(|segment| segment.memory.contains(&entry.into())) {
         Ok(entry)
     } else {
         Err(ImageError::EntryOutside { entry })

@@ -5,6 +5,7 @@
 //! linked without one, in note sections (`SHT_NOTE`).
 
 use super::bytes::{u32_at, u64_at};
+use std::ops::Range;
 
 /// Notes of one kernel, others than Xen's included (libelf: `ELF_MAX_TOTAL_NOTE_COUNT`).
 const NOTES_LIMIT: usize = 65_536;
@@ -98,7 +99,7 @@ pub struct XenNotes {
     pub count: usize,
     /// The entry of a PVH guest: 32-bit, physical, without paging.
     pub phys32_entry: Option<u32>,
-    /// Where a PVH kernel may be moved. Builders of guests need not: a guest's memory begins at 0 without a hole.
+    /// Where a PVH kernel may be moved.
     pub phys32_reloc: Option<Phys32Reloc>,
     /// Such as `linux`.
     pub guest_os: Option<String>,
@@ -130,6 +131,18 @@ pub struct XenNotes {
     pub mod_start_pfn: bool,
     /// The kernel can undo a suspend that did not happen.
     pub suspend_cancel: bool,
+}
+
+impl Phys32Reloc {
+    /// The lowest place for a kernel that was linked for `linked`, which is above it, and for which nothing is to lie
+    /// below `floor`. What the kernel's start is aligned to stays.
+    #[must_use]
+    pub fn lowest(&self, linked: &Range<u64>, floor: u64) -> Option<Range<u64>> {
+        let room = linked.start.checked_sub(floor.max(self.min.into()))?;
+        let down = room / u64::from(self.align) * u64::from(self.align);
+        let end = linked.end - down;
+        (end <= u64::from(self.max) + 1).then(|| linked.start - down..end)
+    }
 }
 
 impl XenNotes {
@@ -296,6 +309,20 @@ mod tests {
         assert!(notes.supports(FEATURE_RSDP_UNRESTRICTED) && notes.supports(0) && notes.requires(0));
         assert!(!notes.supports(FEATURE_DOM0) && !notes.requires(FEATURE_DOM0));
         assert_eq!(notes.hypercall_page, None);
+    }
+
+    #[test]
+    fn the_lowest_place_of_a_kernel_keeps_its_alignment() {
+        let reloc = Phys32Reloc { align: 0x20_0000, min: 0x100_0000, max: 0x3fff_ffff };
+        assert_eq!(reloc.lowest(&(0x4000_0000..0x4300_0000), 0x10_0000), Some(0x100_0000..0x400_0000));
+        assert_eq!(
+            reloc.lowest(&(0x4000_1000..0x4300_0000), 0x10_0000),
+            Some(0x100_1000..0x3ff_f000 + 0x1000)
+        );
+        assert_eq!(reloc.lowest(&(0x10_0000..0x20_0000), 0x10_0000), None, "below the minimum already");
+        let low = Phys32Reloc { max: 0x1ff_ffff, ..reloc };
+        assert_eq!(low.lowest(&(0x4000_0000..0x4100_0000), 0), Some(0x100_0000..0x200_0000));
+        assert_eq!(low.lowest(&(0x4000_0000..0x4100_1000), 0), None, "beyond the maximum");
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub(crate) struct SyntheticElf {
 }
 
 pub(crate) const ENTRY: u32 = 0x10_0040;
+/// Where a PV kernel maps its first frame.
+pub(crate) const PV_VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
+pub(crate) const PV_ENTRY: u64 = PV_VIRT_BASE + 0x10_0080;
 
 impl SyntheticElf {
     /// Two segments with a gap between them and zeros behind each; notes as a Linux kernel has them.
@@ -63,6 +66,23 @@ impl SyntheticElf {
             .concat(),
             place: Notes::Behind,
         }
+    }
+
+    /// The same kernel, which can be a PV guest, too: as Linux before 6.1.121, with a hypercall page.
+    pub(crate) fn pv() -> Self {
+        let mut elf = Self::pvh();
+        let wide = |kind: u32, value: u64| xen_note(kind, &value.to_le_bytes());
+        elf.notes.extend(
+            [
+                wide(1, PV_ENTRY),
+                wide(2, PV_VIRT_BASE + 0x10_1000),
+                wide(3, PV_VIRT_BASE),
+                wide(15, 0x80_0000_0000),
+                xen_note(16, &1_u32.to_le_bytes()),
+            ]
+            .concat(),
+        );
+        elf
     }
 
     pub(crate) fn build(&self) -> Vec<u8> {

@@ -41,7 +41,7 @@ fn every_wrapping_and_codec_loads_the_same_kernel() {
         assert_eq!(kernel.notes().is_some(), kernel.format().codec.is_none());
         let (memory, loaded) = load(&image).unwrap();
         assert!(memory == expected(&elf), "{name}");
-        assert_eq!((loaded.entry, loaded.unpacked), (ENTRY, file.len() as u64));
+        assert_eq!((loaded.pvh_entry().unwrap(), loaded.unpacked), (ENTRY, file.len() as u64));
         assert_eq!(loaded.notes.guest_os.as_deref(), Some("linux"));
         assert!(loaded.notes.supports(FEATURE_RSDP_UNRESTRICTED));
     }
@@ -82,7 +82,7 @@ fn notes_are_found_wherever_they_are() {
             for image in [file.clone(), packed_bzimage(Codec::Zstd, &file), packed_bzimage(Codec::Lz4, &file)]
             {
                 let (_, loaded) = load(&image).unwrap();
-                assert_eq!(loaded.entry, ENTRY, "{class:?} {place:?}");
+                assert_eq!(loaded.pvh_entry().unwrap(), ENTRY, "{class:?} {place:?}");
                 assert_eq!(loaded.notes.count, 3);
             }
         }
@@ -184,8 +184,8 @@ fn what_is_no_kernel_is_said_to_be_none() {
 fn kernels_that_cannot_be_pvh_guests_are_refused() {
     let error = |notes: &[u8]| {
         let elf = SyntheticElf { notes: notes.to_vec(), ..SyntheticElf::pvh() };
-        let errors =
-            [elf.build(), packed_bzimage(Codec::Gzip, &elf.build())].map(|image| load(&image).unwrap_err());
+        let errors = [elf.build(), packed_bzimage(Codec::Gzip, &elf.build())]
+            .map(|image| load(&image).and_then(|(_, loaded)| loaded.pvh_entry()).unwrap_err());
         assert_eq!(errors[0].to_string(), errors[1].to_string());
         errors.into_iter().next().unwrap()
     };

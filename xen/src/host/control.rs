@@ -1,10 +1,11 @@
-//! Domain control through libxenctrl, and libxenguest for the CPUID policy.
+//! Domain control through libxenctrl, libxenguest for the CPUID policy, and libxencall for a domctl that libxenctrl has
+//! no function for.
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
 use super::logger;
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, HostInfo, HvmParam,
-    PhysInfo, Populate, Port, Result, ShutdownReason, XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, GuestKind, HostInfo,
+    HvmParam, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
@@ -34,7 +35,7 @@ impl Control {
         NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xc_interface_open", ""))
     }
 
-    fn handle(&self) -> *mut xc_interface {
+    pub(super) fn handle(&self) -> *mut xc_interface {
         self.0.as_ptr()
     }
 
@@ -75,8 +76,54 @@ impl Control {
     }
 }
 
+/// `EFLAGS.IF`, and no other flag.
+const INTERRUPTS_ENABLED: u64 = 1 << 9;
+
+/// Hypercalls that libxenctrl has no function for.
+struct Hypercalls(NonNull<sys::xencall_handle>);
+
+impl Drop for Hypercalls {
+    fn drop(&mut self) {
+        // SAFETY: opened by `open`, and not used afterwards.
+        unsafe { sys::xencall_close(self.0.as_ptr()) };
+    }
+}
+
+impl Hypercalls {
+    fn open() -> Result<Self> {
+        // SAFETY: the logger lives for ever; no flags.
+        let raw = unsafe { sys::xencall_open(logger::silent(), 0) };
+        NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xencall_open", ""))
+    }
+
+    /// One `XEN_DOMCTL_*` without an answer.
+    fn domctl(
+        &self,
+        call: &sys::xen_domctl,
+        name: &'static str,
+        args: impl FnOnce() -> String,
+    ) -> Result<()> {
+        // SAFETY: an open handle. The buffer is memory that the hypervisor may read, or null.
+        let buffer = unsafe { sys::xencall_alloc_buffer(self.0.as_ptr(), size_of_val(call)) };
+        let Some(buffer) = NonNull::new(buffer) else {
+            return Err(Error::last("xencall_alloc_buffer", format!("{} bytes", size_of_val(call))));
+        };
+        let buffer = buffer.cast::<sys::xen_domctl>();
+        // SAFETY: the buffer has the size of a `xen_domctl` and the alignment of a page, and nobody else knows of it; the
+        // hypercall takes its address and reads and writes a `xen_domctl`.
+        let result = unsafe {
+            buffer.write(*call);
+            sys::xencall1(self.0.as_ptr(), sys::__HYPERVISOR_domctl, buffer.as_ptr() as u64)
+        };
+        let result = done(result, name, args);
+        // SAFETY: allocated above from this handle, and not used afterwards.
+        unsafe { sys::xencall_free_buffer(self.0.as_ptr(), buffer.as_ptr().cast()) };
+        result
+    }
+}
+
 /// The text before the first NUL.
-fn text_of(bytes: &[u8]) -> String {
+pub(super) fn text_of(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map_or_else(
         |_| String::from_utf8_lossy(bytes).into_owned(),
         |text| text.to_string_lossy().into_owned(),
@@ -88,7 +135,7 @@ fn bytes_of(chars: &[libc::c_char]) -> Vec<u8> {
 }
 
 /// The functions' 0 for success and -1 for failure.
-fn done(result: libc::c_int, call: &'static str, args: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn done(result: libc::c_int, call: &'static str, args: impl FnOnce() -> String) -> Result<()> {
     if result < 0 { Err(Error::last(call, args())) } else { Ok(()) }
 }
 
@@ -112,6 +159,7 @@ fn domain_info(raw: &sys::xen_domctl_getdomaininfo) -> DomainInfo {
         cpu_time: raw.cpu_time,
         online_vcpus: raw.nr_online_vcpus,
         max_vcpu_id: (raw.max_vcpu_id != u32::MAX).then_some(raw.max_vcpu_id),
+        shared_info: Gfn(raw.shared_info_frame),
         ssidref: raw.ssidref,
         cpupool: raw.cpupool,
     }
@@ -122,16 +170,20 @@ impl DomainControl for Control {
         // The two limits are signed in the ABI, with -1 for the hypervisor's default.
         let frames =
             |limit: Option<u32>| limit.map_or(-1, |frames| i32::try_from(frames).unwrap_or(i32::MAX));
+        let (flags, emulation_flags) = match domain.kind {
+            GuestKind::Pvh => (sys::XEN_DOMCTL_CDF_hvm | sys::XEN_DOMCTL_CDF_hap, sys::XEN_X86_EMU_LAPIC),
+            GuestKind::Pv => (0, 0),
+        };
         let mut config = sys::xen_domctl_createdomain {
             handle: domain.uuid,
-            flags: sys::XEN_DOMCTL_CDF_hvm | sys::XEN_DOMCTL_CDF_hap,
+            flags,
             max_vcpus: domain.max_vcpus,
             max_evtchn_port: domain.max_event_channel_port,
             max_grant_frames: frames(domain.max_grant_frames),
             max_maptrack_frames: frames(domain.max_maptrack_frames),
             // Both versions of the grant table, as libxl allows by default.
             grant_opts: 2,
-            arch: sys::xen_arch_domainconfig { emulation_flags: sys::XEN_X86_EMU_LAPIC, misc_flags: 0 },
+            arch: sys::xen_arch_domainconfig { emulation_flags, misc_flags: 0 },
             ..Default::default()
         };
         // 0 asks Xen to choose the id.
@@ -263,6 +315,70 @@ impl DomainControl for Control {
             format!("domid {domid}, {} extents of order {order}", gfns.len())
         })?;
         Ok(result as usize)
+    }
+
+    fn populate_pv(&self, domid: DomId, order: u32, pfns: &[Pfn]) -> Result<Vec<Gfn>> {
+        let mut extents: Vec<sys::xen_pfn_t> = pfns.iter().map(|pfn| pfn.0).collect();
+        // SAFETY: the function reads and writes `extents.len()` frame numbers.
+        let result = unsafe {
+            sys::xc_domain_populate_physmap(
+                self.handle(),
+                domid.0.into(),
+                extents.len() as libc::c_ulong,
+                order,
+                0,
+                extents.as_mut_ptr(),
+            )
+        };
+        done(result, "xc_domain_populate_physmap", || {
+            format!("domid {domid}, {} extents of order {order}", pfns.len())
+        })?;
+        // Of a PV domain, Xen leaves the machine's frames in the place of the guest's.
+        extents.truncate(result as usize);
+        Ok(extents.into_iter().map(Gfn).collect())
+    }
+
+    fn init_hypercall_page(&self, domid: DomId, page: Gfn) -> Result<()> {
+        let mut call = sys::xen_domctl {
+            cmd: sys::XEN_DOMCTL_hypercall_init,
+            interface_version: sys::XEN_DOMCTL_INTERFACE_VERSION,
+            domain: domid.0,
+            ..Default::default()
+        };
+        call.u.hypercall_init = sys::xen_domctl_hypercall_init { gmfn: page.0 };
+        Hypercalls::open()?
+            .domctl(&call, "XEN_DOMCTL_hypercall_init", || format!("domid {domid}, frame {page}"))
+    }
+
+    fn pin_page_tables(&self, domid: DomId, level4: Gfn) -> Result<()> {
+        let mut operation = sys::mmuext_op { cmd: sys::MMUEXT_PIN_L4_TABLE, ..Default::default() };
+        operation.arg1.mfn = level4.0;
+        // SAFETY: one operation, as is said.
+        let result = unsafe { sys::xc_mmuext_op(self.handle(), &raw mut operation, 1, domid.0.into()) };
+        done(result, "xc_mmuext_op", || format!("domid {domid}, MMUEXT_PIN_L4_TABLE, frame {level4}"))
+    }
+
+    fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()> {
+        let flags = (sys::VGCF_in_kernel | sys::VGCF_online).into();
+        let mut context = sys::vcpu_guest_context { flags, ..Default::default() };
+        let registers = &mut context.user_regs;
+        registers.__bindgen_anon_14.rsi = start.start_info;
+        registers.__bindgen_anon_16.rip = start.entry;
+        registers.__bindgen_anon_18.rsp = start.stack;
+        registers.__bindgen_anon_17.rflags = INTERRUPTS_ENABLED;
+        // The other segments are null selectors.
+        registers.cs = sys::FLAT_RING3_CS64 as u16;
+        registers.ss = sys::FLAT_RING3_SS64 as u16;
+        context.kernel_ss = sys::FLAT_RING3_SS64.into();
+        context.kernel_sp = start.stack;
+        context.debugreg[6] = 0xffff_0ff0;
+        context.debugreg[7] = 0x400;
+        // A frame's number is its address' upper part, where there are 64 bits (xen_pfn_to_cr3).
+        context.ctrlreg[3] = start.page_table.address();
+        let mut context = sys::vcpu_guest_context_any_t { c: context };
+        // SAFETY: the function reads the context of a 64-bit vCPU, which is the native one.
+        let result = unsafe { sys::xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
+        done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {

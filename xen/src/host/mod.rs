@@ -1,10 +1,12 @@
 //! The machine we run on, through Xen's C libraries.
 
 mod control;
+mod diagnostics;
 mod event;
 mod foreign;
 mod grant;
 mod logger;
+mod scheduling;
 mod store;
 
 use crate::{DomainControl, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result, Xenstore};

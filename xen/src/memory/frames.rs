@@ -84,6 +84,13 @@ impl Frames {
         bytes
     }
 
+    /// Writes the beginning of a frame.
+    pub(crate) fn write(&self, frame: u64, bytes: &[u8]) -> Result<()> {
+        let call = |error: rustix::io::Errno| Error::new("pwrite", format!("frame {frame}"), error.into());
+        // Into memory all of it goes at once.
+        rustix::io::pwrite(&self.file, bytes, frame * PAGE_SIZE as u64).map(drop).map_err(call)
+    }
+
     /// Sets one byte of a frame to 0, as the kernel does when a page with an unmap notification goes.
     pub(crate) fn clear_byte(&self, frame: u64, offset: u16) {
         // Within the file by construction of `frame`; a write of one byte into memory does not fail.

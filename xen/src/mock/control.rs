@@ -1,20 +1,25 @@
 //! Domain control of the mock: domains with memory that is limited, claimed and populated as Xen does it.
 
 use super::Machine;
+use super::pv::{MachineFrames, Pv};
 use crate::memory::Frames;
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, HostInfo, HvmParam, PAGE_SHIFT,
-    PAGE_SIZE, PhysInfo, Populate, Port, Result, ShutdownReason, XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, GuestKind, HostInfo, HvmParam,
+    PAGE_SHIFT, PAGE_SIZE, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Frames of a domain's address space that can be populated: the first 64 GiB. Sparse, so that it costs nothing.
 const ADDRESS_SPACE: u64 = 64 << 18;
+/// Behind them, the page that a domain shares with Xen.
+const SHARED_INFO: u64 = ADDRESS_SPACE;
 /// Frames of a grant table, at most.
 const GRANT_TABLE_FRAMES: u64 = 64;
 /// The most vCPUs of a PVH domain (`HVM_MAX_VCPUS`).
 const MAX_VCPUS: u32 = 128;
+/// The most vCPUs of a PV domain (`MAX_VIRT_CPUS`).
+const MAX_PV_VCPUS: u32 = 8_192;
 
 /// Save records, `struct hvm_save_descriptor` and the type codes of xen/include/public/arch-x86/hvm/save.h.
 const RECORD_HEADER: u16 = 1;
@@ -26,11 +31,17 @@ pub(super) struct HostMemory {
     total: u64,
     free: u64,
     claimed: u64,
+    frames: MachineFrames,
 }
 
 impl HostMemory {
     pub(super) fn new(pages: u64) -> Self {
-        Self { total: pages, free: pages, claimed: 0 }
+        Self { total: pages, free: pages, claimed: 0, frames: MachineFrames::default() }
+    }
+
+    /// All and what is free, in bytes.
+    pub(super) fn bytes(&self, page: u64) -> (u64, u64) {
+        (self.total * page, self.free * page)
     }
 
     pub(super) fn inventory(&self) -> Vec<String> {
@@ -45,19 +56,25 @@ pub(super) struct Domain {
     grant_table: Arc<Frames>,
     uuid: [u8; 16],
     max_vcpus: u32,
-    vcpus: u32,
+    pub(super) vcpus: u32,
+    pub(super) scheduling: super::scheduling::Part,
     /// Runs from their first frame, not overlapping.
     populated: BTreeMap<u64, u64>,
     pages: u64,
     max_pages: u64,
     claimed: u64,
     pool_pages: u64,
-    pauses: u32,
+    /// Populated on demand, in part: it may get what [`DomainControl::set_pod_target`] says.
+    on_demand: bool,
+    pub(super) pauses: u32,
     shutdown: Option<ShutdownReason>,
     cpu_policy: bool,
     params: HashMap<HvmParam, u64>,
     memory_map: Vec<E820Entry>,
     context: Vec<u8>,
+    shared_info: Gfn,
+    /// What a PV domain has, and a PVH domain has not.
+    pub(super) pv: Option<Pv>,
 }
 
 /// What a test may look at of a domain.
@@ -75,6 +92,10 @@ pub struct Guest {
     pub cpu_policy: bool,
     /// Whether it may run.
     pub running: bool,
+    /// How a PV domain's first vCPU begins.
+    pub start: Option<PvStart>,
+    /// Of a PV domain: its first frame of each run, to the machine's and their number.
+    runs: BTreeMap<u64, (u64, u64)>,
     params: HashMap<HvmParam, u64>,
     memory: Arc<Frames>,
     grant_table: Arc<Frames>,
@@ -87,7 +108,27 @@ impl Guest {
         self.params.get(&param).copied()
     }
 
-    /// Bytes of its memory; what was never populated or written reads as zeros.
+    /// Which of a PV domain's own frames a frame of the machine is.
+    #[must_use]
+    pub fn frame(&self, gfn: Gfn) -> Option<Pfn> {
+        let run = self.runs.iter().find(|(_, (first, len))| (*first..first + len).contains(&gfn.0));
+        run.map(|(pfn, (first, _))| Pfn(pfn + gfn.0 - first))
+    }
+
+    /// Which frame of the machine one of a PV domain's own is.
+    #[must_use]
+    pub fn machine_frame(&self, pfn: Pfn) -> Option<Gfn> {
+        let (start, (first, len)) = self.runs.range(..=pfn.0).next_back()?;
+        (pfn.0 - start < *len).then(|| Gfn(first + pfn.0 - start))
+    }
+
+    /// Bytes of the page that it shares with Xen.
+    #[must_use]
+    pub fn read_shared_info(&self, offset: u64, len: usize) -> Vec<u8> {
+        self.memory.read((SHARED_INFO << PAGE_SHIFT) + offset, len)
+    }
+
+    /// Bytes of its memory, by guest-physical (of a PV domain: pseudo-physical) address; what was never populated or written reads as zeros.
     #[must_use]
     pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
         self.memory.read(address, len)
@@ -109,6 +150,10 @@ impl Domain {
         &self.grant_table
     }
 
+    pub(super) fn pv(&self) -> Option<&Pv> {
+        self.pv.as_ref()
+    }
+
     pub(super) fn is_populated(&self, gfn: Gfn) -> bool {
         let run = self.populated.range(..=gfn.0).next_back();
         run.is_some_and(|(start, len)| gfn.0 - start < *len)
@@ -123,6 +168,8 @@ impl Domain {
 
     pub(super) fn guest(&self) -> Guest {
         Guest {
+            start: self.pv.as_ref().and_then(Pv::start),
+            runs: self.pv.iter().flat_map(Pv::runs).map(|(gfn, pfn, len)| (pfn, (gfn, len))).collect(),
             vcpus: self.vcpus,
             pages: self.pages,
             memory_map: self.memory_map.clone(),
@@ -168,7 +215,7 @@ impl Domain {
         DomainInfo {
             domid,
             uuid: self.uuid,
-            hvm: true,
+            hvm: self.pv.is_none(),
             dying: false,
             paused: self.pauses > 0,
             blocked: self.pauses == 0,
@@ -182,6 +229,7 @@ impl Domain {
             cpu_time: 0,
             online_vcpus: u32::from(self.pauses == 0) * self.vcpus,
             max_vcpu_id: self.vcpus.checked_sub(1),
+            shared_info: self.shared_info,
             ssidref: 0,
             cpupool: 0,
         }
@@ -192,7 +240,7 @@ pub(super) struct Control(pub(super) Machine);
 
 impl Control {
     /// Runs `body` on a domain, after counting the call; its error is an errno.
-    fn on_domain<T>(
+    pub(super) fn on_domain<T>(
         &self,
         call: &'static str,
         domid: DomId,
@@ -257,14 +305,25 @@ impl DomainControl for Control {
     fn create_domain(&self, domain: &CreateDomain) -> Result<DomId> {
         let args = || format!("{} vCPUs", domain.max_vcpus);
         self.0.enter("xc_domain_create", args)?;
-        if domain.max_vcpus == 0 || domain.max_vcpus > MAX_VCPUS {
+        let most = match domain.kind {
+            GuestKind::Pvh => MAX_VCPUS,
+            GuestKind::Pv => MAX_PV_VCPUS,
+        };
+        if domain.max_vcpus == 0 || domain.max_vcpus > most {
             return Err(Error::errno("xc_domain_create", args(), libc::EINVAL));
         }
-        let memory = Arc::new(Frames::new(ADDRESS_SPACE)?);
+        let memory = Arc::new(Frames::new(SHARED_INFO + 1)?);
         let grant_table = Arc::new(Frames::new(GRANT_TABLE_FRAMES)?);
         let mut state = self.0.0.state.lock();
         let domid = (1..DomId::FIRST_RESERVED).map(DomId).find(|domid| !state.domains.contains_key(domid));
         let domid = domid.ok_or_else(|| Error::errno("xc_domain_create", args(), libc::ENOMEM))?;
+        let (pv, shared_info) = match domain.kind {
+            GuestKind::Pvh => (None, Gfn(state.host.frames.take(1))),
+            GuestKind::Pv => {
+                let (pv, shared_info) = Pv::new(SHARED_INFO, &mut state.host.frames);
+                (Some(pv), shared_info)
+            }
+        };
         state.domains.insert(
             domid,
             Domain {
@@ -273,17 +332,21 @@ impl DomainControl for Control {
                 uuid: domain.uuid,
                 max_vcpus: domain.max_vcpus,
                 vcpus: 0,
+                scheduling: super::scheduling::Part::default(),
                 populated: BTreeMap::new(),
                 pages: 0,
                 max_pages: 0,
                 claimed: 0,
                 pool_pages: 0,
+                on_demand: false,
                 pauses: 1,
                 shutdown: None,
                 cpu_policy: false,
                 params: HashMap::new(),
                 memory_map: Vec::new(),
                 context: initial_context(),
+                shared_info,
+                pv,
             },
         );
         Ok(domid)
@@ -335,6 +398,9 @@ impl DomainControl for Control {
 
     fn set_paging_mempool_size(&self, domid: DomId, bytes: u64) -> Result<()> {
         self.on_domain("xc_set_paging_mempool_size", domid, &format!("{bytes} bytes"), |domain, host| {
+            if domain.pv.is_some() {
+                return Err(libc::EOPNOTSUPP);
+            }
             if !bytes.is_multiple_of(PAGE_SIZE as u64) {
                 return Err(libc::EINVAL);
             }
@@ -363,6 +429,9 @@ impl DomainControl for Control {
 
     fn set_hvm_param(&self, domid: DomId, param: HvmParam, value: u64) -> Result<()> {
         self.on_domain("xc_hvm_param_set", domid, &format!("{param:?} = {value:#x}"), |domain, _| {
+            if domain.pv.is_some() {
+                return Err(libc::EINVAL);
+            }
             domain.params.insert(param, value);
             Ok(())
         })
@@ -404,8 +473,12 @@ impl DomainControl for Control {
         let args = format!("{} extents of order {order}", gfns.len());
         self.on_domain("xc_domain_populate_physmap", domid, &args, |domain, host| {
             let pages = 1 << order;
+            domain.on_demand |= kind == Populate::OnDemand;
             for (done, gfn) in gfns.iter().enumerate() {
                 if !gfn.0.is_multiple_of(pages) {
+                    return Err(libc::EINVAL);
+                }
+                if domain.pv.is_some() {
                     return Err(libc::EINVAL);
                 }
                 if kind == Populate::Now && !domain.take(host, pages) {
@@ -419,10 +492,58 @@ impl DomainControl for Control {
         })
     }
 
+    fn populate_pv(&self, domid: DomId, order: u32, pfns: &[Pfn]) -> Result<Vec<Gfn>> {
+        let args = format!("{} extents of order {order}", pfns.len());
+        self.on_domain("xc_domain_populate_physmap", domid, &args, |domain, host| {
+            let pages = 1 << order;
+            let mut frames = Vec::with_capacity(pfns.len());
+            for pfn in pfns {
+                if domain.pv.is_none() || !pfn.0.is_multiple_of(pages) {
+                    return Err(libc::EINVAL);
+                }
+                if !domain.take(host, pages) {
+                    break;
+                }
+                if !domain.add_run(pfn.0, pages) {
+                    return Err(libc::EINVAL);
+                }
+                frames.extend(domain.pv.as_mut().map(|pv| pv.add_run(pfn.0, pages, &mut host.frames)));
+            }
+            Ok(frames)
+        })
+    }
+
+    fn init_hypercall_page(&self, domid: DomId, page: Gfn) -> Result<()> {
+        self.on_domain("XEN_DOMCTL_hypercall_init", domid, &format!("frame {page}"), |domain, _| {
+            domain.pv.as_ref().ok_or(libc::EINVAL)?.init_hypercall_page(page, &domain.memory)
+        })
+    }
+
+    fn pin_page_tables(&self, domid: DomId, level4: Gfn) -> Result<()> {
+        self.on_domain("xc_mmuext_op", domid, &format!("frame {level4}"), |domain, _| {
+            domain.pv.as_mut().ok_or(libc::EINVAL)?.pin(level4, &domain.memory)
+        })
+    }
+
+    fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()> {
+        self.on_domain("xc_vcpu_setcontext", domid, "vCPU 0", |domain, _| {
+            if domain.vcpus == 0 {
+                return Err(libc::EINVAL);
+            }
+            domain.pv.as_mut().ok_or(libc::EINVAL)?.set_start(start)
+        })
+    }
+
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
         self.on_domain("xc_domain_set_pod_target", domid, &format!("{pages} pages"), |domain, host| {
-            let more = pages.checked_sub(domain.pages).ok_or(libc::EINVAL)?;
-            if domain.take(host, more) { Ok(()) } else { Err(libc::ENOMEM) }
+            // Nothing to do for a domain that has all its memory (p2m_pod_set_mem_target).
+            if domain.pages > 0 && !domain.on_demand {
+                return Ok(());
+            }
+            // What it gives back was never in its address space.
+            host.free += domain.pages.saturating_sub(pages);
+            domain.pages = domain.pages.min(pages);
+            if domain.take(host, pages - domain.pages) { Ok(()) } else { Err(libc::ENOMEM) }
         })
     }
 
@@ -430,14 +551,17 @@ impl DomainControl for Control {
         self.0.enter_hypercalls("xc_domain_hvm_getcontext", 2, || format!("domid {domid}"))?;
         let state = self.0.0.state.lock();
         let domain = state.domains.get(&domid);
-        let domain = domain
-            .ok_or_else(|| Error::errno("xc_domain_hvm_getcontext", format!("domid {domid}"), libc::ESRCH))?;
+        let error = |errno| Error::errno("xc_domain_hvm_getcontext", format!("domid {domid}"), errno);
+        let domain = domain.ok_or_else(|| error(libc::ESRCH))?;
+        if domain.pv.is_some() {
+            return Err(error(libc::EINVAL));
+        }
         Ok(domain.context.clone())
     }
 
     fn set_hvm_context(&self, domid: DomId, records: &[u8]) -> Result<()> {
         self.on_domain("xc_domain_hvm_setcontext", domid, &format!("{} bytes", records.len()), |domain, _| {
-            if !well_formed(records) {
+            if domain.pv.is_some() || !well_formed(records) {
                 return Err(libc::EINVAL);
             }
             domain.context = records.to_vec();
@@ -466,7 +590,9 @@ impl DomainControl for Control {
             nodes: 1,
             cpu_khz: 2_000_000,
             hw_caps: [0; 8],
-            capabilities: xen_sys::XEN_SYSCTL_PHYSCAP_hvm | xen_sys::XEN_SYSCTL_PHYSCAP_hap,
+            capabilities: xen_sys::XEN_SYSCTL_PHYSCAP_hvm
+                | xen_sys::XEN_SYSCTL_PHYSCAP_hap
+                | xen_sys::XEN_SYSCTL_PHYSCAP_pv,
             total_pages: state.host.total,
             free_pages: state.host.free,
             scrub_pages: 0,
@@ -507,6 +633,7 @@ mod tests {
     fn domain(machine: &Machine, pages: u64) -> (Arc<dyn DomainControl>, DomId) {
         let control = machine.domain(DomId::DOM0).domain_control().unwrap();
         let create = CreateDomain {
+            kind: GuestKind::Pvh,
             uuid: [7; 16],
             max_vcpus: 1,
             max_event_channel_port: 1_023,

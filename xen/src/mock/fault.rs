@@ -41,6 +41,8 @@ impl Counts {
 pub(super) struct Faults {
     counts: Counts,
     planned: Vec<Planned>,
+    /// How many calls there will be before the caller is dead.
+    life: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -67,15 +69,27 @@ impl Faults {
         std::mem::take(&mut self.planned).len()
     }
 
+    pub(super) fn set_life(&mut self, calls: Option<u64>) {
+        self.life = calls;
+    }
+
     pub(super) fn enter(
         &mut self,
         call: &'static str,
         hypercalls: u64,
         args: impl FnOnce() -> String,
     ) -> Result<()> {
+        match &mut self.life {
+            None => {}
+            // What its destructors would still do.
+            Some(0) if std::thread::panicking() => return Err(Error::errno(call, args(), libc::EIO)),
+            Some(0) => std::panic::resume_unwind(Box::new("killed")),
+            Some(left) => *left -= 1,
+        }
         *self.counts.calls.entry(call).or_default() += 1;
         if call.starts_with("xc_") && !call.starts_with("xc_interface")
             || call.starts_with("xenforeignmemory_map")
+            || call.starts_with("XEN_DOMCTL_")
         {
             self.counts.hypercalls += hypercalls;
         }
@@ -129,6 +143,23 @@ mod tests {
         events.bind_unbound(DomId(2)).unwrap();
         assert_eq!(machine.counts().of("xenevtchn_bind_unbound_port"), 3);
         assert_eq!(machine.clear_failures(), 0);
+    }
+
+    #[test]
+    fn a_dead_caller_changes_nothing_any_more() {
+        let machine = Machine::new();
+        let events = machine.domain(DomId(1)).event_channels().unwrap();
+        let before = machine.inventory();
+        machine.kill_after(1);
+        let port = events.bind_unbound(DomId(2)).unwrap();
+        let held = machine.inventory();
+        assert_ne!(held, before);
+        let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| events.unbind(port)));
+        assert!(killed.is_err());
+        assert_eq!(machine.inventory(), held);
+        machine.revive();
+        events.unbind(port).unwrap();
+        assert_eq!(machine.inventory(), before);
     }
 
     #[test]

@@ -16,16 +16,18 @@ impl ForeignMemory for Foreign {
         let args = || format!("domid {domid}, {} frames", gfns.len());
         self.0.enter("xenforeignmemory_map", args)?;
         let error = |errno| Error::errno("xenforeignmemory_map", args(), errno);
-        let memory = {
+        let (memory, frames, owner) = {
             let state = self.0.0.state.lock();
             let domain = state.domains.get(&domid).ok_or_else(|| error(libc::ESRCH))?;
-            if !gfns.iter().all(|gfn| domain.is_populated(*gfn)) {
-                return Err(error(libc::EINVAL));
-            }
-            Arc::clone(domain.memory())
+            let frames: Option<Vec<u64>> = gfns.iter().map(|gfn| domain.frame(*gfn)).collect();
+            let frames = frames.ok_or_else(|| error(libc::EINVAL))?;
+            let owner: Box<dyn Owner> = match domain.pv() {
+                Some(pv) if access == Access::ReadWrite => Box::new(pv.map_writable(&frames).map_err(error)?),
+                _ => Box::new(Nothing),
+            };
+            (Arc::clone(domain.memory()), frames, owner)
         };
-        let frames: Vec<u64> = gfns.iter().map(|gfn| gfn.0).collect();
-        memory.map(&frames, access, Box::new(Nothing))
+        memory.map(&frames, access, owner)
     }
 
     fn map_grant_table(&self, domid: DomId, first: u64, frames: usize) -> Result<Mapping> {

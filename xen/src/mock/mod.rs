@@ -5,10 +5,13 @@
 //! [lists](Machine::inventory) all that exists, so that a test can say "and nothing is left".
 
 mod control;
+mod diagnostics;
 mod event;
 mod fault;
 mod foreign;
 mod grant;
+mod pv;
+mod scheduling;
 mod store;
 
 pub use control::Guest;
@@ -44,6 +47,8 @@ struct State {
     store: store::Tree,
     domains: BTreeMap<DomId, control::Domain>,
     host: control::HostMemory,
+    rate_limit: u32,
+    console: diagnostics::Console,
 }
 
 /// How many pages can be shared at once, in the whole machine.
@@ -80,6 +85,8 @@ impl Machine {
                 store: store::Tree::default(),
                 domains: BTreeMap::new(),
                 host: control::HostMemory::new(pages),
+                rate_limit: scheduling::DEFAULT_RATE_LIMIT,
+                console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
         }))
@@ -112,6 +119,17 @@ impl Machine {
     /// How many of the failures that [`fail`](Self::fail) asked for have not happened yet; they are forgotten.
     pub fn clear_failures(&self) -> usize {
         self.0.faults.lock().clear()
+    }
+
+    /// Lets `calls` more calls happen; the next one ends the caller by a silent panic, for `catch_unwind`. As for a program
+    /// that is killed, what its destructors would still do has no effect: their calls fail.
+    pub fn kill_after(&self, calls: u64) {
+        self.0.faults.lock().set_life(Some(calls));
+    }
+
+    /// Lets calls happen again: those of the next program.
+    pub fn revive(&self) {
+        self.0.faults.lock().set_life(None);
     }
 
     /// All that exists, a line each: domains and their memory, grants, ports, xenstore nodes, open transactions,

@@ -25,6 +25,7 @@ type Nodes = BTreeMap<String, Node>;
 #[derive(Debug)]
 struct Pending {
     owner: DomId,
+    connection: u64,
     nodes: Nodes,
     /// The tree's generation when it began.
     since: u64,
@@ -231,15 +232,20 @@ impl Tree {
         result
     }
 
-    fn begin(&mut self, domid: DomId) -> Request<u32> {
+    fn begin(&mut self, domid: DomId, connection: u64) -> Request<u32> {
         let open = self.transactions.values().filter(|pending| pending.owner == domid).count();
         if domid != DomId::DOM0 && open >= TRANSACTION_QUOTA {
             return Err(libc::ENOSPC);
         }
         let id = self.next_transaction;
         self.next_transaction += 1;
-        let pending =
-            Pending { owner: domid, nodes: self.nodes.clone(), since: self.generation, changed: Vec::new() };
+        let pending = Pending {
+            owner: domid,
+            connection,
+            nodes: self.nodes.clone(),
+            since: self.generation,
+            changed: Vec::new(),
+        };
         self.transactions.insert(id, pending);
         Ok(id)
     }
@@ -387,7 +393,10 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.domain.machine.0.state.lock().store.watchers.remove(&self.watcher);
+        let store = &mut self.domain.machine.0.state.lock().store;
+        store.watchers.remove(&self.watcher);
+        // What it began ends with it.
+        store.transactions.retain(|_, pending| pending.connection != self.watcher);
     }
 }
 
@@ -434,7 +443,8 @@ impl Xenstore for Connection {
     }
 
     fn begin(&self) -> Result<Transaction> {
-        self.request("xs_transaction_start", "", Tree::begin).map(Transaction)
+        let begin = |tree: &mut Tree, domid| tree.begin(domid, self.watcher);
+        self.request("xs_transaction_start", "", begin).map(Transaction)
     }
 
     fn end(&self, tx: Transaction, commit: bool) -> Result<()> {

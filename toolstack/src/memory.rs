@@ -1,0 +1,221 @@
+//! How much memory a domain has and may have, once it runs: its guest's balloon driver follows `memory/target`.
+
+use crate::qubes::{Qube, QubeError, Qubes};
+use crate::store::{home, vm_path};
+use xen::{DomId, PAGE_SHIFT, Transaction};
+
+/// What a domain may have beyond its target, for what Xen keeps in its memory (`LIBXL_MAXMEM_CONSTANT`), in KiB.
+const SLACK_KIB: u64 = 1_024;
+/// What dom0 is not to go below (`LIBXL_MIN_DOM0_MEM`), in KiB.
+const LEAST_DOM0_KIB: u64 = 128 << 10;
+
+/// Why a domain's memory could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// xenstore does not say how much it has.
+    #[error("domain {domid} has no {name} in xenstore: it is not one whose memory can be set")]
+    Unknown {
+        /// Which domain.
+        domid: DomId,
+        /// What is missing.
+        name: &'static str,
+    },
+    /// More than it may have.
+    #[error("{given_kib} KiB are more than domain {domid} may have, {max_kib} KiB; `nxl mem-max` sets that")]
+    AboveMax {
+        /// Which domain.
+        domid: DomId,
+        /// What was asked for.
+        given_kib: u64,
+        /// What it may have.
+        max_kib: u64,
+    },
+    /// Less than it has.
+    #[error("{given_kib} KiB are less than domain {domid} has, {target_kib} KiB; `nxl mem-set` sets that")]
+    BelowTarget {
+        /// Which domain.
+        domid: DomId,
+        /// What was asked for.
+        given_kib: u64,
+        /// What it has.
+        target_kib: u64,
+    },
+    /// Too little for dom0 to go on.
+    #[error("{given_kib} KiB are too little for domain 0, which needs {LEAST_DOM0_KIB} KiB")]
+    TooLittle {
+        /// What was asked for.
+        given_kib: u64,
+    },
+    /// The domain could not be found or handled.
+    #[error(transparent)]
+    Qube(#[from] QubeError),
+    /// A call failed.
+    #[error(transparent)]
+    Xen(#[from] xen::Error),
+}
+
+/// A size in `xl`'s notation, in KiB: a number of MiB, or of what follows it, `b`, `k`, `m`, `g` or `t`.
+#[must_use]
+pub fn parse_size_kib(text: &str) -> Option<u64> {
+    let (number, shift) = match text.to_ascii_lowercase().strip_suffix(|c: char| c.is_ascii_alphabetic()) {
+        None => (text, 10),
+        Some(_) => {
+            let (number, unit) = text.split_at(text.len() - 1);
+            let shift = match unit.to_ascii_lowercase().as_str() {
+                "b" => return number.parse::<u64>().ok().map(|bytes| bytes >> 10),
+                "k" => 0,
+                "m" => 10,
+                "g" => 20,
+                "t" => 30,
+                _ => return None,
+            };
+            (number, shift)
+        }
+    };
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+/// What xenstore says of a domain's memory, in KiB.
+struct Known {
+    max: u64,
+    video: u64,
+}
+
+impl Qubes {
+    fn memory_node(&self, tx: Transaction, domid: DomId, name: &str) -> Result<Option<u64>, xen::Error> {
+        match self.store.read(tx, &format!("{}/memory/{name}", home(domid))) {
+            Ok(value) => Ok(std::str::from_utf8(&value).ok().and_then(|text| text.trim().parse().ok())),
+            Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// dom0 has no records until somebody asks: what Xen says is written down then.
+    fn known_memory(&self, tx: Transaction, qube: &Qube) -> Result<Known, MemoryError> {
+        let domid = qube.info.domid;
+        let number = |name: &'static str, pages: u64| match self.memory_node(tx, domid, name)? {
+            Some(kib) => Ok(kib),
+            None if domid == DomId::DOM0 => {
+                let kib = pages << (PAGE_SHIFT - 10);
+                let path = format!("{}/memory/{name}", home(domid));
+                self.store.write(tx, &path, kib.to_string().as_bytes())?;
+                Ok(kib)
+            }
+            None => Err(MemoryError::Unknown { domid, name }),
+        };
+        number("target", qube.info.pages)?;
+        Ok(Known {
+            max: number("static-max", qube.info.max_pages)?,
+            video: self.memory_node(tx, domid, "videoram")?.unwrap_or(0),
+        })
+    }
+
+    /// Asks the guest to get by with so much memory, and lets it have no more.
+    ///
+    /// # Errors
+    /// [`MemoryError::AboveMax`], [`MemoryError::TooLittle`], [`MemoryError::Unknown`], or what Xen or xenstored says.
+    pub fn set_memory(&self, qube: &Qube, kib: u64) -> Result<(), MemoryError> {
+        let domid = qube.info.domid;
+        xen::transaction(&*self.store, |tx| {
+            let known = self.known_memory(tx, qube)?;
+            let target = kib.saturating_sub(known.video);
+            if target > known.max {
+                return Err(MemoryError::AboveMax { domid, given_kib: kib, max_kib: known.max });
+            }
+            if domid == DomId::DOM0 && target < LEAST_DOM0_KIB {
+                return Err(MemoryError::TooLittle { given_kib: kib });
+            }
+            self.control.set_max_mem(domid, target + known.video + SLACK_KIB)?;
+            if qube.info.hvm {
+                self.control.set_pod_target(domid, (target + SLACK_KIB) >> (PAGE_SHIFT - 10))?;
+            }
+            let write = |path: String, value: u64| self.store.write(tx, &path, value.to_string().as_bytes());
+            write(format!("{}/memory/target", home(domid)), target)?;
+            write(format!("{}/memory", vm_path(qube.uuid())), target >> 10)?;
+            Ok(())
+        })
+    }
+
+    /// Sets how much memory a domain may have at most; what it has does not change.
+    ///
+    /// # Errors
+    /// [`MemoryError::BelowTarget`], [`MemoryError::Unknown`], or what Xen or xenstored says.
+    pub fn set_max_memory(&self, qube: &Qube, kib: u64) -> Result<(), MemoryError> {
+        let domid = qube.info.domid;
+        let target = self.memory_node(Transaction::NONE, domid, "target")?;
+        let target_kib = target.ok_or(MemoryError::Unknown { domid, name: "target" })?;
+        if kib < target_kib {
+            return Err(MemoryError::BelowTarget { domid, given_kib: kib, target_kib });
+        }
+        self.control.set_max_mem(domid, kib + SLACK_KIB)?;
+        let path = format!("{}/memory/static-max", home(domid));
+        Ok(self.store.write(Transaction::NONE, &path, kib.to_string().as_bytes())?)
+    }
+
+    /// What xenstore says of a domain's memory in KiB: what it is to have, and what it may have.
+    pub(crate) fn memory(&self, qube: &Qube) -> Result<(Option<u64>, Option<u64>), xen::Error> {
+        let node = |name| self.memory_node(Transaction::NONE, qube.info.domid, name);
+        Ok((node("target")?, node("static-max")?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::create::tests::{Host, host};
+
+    fn qube(host: &Host) -> Qube {
+        let config = host.config_with("work", "maxmem=768");
+        host.qubes.create(&config, false, &*host.foreign).unwrap()
+    }
+
+    #[test]
+    fn sizes_are_read_as_xl_reads_them() {
+        for (text, kib) in [
+            ("512", Some(512 << 10)),
+            ("512m", Some(512 << 10)),
+            ("1g", Some(1 << 20)),
+            ("2T", Some(2 << 30)),
+            ("8192k", Some(8_192)),
+            ("1048576b", Some(1_024)),
+            ("", None),
+            ("m", None),
+            ("-1", None),
+            ("1gb", None),
+            ("1x", None),
+            ("18446744073709551615t", None),
+        ] {
+            assert_eq!(parse_size_kib(text), kib, "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_set_in_two_hypercalls_and_one_transaction() {
+        let host = host();
+        let qube = qube(&host);
+        host.machine.reset_counts();
+        host.qubes.set_memory(&qube, 640 << 10).unwrap();
+        let counts = host.machine.counts();
+        assert_eq!((counts.hypercalls, counts.xenstore_transactions()), (2, 1), "{:?}", counts.calls);
+        assert_eq!(host.qubes.memory(&qube).unwrap(), (Some(640 << 10), Some(768 << 10)));
+        let info = host.qubes.get(qube.info.domid).unwrap().info;
+        assert_eq!(info.max_pages, 641 << 8);
+        let vm = host.qubes.read(&format!("{}/memory", vm_path(qube.uuid()))).unwrap();
+        assert_eq!(vm.as_deref(), Some("640"));
+    }
+
+    #[test]
+    fn what_is_more_than_the_maximum_changes_nothing() {
+        let host = host();
+        let qube = qube(&host);
+        let before = host.inventory();
+        let error = host.qubes.set_memory(&qube, 800 << 10).unwrap_err();
+        assert!(matches!(error, MemoryError::AboveMax { max_kib: 786_432, .. }), "{error}");
+        let error = host.qubes.set_max_memory(&qube, 300 << 10).unwrap_err();
+        assert!(matches!(error, MemoryError::BelowTarget { target_kib: 524_288, .. }), "{error}");
+        assert_eq!(host.inventory(), before);
+        host.qubes.set_max_memory(&qube, 1 << 20).unwrap();
+        host.qubes.set_memory(&qube, 800 << 10).unwrap();
+    }
+}
