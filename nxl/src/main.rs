@@ -1,5 +1,6 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
+mod block;
 mod cache;
 mod command;
 mod console;
@@ -9,6 +10,7 @@ mod info;
 mod list;
 mod manage;
 mod manual;
+mod network;
 mod watch;
 
 use clap::Parser;
@@ -50,6 +52,12 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Console { qube } => console::attach(&qubes()?, &qube),
         Command::Domid { qube } => manage::domid(&qubes()?, &qube),
         Command::Domname { domid } => manage::domname(&qubes()?, domid),
+        Command::BlockAttach { qube, disk } => block::attach(&qubes()?, &qube, &disk),
+        Command::BlockDetach { force, qube, device } => block::detach(&qubes()?, &qube, &device, force),
+        Command::BlockList { qubes: which } => block::list(&qubes()?, &which),
+        Command::NetworkAttach { qube, nic } => network::attach(&qubes()?, &qube, &nic),
+        Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
+        Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Info => info::info(&qubes()?),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),

@@ -165,11 +165,11 @@ impl<'a> Watcher<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::create::tests::{Host, host};
 
-    fn watch(host: &Host) -> Vec<Done> {
+    pub(crate) fn watch(host: &Host) -> Vec<Done> {
         let mut done = Vec::new();
         Watcher::new(&host.qubes, &*host.foreign)
             .carry_out(&mut |result: Result<Done, WatchError>| done.push(result.unwrap()))
