@@ -25,7 +25,14 @@ pub(crate) fn watch(qubes: Qubes) -> Result<(), Error> {
     Watcher::new(&qubes, &*foreign).run(|result| {
         let line = match result {
             Ok(done) => {
-                format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
+                let left = done.left_behind.map_or_else(String::new, |left| format!("; {left}"));
+                format!(
+                    "{} (domain {}): {:?}, {}{left}",
+                    done.name,
+                    done.domid,
+                    done.reason,
+                    done.action.name()
+                )
             }
             Err(error) => format!("failed: {error}"),
         };

@@ -73,6 +73,14 @@ pub enum QubeError {
     /// Waiting failed.
     #[error("waiting for xenstore: {0}")]
     Wait(io::Error),
+    /// It is gone, but something that stood behind one of its devices is not.
+    #[error("domain {domid} is gone, but not all that stood behind its devices: {source}")]
+    LeftBehind {
+        /// Which domain.
+        domid: DomId,
+        /// What.
+        source: DeviceError,
+    },
     /// A device could not be attached or detached.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -323,7 +331,7 @@ impl Qubes {
         }
         store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?, devices)?;
         self.userdata.remove(domid, uuid)?;
-        problems.into_iter().next().map_or(Ok(()), |problem| Err(problem.into()))
+        problems.into_iter().next().map_or(Ok(()), |source| Err(QubeError::LeftBehind { domid, source }))
     }
 
     /// Where `xenstored` or `xenconsoled` runs; dom0 unless it says otherwise.

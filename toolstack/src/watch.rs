@@ -57,6 +57,8 @@ pub struct Done {
     pub reason: ShutdownReason,
     /// What was done.
     pub action: Action,
+    /// What is left of the domain all the same.
+    pub left_behind: Option<String>,
 }
 
 /// Carries out what is due.
@@ -133,10 +135,11 @@ impl<'a> Watcher<'a> {
             // Suspended: whoever asked for that goes on from here.
             ShutdownReason::Suspend | ShutdownReason::Unknown(_) => Action::Preserve,
         };
+        let mut left_behind = None;
         match action {
-            Action::Destroy => self.qubes.destroy(qube)?,
+            Action::Destroy => left_behind = self.destroy(qube)?,
             Action::Restart => {
-                self.qubes.destroy(qube)?;
+                left_behind = self.destroy(qube)?;
                 self.restart(&config)?;
             }
             Action::RenameRestart => {
@@ -150,7 +153,16 @@ impl<'a> Watcher<'a> {
                 self.qubes.userdata.forget(Kind::Nxl, domid, qube.uuid())?;
             }
         }
-        Ok(Done { domid, name: config.name, reason, action })
+        Ok(Done { domid, name: config.name, reason, action, left_behind })
+    }
+
+    /// What is left behind of a domain is no reason not to make it again.
+    fn destroy(&self, qube: &Qube) -> Result<Option<String>, WatchError> {
+        match self.qubes.destroy(qube) {
+            Ok(()) => Ok(None),
+            Err(QubeError::LeftBehind { source, .. }) => Ok(Some(source.to_string())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn restart(&mut self, config: &QubeConfig) -> Result<(), WatchError> {

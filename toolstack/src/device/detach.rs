@@ -106,11 +106,11 @@ impl Qubes {
             Ok(state.is_none_or(|state| open[at].backend == DomId::DOM0 && state == state::CLOSED))
         })?;
         if let Some(first) = late.first() {
-            let problem = DeviceError::NotReleased { address: open[*first], waited: LIMIT };
+            let (address, waited) = (open[*first], LIMIT);
             match release {
-                Release::Asked => return Err(problem.into()),
+                Release::Asked => return Err(DeviceError::NotReleased { address, waited }.into()),
                 Release::AskedThenForced => return self.close(devices, Release::Forced),
-                Release::Forced => problems.push(problem),
+                Release::Forced => problems.push(DeviceError::NotClosed { address, waited }),
             }
         }
         for behind in behind {

@@ -103,6 +103,14 @@ pub enum DeviceError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// The backend does not.
+    #[error("{address}: its backend in domain {} did not close within {} s", .address.backend, waited.as_secs())]
+    NotClosed {
+        /// Which device.
+        address: Address,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// A script failed.
     #[error("{address}: script {script}: {reason}")]
     Script {

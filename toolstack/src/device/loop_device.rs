@@ -127,8 +127,8 @@ pub(super) fn path(number: u32) -> String {
     format!("/dev/loop{number}")
 }
 
-fn open(number: u32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(path(number))
+fn open(number: u32, write: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).write(write).open(path(number))
 }
 
 /// Makes a loop device over `image`, which goes when the value is dropped unless it is [kept](Hold::keep). What may be
@@ -149,7 +149,7 @@ pub(super) fn attach(image: &File, name: &Path, readonly: bool) -> io::Result<Bo
     loop {
         // SAFETY: see the implementation above.
         let number = unsafe { ioctl::ioctl(&control, GetFree) }?;
-        let device = open(number)?;
+        let device = open(number, true)?;
         // SAFETY: the request reads one loop_config; the descriptor in it is open.
         match unsafe { ioctl::ioctl(&device, ioctl::Setter::<LOOP_CONFIGURE, Config>::new(config)) } {
             Ok(()) => return Ok(Box::new(Held { number, device })),
@@ -169,7 +169,7 @@ pub(super) fn all() -> io::Result<Vec<LoopInfo>> {
         if !Path::new("/sys/block").join(&name).join("loop").exists() {
             continue;
         }
-        match open(number).and_then(|device| status(&device)) {
+        match open(number, false).and_then(|device| status(&device)) {
             Ok(info) => loops.push(LoopInfo { number, file: (info.device, info.inode) }),
             // Gone since.
             Err(error) if is_gone(&error) => {}
@@ -181,7 +181,7 @@ pub(super) fn all() -> io::Result<Vec<LoopInfo>> {
 
 /// Takes the file from a loop device, now or as soon as nobody has the device open; that it has none is no error.
 pub(super) fn detach(number: u32) -> io::Result<()> {
-    let device = match open(number) {
+    let device = match open(number, false) {
         Ok(device) => device,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),

@@ -380,7 +380,7 @@ fn a_guest_that_keeps_its_disk_keeps_it_until_it_is_forced() {
     assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loops()), (2, 2));
     // Even a driver that never answers loses its device, and that is told.
     let error = host.qubes.detach_disk(&qube, &vdev, Release::Forced).unwrap_err();
-    assert!(matches!(error, QubeError::Device(DeviceError::NotReleased { .. })), "{error}");
+    assert!(matches!(error, QubeError::Device(DeviceError::NotClosed { .. })), "{error}");
     assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loops()), (1, 1));
     host.machine.run_backends(Backends::Prompt);
     host.qubes.destroy(&qube).unwrap();
@@ -485,4 +485,24 @@ fn a_driver_domain_does_its_own_part() {
         host.qubes.destroy(&qube).unwrap();
     });
     assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn what_cannot_be_undone_keeps_no_qube_from_ending_or_from_being_made_again() {
+    let (host, kernel) = with_backends(Backends::Prompt);
+    let before = host.inventory();
+    let qube = create(&host, "work", "disk=['@/a,raw,xvda,r']").unwrap();
+    // The look at the loop devices goes well, to detach one does not.
+    kernel.0.lock().unwrap().until_failure = Some(1);
+    let error = host.qubes.destroy(&qube).unwrap_err();
+    assert!(matches!(error, QubeError::LeftBehind { .. }), "{error}");
+    assert_eq!((host.inventory(), host.files(), kernel.loops()), (before, 0, 1));
+
+    let qube = create(&host, "work", "disk=['@/b,raw,xvda,r']").unwrap();
+    host.qubes.unpause(&qube).unwrap();
+    host.machine.shut_down(qube.info.domid, xen::ShutdownReason::Reboot);
+    kernel.0.lock().unwrap().until_failure = Some(1);
+    let done = crate::watch::tests::watch(&host);
+    assert!(done[0].left_behind.as_ref().is_some_and(|left| left.contains("made to fail")), "{done:?}");
+    assert!(host.qubes.find("work").is_ok());
 }
