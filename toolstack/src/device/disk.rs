@@ -9,6 +9,10 @@ use xen::DomId;
 /// recorded, so that libxl can detach what nxl attached.
 pub(super) const SCRIPT: &str = "block";
 
+/// The layout of rings that 64-bit PV guests have, and older ones have to be told (`XEN_IO_PROTO_ABI_X86_64`,
+/// xen/include/public/io/protocols.h).
+pub(crate) const PV_PROTOCOL: &str = "x86_64-abi";
+
 /// A disk to be attached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Disk {

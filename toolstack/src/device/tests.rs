@@ -506,3 +506,66 @@ fn what_cannot_be_undone_keeps_no_qube_from_ending_or_from_being_made_again() {
     assert!(done[0].left_behind.as_ref().is_some_and(|left| left.contains("made to fail")), "{done:?}");
     assert!(host.qubes.find("work").is_ok());
 }
+
+/// What stock `xl` was seen to leave of the devices of domain N, without what the drivers write.
+const GOLDEN: &str = include_str!("../../tests/golden/devices.xenstore.txt");
+
+#[test]
+fn the_records_are_those_of_stock_xl() {
+    let (host, _) = with_backends(Backends::Prompt);
+    fs::write(host.folder.path().join("disk"), "").unwrap();
+    fs::write(host.folder.path().join("disk2"), "").unwrap();
+    create(
+        &host,
+        "work",
+        "disk=['@/disk,raw,xvda,w', '@/disk2,raw,xvdb,r']\nvif=['mac=00:16:3e:00:00:01,bridge=xenbr0']",
+    )
+    .unwrap();
+    // The bridge of that host had an MTU of 1500.
+    host.qubes.store.write(Transaction::NONE, "/local/domain/1/device/vif/0/mtu", b"1500").unwrap();
+    let ours: Vec<String> = host
+        .inventory()
+        .into_iter()
+        .filter(|line| line.contains("/device/v") || line.contains("/backend/v"))
+        .map(|line| {
+            let line = line.replace(&host.folder.path().display().to_string(), "/run/img");
+            // The tools put more blanks in front of permissions, and the mock's dom0 may read what is its own.
+            line.replace(" (", "   (").replace("(n0,r0)", "(n0)")
+        })
+        .collect();
+    let drivers = ["/feature-", "/max-ring-page-order", "/multi-queue-max-queues"];
+    let (mut theirs, mut loops) = (Vec::new(), Vec::new());
+    for line in GOLDEN.lines().filter(|line| line.starts_with('/')) {
+        if !drivers.iter().any(|part| line.contains(part)) {
+            theirs.push(as_domain_1(line));
+        }
+    }
+    let mut ours: Vec<String> = ours.iter().map(|line| without_loop(line, &mut loops)).collect();
+    assert_eq!(loops, ["0", "0", "0", "1", "1", "1"], "each disk has its own");
+    let mut theirs: Vec<String> = theirs.iter().map(|line| without_loop(line, &mut loops)).collect();
+    ours.sort();
+    theirs.sort();
+    assert!(theirs.len() > 100, "the golden file was read");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours, theirs);
+    }
+    assert_eq!(ours.len(), theirs.len());
+}
+
+fn as_domain_1(line: &str) -> String {
+    let line = line.replace("/domain/N", "/domain/1").replace("/libxl/N", "/libxl/1");
+    let line = line.replace("vbd/N", "vbd/1").replace("vif/N", "vif/1").replace("id = \"N\"", "id = \"1\"");
+    line.replace("(nN,r0)", "(n1,r0)").replace("(n0,rN)", "(n0,r1)")
+}
+
+/// The line without the number of a loop device, which goes to `loops`.
+fn without_loop(line: &str, loops: &mut Vec<String>) -> String {
+    for prefix in ["\"/dev/loop", "\"7:"] {
+        if let Some((before, after)) = line.split_once(prefix) {
+            let (number, rest) = after.split_once('"').unwrap();
+            loops.push(number.to_owned());
+            return format!("{before}{prefix}L\"{rest}");
+        }
+    }
+    line.to_owned()
+}
