@@ -58,7 +58,7 @@ const KEYS: &[(&str, Support)] = &[
     ("device_model_user", HVM),
     ("device_model_version", HVM),
     ("device_tree", ARM),
-    ("disk", Missing),
+    ("disk", Read),
     ("display", HVM),
     ("dm_restrict", Only(&["0"])),
     ("driver_domain", Read),
@@ -164,7 +164,7 @@ const KEYS: &[(&str, Support)] = &[
     ("vfb", Missing),
     ("vga", HVM),
     ("videoram", Only(&["0"])),
-    ("vif", Missing),
+    ("vif", Read),
     ("vif2", Missing),
     ("viridian", HVM),
     ("vkb", Missing),
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn keys_are_sorted_so_that_they_can_be_found() {
         assert!(KEYS.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(support("vif"), Some(Missing));
+        assert_eq!(support("vif2"), Some(Missing));
         assert_eq!(support("acpi"), Some(Only(&["1"])));
         assert_eq!(support("memry"), None);
     }

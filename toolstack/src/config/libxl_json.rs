@@ -85,6 +85,9 @@ impl QubeConfig {
         let mut config = Map::new();
         config.insert("c_info".into(), create.into());
         config.insert("b_info".into(), build.into());
+        for (name, devices) in crate::device::lists(&self.disks, &self.nics) {
+            config.insert(name.into(), devices);
+        }
         let actions = self.actions;
         for (name, chosen) in [
             ("on_poweroff", actions.poweroff),

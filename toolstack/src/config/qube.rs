@@ -2,7 +2,8 @@
 
 use super::closure::{CLOSURE_MEMORY_MIB, Closure};
 use super::keys::{self, Support};
-use super::xl_cfg::{Data, Position, Setting, Settings};
+use super::xl_cfg::{Data, Position, Setting, Settings, Value};
+use crate::device::{self, DeviceError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -131,6 +132,16 @@ pub enum ConfigError {
         key: &'static str,
         /// What to do.
         hint: &'static str,
+    },
+    /// A line that describes no device that could be attached.
+    #[error("{position}: `{key}': {problem}")]
+    Device {
+        /// Where the line is.
+        position: Position,
+        /// The key.
+        key: String,
+        /// What is wrong.
+        problem: String,
     },
     /// A key that a closure answers itself.
     #[error("{position}: `{key}' comes from the closure")]
@@ -341,6 +352,12 @@ pub struct QubeConfig {
     pub mmio_hole_mib: Option<u64>,
     /// It will have backends: xenstore gets places for them.
     pub driver_domain: bool,
+    /// Its disks.
+    #[serde(default)]
+    pub disks: Vec<device::Disk>,
+    /// Its network interfaces.
+    #[serde(default)]
+    pub nics: Vec<device::Nic>,
 }
 
 impl QubeConfig {
@@ -435,6 +452,8 @@ impl Reader<'_> {
             driver_domain: self
                 .number("driver_domain", i64::MIN, i64::MAX)?
                 .is_some_and(|(_, flag)| flag != 0),
+            disks: self.devices("disk", |spec| device::spec::disk(&[spec]))?,
+            nics: self.devices("vif", |spec| device::spec::nic(&spec.split(',').collect::<Vec<_>>()))?,
         };
         Ok((config, warnings))
     }
@@ -547,6 +566,26 @@ impl Reader<'_> {
             Some((_, "")) | None => Ok(None),
             Some((_, path)) => Ok(Some(path.into())),
         }
+    }
+
+    /// A list of devices.
+    fn devices<T>(
+        &self,
+        key: &'static str,
+        read: impl Fn(&str) -> Result<T, DeviceError>,
+    ) -> Result<Vec<T>, ConfigError> {
+        let Some(setting) = self.settings.get(key) else { return Ok(Vec::new()) };
+        let not_a_list = || word(setting, "a list of strings", "something else");
+        let Data::List(list) = &setting.value.data else { return Err(not_a_list()) };
+        let device = |value: &Value| {
+            let Data::Text(spec) = &value.data else { return Err(not_a_list()) };
+            read(spec).map_err(|error| ConfigError::Device {
+                position: value.position.clone(),
+                key: setting.name.clone(),
+                problem: error.to_string(),
+            })
+        };
+        list.iter().map(device).collect()
     }
 
     fn mebibytes(&self, key: &'static str) -> Result<Option<(&Setting, u64)>, ConfigError> {
@@ -720,6 +759,8 @@ mod tests {
             paging_memory_mib: None,
             mmio_hole_mib: None,
             driver_domain: false,
+            disks: Vec::new(),
+            nics: Vec::new(),
         };
         assert_eq!(config, expected);
         assert_ne!(config.uuid, with("").unwrap().uuid);
@@ -775,6 +816,8 @@ mod tests {
             paging_memory_mib: Some(9),
             mmio_hole_mib: Some(2048),
             driver_domain: true,
+            disks: Vec::new(),
+            nics: Vec::new(),
         };
         assert_eq!(config, expected);
     }
@@ -858,7 +901,15 @@ mod tests {
         assert_eq!(error("frobnicate=1"), "work.cfg:4:1: unknown key `frobnicate'");
         assert_eq!(error("vnc=1"), "work.cfg:4:1: `vnc' is for HVM guests, this is a PVH guest");
         assert_eq!(error("e820_host=1"), "work.cfg:4:1: `e820_host' is for PV guests, this is a PVH guest");
-        assert_eq!(error("disk=['x']"), "work.cfg:4:1: `disk' is not supported");
+        assert_eq!(error("vtpm=['x']"), "work.cfg:4:1: `vtpm' is not supported");
+        assert!(
+            error("disk=['/x,qcow2,xvda']").starts_with("work.cfg:4:7: `disk': "),
+            "{}",
+            error("disk=['/x']")
+        );
+        assert!(error("vif='mac=x'").starts_with("work.cfg:4:5: `vif' is a list"), "{}", error("vif='mac=x'"));
+        let config = with("disk=['/a,raw,xvda,r']\nvif=['bridge=br0']").unwrap();
+        assert_eq!((config.disks[0].target.as_str(), config.nics[0].bridge()), ("/a", "br0"));
         assert_eq!(error("acpi=0"), "work.cfg:4:6: `acpi' can only be 1, not 0");
         assert_eq!(
             error("tsc_mode='native'"),
