@@ -11,7 +11,9 @@ let
   version = "22.11.testing";
 
   # In the order in which stage 1 loads them: the later ones use symbols of the earlier.
-  modules = [ "xen-privcmd" "xenfs" "xen-evtchn" "xen-gntdev" "xen-gntalloc" ];
+  modules = [
+    "xen-privcmd" "xenfs" "xen-evtchn" "xen-gntdev" "xen-gntalloc" "xen-blkfront" "xen-netfront"
+  ];
 
   stage2 = shell.run "stage-2-${name}" {
     script = ./stage-2.sh;

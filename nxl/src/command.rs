@@ -112,6 +112,53 @@ pub(crate) enum Command {
         /// Which.
         domid: u16,
     },
+    /// Give a qube another disk.
+    #[command(after_help = "Example:\n  nxl block-attach work /img/data.img,raw,xvdb,w")]
+    BlockAttach {
+        /// Which.
+        qube: String,
+        /// The disk, as in xl.cfg: target, format, vdev, access; or KEY=VALUE. Several strings are one disk.
+        #[arg(required = true, value_name = "DISK")]
+        disk: Vec<String>,
+    },
+    /// Take a disk from a qube.
+    BlockDetach {
+        /// Do not wait for the qube to release it.
+        #[arg(short, long)]
+        force: bool,
+        /// Which.
+        qube: String,
+        /// The disk: xvdb, or the number that block-list shows.
+        device: String,
+    },
+    /// List the disks of qubes.
+    BlockList {
+        /// Which.
+        #[arg(required = true, value_name = "QUBE")]
+        qubes: Vec<String>,
+    },
+    /// Give a qube another network interface.
+    #[command(after_help = "Example:\n  nxl network-attach work bridge=xenbr0 mac=00:16:3e:12:34:56")]
+    NetworkAttach {
+        /// Which.
+        qube: String,
+        /// The interface, as in xl.cfg, each part by itself.
+        #[arg(value_name = "KEY=VALUE")]
+        nic: Vec<String>,
+    },
+    /// Take a network interface from a qube.
+    NetworkDetach {
+        /// Which.
+        qube: String,
+        /// The interface: its number, or its MAC address.
+        device: String,
+    },
+    /// List the network interfaces of qubes.
+    NetworkList {
+        /// Which.
+        #[arg(required = true, value_name = "QUBE")]
+        qubes: Vec<String>,
+    },
     /// What Xen says of this host and of itself.
     Info {
         /// How CPUs, memory and devices lie on NUMA nodes, too.
@@ -488,6 +535,16 @@ mod tests {
             "nxl console work",
             "nxl domid work",
             "nxl domname 3",
+            "nxl block-attach work /img/data.img,raw,xvdb,w",
+            "nxl block-attach 3 vdev=xvdb target=/img/data.img",
+            "nxl block-detach work xvdb",
+            "nxl block-detach --force 3 51728",
+            "nxl block-list work vault",
+            "nxl network-attach work",
+            "nxl network-attach work bridge=xenbr0 mac=00:16:3e:12:34:56",
+            "nxl network-detach work 0",
+            "nxl network-detach work 00:16:3e:12:34:56",
+            "nxl network-list work",
             "nxl info",
             "nxl -N -f -vvv -t -T create work.cfg",
             "nxl create -F work.cfg",
@@ -550,6 +607,10 @@ mod tests {
             "nxl sched-credit2 -r 1000",
             "nxl sysrq work help",
             "nxl trigger work kick",
+            "nxl block-attach work",
+            "nxl block-detach work",
+            "nxl block-list",
+            "nxl network-detach work",
             "nxl create",
             "nxl cache",
             "nxl cache prune --all --max-size 1",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use toolstack::CacheError;
 use toolstack::config::{ClosureError, ConfigError, SyntaxError};
 use toolstack::create::CreateError;
+use toolstack::device::DeviceError;
 use toolstack::qubes::QubeError;
 use toolstack::watch::WatchError;
 
@@ -18,6 +19,8 @@ pub(crate) enum Error {
     Qube(#[from] QubeError),
     #[error(transparent)]
     Create(#[from] CreateError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]

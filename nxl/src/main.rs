@@ -1,5 +1,6 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
+mod block;
 mod cache;
 mod command;
 mod console;
@@ -13,6 +14,7 @@ mod list;
 mod manage;
 mod manual;
 mod memory;
+mod network;
 mod pool;
 mod scheduler;
 mod stock;
@@ -91,6 +93,12 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Top => Err(host::top()),
         Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
         Command::Pool(command) => pool::pool(qubes()?, &command),
+        Command::BlockAttach { qube, disk } => block::attach(&qubes()?, &qube, &disk),
+        Command::BlockDetach { force, qube, device } => block::detach(&qubes()?, &qube, &device, force),
+        Command::BlockList { qubes: which } => block::list(&qubes()?, &which),
+        Command::NetworkAttach { qube, nic } => network::attach(&qubes()?, &qube, &nic),
+        Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
+        Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),

@@ -40,7 +40,8 @@ pub(crate) fn attend(
 fn tell(result: Result<Done, WatchError>) {
     let line = match result {
         Ok(done) => {
-            format!("{} (domain {}): {:?}, {}", done.name, done.domid, done.reason, done.action.name())
+            let left = done.left_behind.map_or_else(String::new, |left| format!("; {left}"));
+            format!("{} (domain {}): {:?}, {}{left}", done.name, done.domid, done.reason, done.action.name())
         }
         Err(error) => format!("failed: {error}"),
     };

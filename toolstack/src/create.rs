@@ -2,7 +2,8 @@
 
 use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
-use crate::config::{GuestType, QubeConfig};
+use crate::config::{self, GuestType, NicConfig, QubeConfig};
+use crate::device::{self, DeviceError, Devices, Disk, Nic};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::sources::{InitrdSource, SourceError, Sources};
@@ -50,6 +51,9 @@ pub enum CreateError {
     /// The domain could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A device could not be attached.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The domain could not be recorded.
     #[error(transparent)]
     Qube(#[from] QubeError),
@@ -68,7 +72,23 @@ struct Unfinished<'a> {
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         // The error that led here is the one to report.
-        let _ = self.qubes.end(self.domid, self.uuid);
+        let devices = self.qubes.devices(self.domid).unwrap_or_default();
+        let _ = self.qubes.end(self.domid, self.uuid, &devices.managed);
+    }
+}
+
+impl QubeConfig {
+    /// The same, with what is chosen or drawn by lot for the interfaces: a qube that is made again keeps it.
+    fn settled(&self) -> Result<(Self, Vec<Disk>, Vec<Nic>), DeviceError> {
+        let disks = self.disks.iter().map(Disk::try_from).collect::<Result<_, _>>()?;
+        let settle = |(nic, devid)| Nic::try_from(nic).map(|nic| nic.settled(devid));
+        let nics: Vec<Nic> = self.nics.iter().zip(0..).map(settle).collect::<Result<_, _>>()?;
+        let chosen = self.nics.iter().zip(&nics).map(|(given, nic)| NicConfig {
+            devid: nic.devid,
+            mac: nic.mac.map(|mac| config::Mac(mac.0)),
+            ..given.clone()
+        });
+        Ok((Self { nics: chosen.collect(), ..self.clone() }, disks, nics))
     }
 }
 
@@ -122,6 +142,8 @@ impl Qubes {
         kept: Option<Kind>,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
+        let (settled, disks, nics) = config.settled()?;
+        let config = &settled;
         let QubeConfig { name, uuid, .. } = config;
         // First what is refused quickly: a kernel may take seconds to unpack.
         for other in self.list()? {
@@ -133,6 +155,7 @@ impl Qubes {
                 return Err(CreateError::UuidTaken { uuid: *uuid, domid });
             }
         }
+        device::check(&*self.plumbing, &disks, &nics)?;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
@@ -209,7 +232,11 @@ impl Qubes {
             ramdisk: config.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        store::write(&*self.store, &store::records(&identity, &plan, &built))?;
+        let mut devices = Devices::prepare(self, built.domid, None, &disks, &nics)?;
+        let mut records = store::records(&identity, &plan, &built);
+        records.extend(devices.records());
+        store::write(&*self.store, &records)?;
+        devices.recorded()?;
         self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_record())?;
         if let Some(kind) = kept {
             // Against a watcher that is about to end for want of qubes.
@@ -221,6 +248,7 @@ impl Qubes {
             self.userdata.write(kind, built.domid, *uuid, &text)?;
         }
         self.store.introduce(built.domid, built.store_ring, built.store_port)?;
+        devices.connect()?;
 
         let info = self.control.domain_info(built.domid)?;
         begun.whole()?;
@@ -421,7 +449,7 @@ pub(crate) mod tests {
             host.create(&host.config("work")).unwrap();
             host.machine.counts().calls.values().sum()
         };
-        assert!(calls > 100);
+        assert!(calls > 80, "{calls}");
         for nth in 0..calls {
             let host = host();
             let before = host.inventory();
@@ -478,7 +506,7 @@ pub(crate) mod tests {
             host.create(&config).unwrap();
             host.machine.counts().calls.values().sum()
         };
-        assert!(calls > 100);
+        assert!(calls > 80, "{calls}");
         for nth in 0..calls {
             let (host, config) = pv_host();
             let before = host.inventory();
@@ -544,10 +572,10 @@ pub(crate) mod tests {
     fn dom0_is_left_alone_and_foreign_devices_to_their_toolstack() {
         let host = host();
         let qube = host.create(&host.config("work")).unwrap();
-        let vbd = format!("{}/device/vbd/51712", store::libxl_path(qube.info.domid));
-        host.qubes.store.write(xen::Transaction::NONE, &vbd, b"").unwrap();
+        let vkbd = format!("{}/device/vkbd/0", store::libxl_path(qube.info.domid));
+        host.qubes.store.write(xen::Transaction::NONE, &vkbd, b"").unwrap();
         let error = host.qubes.destroy(&qube).unwrap_err();
-        assert!(error.to_string().contains("vbd"), "{error}");
+        assert!(error.to_string().contains("vkbd"), "{error}");
         let dom0 = Qube { info: xen::DomainInfo { domid: DomId::DOM0, ..qube.info.clone() }, name: None };
         assert!(matches!(host.qubes.destroy(&dom0), Err(QubeError::Dom0(_))));
         assert!(matches!(host.qubes.pause(&dom0), Err(QubeError::Dom0(_))));

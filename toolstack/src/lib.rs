@@ -4,6 +4,7 @@ pub mod boot;
 mod cache;
 pub mod config;
 pub mod create;
+pub mod device;
 pub mod doctor;
 pub mod host;
 pub mod image;

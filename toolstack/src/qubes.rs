@@ -1,10 +1,11 @@
 //! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
 
 use crate::cache::KernelCache;
-use crate::store::{self, home, libxl_path};
+use crate::device::{Address, DeviceError, Dom0, Plumbing};
+use crate::store::{self, home};
 use crate::userdata::{Kind, UserData};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -80,6 +81,17 @@ pub enum QubeError {
     /// Waiting failed.
     #[error("waiting for xenstore: {0}")]
     Wait(io::Error),
+    /// It is gone, but something that stood behind one of its devices is not.
+    #[error("domain {domid} is gone, but not all that stood behind its devices: {source}")]
+    LeftBehind {
+        /// Which domain.
+        domid: DomId,
+        /// What.
+        source: DeviceError,
+    },
+    /// A device could not be attached or detached.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A call failed.
     #[error(transparent)]
     Xen(#[from] xen::Error),
@@ -105,10 +117,13 @@ impl Request {
 
 /// The qubes of this host.
 pub struct Qubes {
+    /// For connections to xenstored that are somebody's own.
+    pub(crate) platform: Box<dyn Platform>,
     pub(crate) control: Arc<dyn DomainControl>,
     pub(crate) store: Arc<dyn Xenstore>,
     pub(crate) userdata: UserData,
     pub(crate) kernels: Option<KernelCache>,
+    pub(crate) plumbing: Box<dyn Plumbing>,
 }
 
 impl Qubes {
@@ -117,8 +132,24 @@ impl Qubes {
     /// # Errors
     /// What [`Platform`] says, of kind [`Unavailable`](ErrorKind::Unavailable) or [`NotFound`](ErrorKind::NotFound) when
     /// this is not dom0 of a Xen host.
-    pub fn open(platform: &dyn Platform, userdata: UserData) -> Result<Self, xen::Error> {
-        Ok(Self { control: platform.domain_control()?, store: platform.xenstore()?, userdata, kernels: None })
+    pub fn open(
+        platform: &(impl Platform + Clone + 'static),
+        userdata: UserData,
+    ) -> Result<Self, xen::Error> {
+        Ok(Self {
+            control: platform.domain_control()?,
+            store: platform.xenstore()?,
+            platform: Box::new(platform.clone()),
+            userdata,
+            kernels: None,
+            plumbing: Box::new(Dom0),
+        })
+    }
+
+    /// Puts something else behind the devices than this domain's kernel: for tests.
+    #[must_use]
+    pub fn with_plumbing(self, plumbing: impl Plumbing + 'static) -> Self {
+        Self { plumbing: Box::new(plumbing), ..self }
     }
 
     /// Keeps unpacked kernels for the next qube with the same.
@@ -265,13 +296,7 @@ impl Qubes {
 
     /// Waits until a watch fires, at most `limit`, and takes all events that are there.
     pub(crate) fn wait_for_watch(&self, limit: Option<Duration>) -> Result<(), QubeError> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
-        let fd = self.store.as_fd();
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(QubeError::Wait(errno.into())),
-        }
+        wait_readable(self.store.as_fd(), limit).map_err(QubeError::Wait)?;
         while self.store.watch_event()?.is_some() {}
         Ok(())
     }
@@ -307,24 +332,27 @@ impl Qubes {
         if domid == DomId::DOM0 {
             return Err(QubeError::Dom0("destroyed"));
         }
-        let devices = self.directory(&format!("{}/device", libxl_path(domid)))?;
-        let kinds: Vec<String> = devices.into_iter().filter(|kind| kind != "console").collect();
-        if !kinds.is_empty() {
-            return Err(QubeError::ForeignDevices { domid, kinds: kinds.join(", ") });
+        let devices = self.devices(domid)?;
+        if !devices.foreign.is_empty() {
+            return Err(QubeError::ForeignDevices { domid, kinds: devices.foreign.join(", ") });
         }
-        self.end(domid, qube.uuid())
+        self.end(domid, qube.uuid(), &devices.managed)
     }
 
-    /// Ends a domain without further questions, and removes all that was made for it.
-    pub(crate) fn end(&self, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
+    /// Ends a domain without further questions, and removes all that was made for it: the devices first, as a backend
+    /// that has a domain's pages mapped keeps it from going. What could not be undone of them is told when the rest is
+    /// gone.
+    pub(crate) fn end(&self, domid: DomId, uuid: Uuid, devices: &[Address]) -> Result<(), QubeError> {
+        let problems = self.close_all(domid, devices)?;
         match self.control.destroy(domid) {
             Ok(()) => {}
             // Gone between being found and now: what is left of it is removed all the same.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?)?;
-        self.userdata.remove(domid, uuid)
+        store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?, devices)?;
+        self.userdata.remove(domid, uuid)?;
+        problems.into_iter().next().map_or(Ok(()), |source| Err(QubeError::LeftBehind { domid, source }))
     }
 
     /// Where `xenstored` or `xenconsoled` runs; dom0 unless it says otherwise.
@@ -353,5 +381,15 @@ impl Qubes {
     /// [`QubeError::UserData`] when it cannot be read; `None` when there is none.
     pub fn stored_config(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
         self.userdata.read(Kind::Libxl, qube.info.domid, qube.uuid())
+    }
+}
+
+/// Waits until a descriptor is readable, at most `limit`; a signal ends the wait, too.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, limit: Option<Duration>) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let timeout = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

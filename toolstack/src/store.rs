@@ -5,6 +5,7 @@
 //! half of them. xenconsoled finds its part complete when the introduction wakes it.
 
 use crate::boot::{Built, Plan};
+use crate::device::Address;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -204,7 +205,8 @@ pub fn write(store: &dyn Xenstore, records: &[Record]) -> Result<(), xen::Error>
     xen::transaction(store, |tx| write_in(store, tx, records))
 }
 
-fn write_in(store: &dyn Xenstore, tx: Transaction, records: &[Record]) -> Result<(), xen::Error> {
+/// Writes records as part of a transaction.
+pub(crate) fn write_in(store: &dyn Xenstore, tx: Transaction, records: &[Record]) -> Result<(), xen::Error> {
     for (n, record) in records.iter().enumerate() {
         // xenstored makes the parents of what is written: empty, and with the permissions of theirs.
         let is_implied = record.value.is_empty()
@@ -225,7 +227,8 @@ fn is_below(path: &str, parent: &str) -> bool {
     path.strip_prefix(parent).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// Removes what [`records`] lists of a domain, and its parents where they are empty then, in one transaction.
+/// Removes what [`records`] lists of a domain and what its devices' backends have, and the parents where they are empty
+/// then, in one transaction.
 ///
 /// # Errors
 /// What xenstored says. That something is missing already is no error.
@@ -234,23 +237,55 @@ pub fn remove(
     domid: DomId,
     uuid: Uuid,
     console_domid: DomId,
+    devices: &[Address],
 ) -> Result<(), xen::Error> {
-    let backend = console_backend_path(console_domid, domid);
     xen::transaction(store, |tx| {
-        for path in [home(domid), libxl_path(domid), vm_path(uuid), backend.clone()] {
+        for path in [home(domid), vm_path(uuid)] {
             remove_if_there(store, tx, &path)?;
         }
-        let backends = format!("{}/backend", home(console_domid));
-        for parent in [format!("{backends}/console"), backends, "/libxl".to_owned()] {
-            if read_directory(store, tx, &parent)?.is_some_and(|names| names.is_empty()) {
-                remove_if_there(store, tx, &parent)?;
-            }
+        for device in devices {
+            remove_with_empty_parents(store, tx, &device.backend_path())?;
+        }
+        for path in [libxl_path(domid), console_backend_path(console_domid, domid)] {
+            remove_with_empty_parents(store, tx, &path)?;
         }
         Ok(())
     })
 }
 
-fn remove_if_there(store: &dyn Xenstore, tx: Transaction, path: &str) -> Result<(), xen::Error> {
+/// Removes a node, if it is there, and what is above it as far as that is empty then.
+pub(crate) fn remove_with_empty_parents(
+    store: &dyn Xenstore,
+    tx: Transaction,
+    path: &str,
+) -> Result<(), xen::Error> {
+    remove_if_there(store, tx, path)?;
+    let mut path = path;
+    while let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
+        match read_directory(store, tx, parent)? {
+            Some(names) if names.is_empty() => remove_if_there(store, tx, parent)?,
+            Some(_) => break,
+            None => {}
+        }
+        path = parent;
+    }
+    Ok(())
+}
+
+/// A node's value, if it is there.
+pub(crate) fn read_if_there(
+    store: &dyn Xenstore,
+    tx: Transaction,
+    path: &str,
+) -> Result<Option<Vec<u8>>, xen::Error> {
+    match store.read(tx, path) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn remove_if_there(store: &dyn Xenstore, tx: Transaction, path: &str) -> Result<(), xen::Error> {
     match store.remove(tx, path) {
         Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -415,7 +450,7 @@ mod tests {
         // What it is today, so that a change is noticed; libxl makes 119.
         let counts = machine.counts();
         assert_eq!((counts.calls["xs_write"], counts.calls["xs_set_permissions"]), (51, 17));
-        remove(&*store, DomId(1), identity().uuid, DomId::DOM0).unwrap();
+        remove(&*store, DomId(1), identity().uuid, DomId::DOM0, &[]).unwrap();
         assert_eq!(machine.counts().xenstore_transactions(), 2);
         assert_eq!(machine.inventory(), before);
     }

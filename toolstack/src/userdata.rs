@@ -108,6 +108,14 @@ impl UserData {
         }
     }
 
+    /// Waits for the lock under which libxl changes the configuration of a domain
+    /// (libxl__lock_domain_userdata).
+    pub(crate) fn lock_domain(&self, domid: DomId, uuid: Uuid) -> Result<DomainLock, QubeError> {
+        let path = self.folder.join(format!("userdata-l.{domid}.{uuid}.domain-userdata-lock"));
+        let file = crate::device::lock(&path)?;
+        Ok(DomainLock { path, _file: file })
+    }
+
     /// Notes that a domain of that UUID is being made, for as long as the file is open and on disk: whoever dies leaves it,
     /// unlocked, for the [doctor](crate::doctor).
     pub(crate) fn begin(&self, uuid: Uuid) -> Result<Beginning, QubeError> {
@@ -229,11 +237,29 @@ impl UserData {
 
     /// Removes all files of a domain, of whatever kind: other toolstacks put theirs beside ours.
     pub(crate) fn remove(&self, domid: DomId, uuid: Uuid) -> Result<(), QubeError> {
-        let prefix = format!("userdata-d.{domid}.{uuid}.");
+        // Of whatever class, too: libxl has `d' for data and `l' for locks.
+        let part = format!(".{domid}.{uuid}.");
         self.names()?
             .iter()
-            .filter(|name| name.starts_with(&prefix))
+            .filter(|name| {
+                let rest =
+                    name.strip_prefix("userdata-").map(|rest| rest.trim_start_matches(char::is_alphabetic));
+                rest.is_some_and(|rest| rest.starts_with(&part))
+            })
             .try_for_each(|name| remove_file(&self.folder.join(name)))
+    }
+}
+
+/// The lock of a domain's configuration.
+pub(crate) struct DomainLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for DomainLock {
+    fn drop(&mut self) {
+        // As libxl leaves it: without the file, which whoever waits for it will notice. A file that stays locks nobody out.
+        let _ = fs::remove_file(&self.path);
     }
 }
 

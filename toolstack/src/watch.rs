@@ -67,6 +67,8 @@ pub struct Done {
     pub reason: ShutdownReason,
     /// What was done.
     pub action: Action,
+    /// What is left of the domain all the same.
+    pub left_behind: Option<String>,
 }
 
 impl Qubes {
@@ -252,6 +254,7 @@ impl<'a> Watcher<'a> {
             // Suspended: whoever asked for that goes on from here.
             ShutdownReason::Suspend | ShutdownReason::Unknown(_) => Action::Preserve,
         };
+        let mut left_behind = None;
         if matches!(action, Action::CoredumpDestroy | Action::CoredumpRestart) {
             let file = self.qubes.core_file(&config.name);
             if let Err(source) = file.and_then(|file| self.qubes.dump_core(qube, &file)) {
@@ -261,12 +264,12 @@ impl<'a> Watcher<'a> {
         }
         let next = match action {
             Action::Destroy | Action::CoredumpDestroy => {
-                self.qubes.destroy(qube)?;
+                left_behind = self.destroy(qube)?;
                 None
             }
             Action::Restart | Action::CoredumpRestart => {
                 self.note_restart(config)?;
-                self.qubes.destroy(qube)?;
+                left_behind = self.destroy(qube)?;
                 let next = self.restart(config);
                 self.qubes.userdata.forget_restart(config.uuid)?;
                 Some(next?)
@@ -282,7 +285,16 @@ impl<'a> Watcher<'a> {
                 None
             }
         };
-        Ok((Done { domid, name: config.name.clone(), reason, action }, next))
+        Ok((Done { domid, name: config.name.clone(), reason, action, left_behind }, next))
+    }
+
+    /// What is left behind of a domain is no reason not to make it again.
+    fn destroy(&self, qube: &Qube) -> Result<Option<String>, WatchError> {
+        match self.qubes.destroy(qube) {
+            Ok(()) => Ok(None),
+            Err(QubeError::LeftBehind { source, .. }) => Ok(Some(source.to_string())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// From here on it will be made again, whoever does it. (What is made again in the foreground ends with that.)
@@ -308,11 +320,11 @@ impl<'a> Watcher<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::create::tests::{Host, host};
 
-    fn watch(host: &Host) -> Vec<Done> {
+    pub(crate) fn watch(host: &Host) -> Vec<Done> {
         let mut done = Vec::new();
         Watcher::new(&host.qubes, &*host.foreign)
             .carry_out(&mut |result: Result<Done, WatchError>| done.push(result.unwrap()))

@@ -10,7 +10,7 @@ use crate::error::At as _;
 use crate::{Error, Result, process};
 
 /// The packages of the tree; what they depend on comes along.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 11] = [
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
@@ -21,6 +21,9 @@ const PACKAGES: [&str; 9] = [
     "bsdutils",
     // libxenstore cancels a thread when it closes, and that loads libgcc_s; nothing depends on it by name.
     "libgcc-s1",
+    // flock and losetup: what libxl's block script works with.
+    "util-linux",
+    "mount",
     "qemu-system-x86",
 ];
 
@@ -37,11 +40,34 @@ const KERNELS: [(&str, &str); 3] = [
     ("zstd", "linux-image-6.12-cloud-amd64"),
 ];
 
-/// The modules that dom0 and the guests load. Debian builds the rest of what they need into the kernel.
-pub const MODULES: [&str; 5] = ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+/// The modules that dom0 and the guests load, each with its folder below a kernel's `kernel/`. Debian builds the rest
+/// of what they need into the kernel.
+pub const MODULES: [(&str, &str); 5] = [
+    ("xen-privcmd", "drivers/xen"),
+    ("xenfs", "drivers/xen/xenfs"),
+    ("xen-evtchn", "drivers/xen"),
+    ("xen-gntdev", "drivers/xen"),
+    ("xen-gntalloc", "drivers/xen"),
+];
+
+/// The guests' halves of disks and network interfaces.
+const FRONTENDS: [(&str, &str); 2] = [("xen-blkfront", "drivers/block"), ("xen-netfront", "drivers/net")];
+
+/// dom0's halves, and what they stand on, in the order in which they are loaded.
+pub const BACKENDS: [(&str, &str); 6] = [
+    ("loop", "drivers/block"),
+    ("xen-blkback", "drivers/block/xen-blkback"),
+    ("llc", "net/llc"),
+    ("stp", "net/802"),
+    ("bridge", "net/bridge"),
+    ("xen-netback", "drivers/net/xen-netback"),
+];
+
+/// The kernel that dom0 has, by its codec.
+const DOM0_KERNEL: &str = "xz";
 
 /// Raised when what the functions below do to the packages changes.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 /// The unpacked packages.
 #[derive(Debug, Clone)]
@@ -61,7 +87,8 @@ pub struct Tree {
 impl Debian {
     /// The packages, downloaded if the cache has none yet.
     pub fn obtain(cache: &Cache) -> Result<Self> {
-        let recipe = format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU_VERSION} {KERNELS:?} {MODULES:?}");
+        let modules = (MODULES, FRONTENDS, BACKENDS);
+        let recipe = format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
         Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels") })
     }
@@ -137,27 +164,37 @@ fn fetch_kernel(apt: &Apt, metapackage: &str, archives: &Path, place: &Path) -> 
         package.strip_prefix("linux-image-").unwrap_or(&package).trim_end_matches("-unsigned").to_owned();
 
     let unpacked = archives.join("unpacked");
+    let patterns = ["./boot/vmlinuz-*", "./lib/modules/*/kernel/drivers/*", "./lib/modules/*/kernel/net/*"];
     for archive in apt.download(&[package], archives)? {
-        unpack(&archive, &unpacked, &["./boot/vmlinuz-*", "./lib/modules/*/kernel/drivers/xen/*"])?;
+        unpack(&archive, &unpacked, &patterns)?;
     }
-    let modules = place.join("modules");
-    fs::create_dir_all(&modules).at(&modules)?;
+    fs::create_dir_all(place).at(place)?;
     let vmlinuz = place.join("vmlinuz");
     fs::copy(unpacked.join(format!("boot/vmlinuz-{version}")), &vmlinuz).at(&vmlinuz)?;
     fs::write(place.join("version"), &version).at(place)?;
 
-    let drivers = unpacked.join(format!("lib/modules/{version}/kernel/drivers/xen"));
-    for module in MODULES {
-        let candidates = [format!("{module}.ko"), format!("{module}.ko.xz"), format!("{module}/{module}.ko")];
-        let nested = format!("{module}/{module}.ko.xz");
-        let source = candidates
+    let tree = unpacked.join(format!("lib/modules/{version}/kernel"));
+    copy_modules(&tree, MODULES.iter().chain(&FRONTENDS), &place.join("modules"))?;
+    if place.ends_with(DOM0_KERNEL) {
+        copy_modules(&tree, BACKENDS.iter(), &place.join("backends"))?;
+    }
+    Ok(())
+}
+
+fn copy_modules<'a>(
+    tree: &Path,
+    modules: impl Iterator<Item = &'a (&'a str, &'a str)>,
+    place: &Path,
+) -> Result<()> {
+    fs::create_dir_all(place).at(place)?;
+    for (module, folder) in modules {
+        let source = ["ko", "ko.xz"]
             .iter()
-            .chain([&nested])
-            .map(|name| drivers.join(name))
+            .map(|extension| tree.join(folder).join(format!("{module}.{extension}")))
             .find(|path| path.exists())
-            .ok_or_else(|| Error::NotPackaged { path: format!("{module}.ko of {version}") })?;
+            .ok_or_else(|| Error::NotPackaged { path: format!("{}/{module}.ko", tree.display()) })?;
         let name = source.file_name().unwrap_or_default();
-        fs::copy(&source, modules.join(name)).at(&source)?;
+        fs::copy(&source, place.join(name)).at(&source)?;
     }
     Ok(())
 }

@@ -8,15 +8,18 @@ use crate::archive::Archive;
 use crate::cache::Cache;
 use crate::checks::Check;
 use crate::closure::Closure;
-use crate::debian::{Debian, MODULES};
+use crate::debian::{BACKENDS, Debian, MODULES};
 use crate::error::At as _;
 use crate::products::Products;
 use crate::{Error, Result, elf, process};
 
 /// Programs of the packages: where they lie there, and where they go in dom0.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
+    // busybox has a losetup, too, but libxl's block script reads this one's output.
+    ("usr/sbin/losetup", "usr/bin/losetup"),
+    ("usr/bin/flock", "usr/bin/flock"),
     ("usr/bin/script", "usr/bin/script"),
     ("usr/bin/xenstore-chmod", "usr/bin/xenstore-chmod"),
     ("usr/bin/xenstore-exists", "usr/bin/xenstore-exists"),
@@ -40,7 +43,7 @@ const PROGRAMS: [(&str, &str); 18] = [
 const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 /// The machine's part of a boot, the same for every run.
 #[derive(Debug, Clone)]
@@ -106,11 +109,14 @@ fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
     }
     archive.link("usr/lib64/ld-linux-x86-64.so.2", "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
 
-    for module in MODULES {
-        let source = debian.kernels.join("xz/modules").join(format!("{module}.ko"));
+    let modules = MODULES.iter().map(|(module, _)| ("modules", module));
+    for (folder, module) in modules.chain(BACKENDS.iter().map(|(module, _)| ("backends", module))) {
+        let source = debian.kernels.join("xz").join(folder).join(format!("{module}.ko"));
         archive.copy(&format!("usr/lib/modules/{module}.ko"), &source)?;
     }
     archive.copy("etc/xen/xl.conf", &debian.tree.file("etc/xen/xl.conf")?)?;
+    // What stock xl runs for a disk and an interface.
+    archive.copy("etc/xen/scripts", &debian.tree.file("etc/xen/scripts")?)?;
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", 0o644, b"root:x:0:\n");
     Ok(archive.finish())

@@ -52,8 +52,6 @@ const NO_AFFINITY: Support = Unbuilt("nxl does not place vCPUs when it makes a q
 const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays and keyboards");
 const NO_SCHEDULING: Support = Unbuilt("nxl sets no scheduler parameters when it makes a qube");
 const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
-const NO_DISK: Support = Unbuilt("nxl attaches no disks when it makes a qube");
-const NO_NIC: Support = Unbuilt("nxl attaches no network interfaces when it makes a qube");
 const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
 const NO_HARDWARE: Support =
     Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
@@ -95,7 +93,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("device_model_user", Both, HVM),
     ("device_model_version", Both, NO_QEMU),
     ("device_tree", Both, ARM),
-    ("disk", Both, NO_DISK),
+    ("disk", Both, Built),
     ("display", Pv, NO_DISPLAY),
     ("dm_restrict", Both, CLEAR),
     ("driver_domain", Both, Built),
@@ -201,7 +199,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("vfb", Both, NO_DISPLAY),
     ("vga", Both, HVM),
     ("videoram", Both, CLEAR),
-    ("vif", Both, NO_NIC),
+    ("vif", Both, Built),
     ("vif2", Both, Refused("xl passes it over, too; the interfaces are in vif=")),
     ("viridian", Both, HVM),
     ("vkb", Both, NO_DISPLAY),
@@ -301,7 +299,7 @@ mod tests {
     #[test]
     fn keys_are_sorted_so_that_they_can_be_found() {
         assert!(KEYS.is_sorted_by(|a, b| a.0 < b.0));
-        assert_eq!(find("vif"), Some((Both, NO_NIC)));
+        assert_eq!(find("vif"), Some((Both, Built)));
         assert_eq!(find("acpi"), Some((Pvh, Only(&["1"]))));
         assert_eq!(find("memry"), None);
     }

@@ -227,7 +227,7 @@ impl QubeConfig {
 
 /// A value as yajl's beautifier writes it, with which libxl writes: four blanks for each level, and an empty line in what is
 /// empty.
-fn laid_out(value: &Value) -> String {
+pub(crate) fn laid_out(value: &Value) -> String {
     let mut text = String::new();
     lay_out(value, 0, &mut text);
     text.push('\n');

@@ -9,6 +9,7 @@ use super::parameters::{self, ChannelConfig, P9Config, ParameterError, VfbConfig
 use super::pci::{PciConfig, PciError, PciOptions};
 use super::resources::{self, IoMemory, IoPorts, ResourceError};
 use super::xl_cfg::{Data, Position, Setting, Settings, Value};
+use crate::device;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -204,6 +205,9 @@ pub enum ItemError {
     /// An item of `vif`.
     #[error(transparent)]
     Nic(#[from] NicError),
+    /// An item of `disk` or `vif` that cannot be attached.
+    #[error("{0}")]
+    Device(String),
     /// An item of `pci`.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -768,8 +772,8 @@ impl Reader<'_> {
             )?,
             label,
             running_label,
-            disks: self.items("disk", DiskConfig::parse)?,
-            nics: self.items("vif", NicConfig::parse_paravirtual)?,
+            disks: self.attachable::<_, device::Disk, _>("disk", DiskConfig::parse)?,
+            nics: self.attachable::<_, device::Nic, _>("vif", NicConfig::parse_paravirtual)?,
             pcis: self.pcis()?,
             ioports: self.items("ioports", IoPorts::parse)?,
             irqs: self.items("irqs", resources::irq)?,
@@ -1033,6 +1037,24 @@ impl Reader<'_> {
     /// Any number but 0 is yes.
     fn flag(&self, key: &'static str) -> Result<Option<bool>, ConfigError> {
         Ok(self.number(key, i64::MIN, i64::MAX)?.map(|(_, number)| number != 0))
+    }
+
+    /// Devices; when a qube is to be made, such as can be attached.
+    fn attachable<T, D, E: Into<ItemError>>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>, ConfigError>
+    where
+        for<'a> D: TryFrom<&'a T, Error = device::DeviceError>,
+    {
+        self.items(key, |text| {
+            let device = parse(text).map_err(Into::into)?;
+            if self.build {
+                D::try_from(&device).map_err(|error| ItemError::Device(error.to_string()))?;
+            }
+            Ok::<_, ItemError>(device)
+        })
     }
 
     /// A list of texts, each with a grammar of its own.
@@ -1424,6 +1446,20 @@ mod tests {
             error("cpuid='host'"),
             "work.cfg:4:1: `cpuid' is not supported: a qube has the CPU features that Xen gives to all of its kind"
         );
+        assert_eq!(
+            error("vtpm=['backend=t']"),
+            "work.cfg:4:1: no qube can be made with `vtpm', since nxl attaches no TPMs"
+        );
+        let qcow2 = error("disk=['/x,qcow2,xvda']");
+        assert!(qcow2.starts_with("work.cfg:4:7: ") && qcow2.contains("qcow2 is not supported"), "{qcow2}");
+        assert!(
+            error("vif='mac=x'").starts_with("work.cfg:4:5: `vif' is a list"),
+            "{}",
+            error("vif='mac=x'")
+        );
+        let config = with("disk=['/a,raw,xvda,r']\nvif=['bridge=br0']").unwrap();
+        let (disk, nic) = (&config.disks[0], &config.nics[0]);
+        assert_eq!((disk.target.as_deref(), nic.bridge.as_deref()), (Some("/a"), Some("br0")));
         assert_eq!(error("acpi=0"), "work.cfg:4:6: `acpi' can only be 1, not 0");
         assert_eq!(
             error("tsc_mode='native'"),

@@ -4,6 +4,7 @@
 //! much memory there is), [counts](Machine::counts) what it is asked, can be told to [fail](Machine::fail) a call, and
 //! [lists](Machine::inventory) all that exists, so that a test can say "and nothing is left".
 
+mod backend;
 mod control;
 mod diagnostics;
 mod event;
@@ -14,6 +15,7 @@ mod pv;
 mod scheduling;
 mod store;
 
+pub use backend::Backends;
 pub use control::Guest;
 pub use fault::Counts;
 

@@ -1,6 +1,6 @@
 //! A xenstore in memory: permissions, transactions, quotas and watches as xenstored has them.
 
-use super::Domain;
+use super::{Backends, Domain};
 use crate::{DomId, Error, Gfn, Permission, Permissions, Port, Result, Transaction, WatchEvent, Xenstore};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -51,6 +51,7 @@ pub(super) struct Tree {
     watchers: BTreeMap<u64, Watcher>,
     next_watcher: u64,
     introduced: BTreeSet<DomId>,
+    pub(super) backends: Backends,
 }
 
 impl Default for Tree {
@@ -70,6 +71,7 @@ impl Default for Tree {
             watchers: BTreeMap::new(),
             next_watcher: 0,
             introduced: BTreeSet::new(),
+            backends: Backends::default(),
         }
     }
 }
@@ -280,6 +282,18 @@ impl Tree {
                     }
                 }
                 settle(watcher);
+            }
+        }
+        self.drive_backends(changed);
+    }
+
+    /// Lets the backend drivers see what changed.
+    fn drive_backends(&mut self, changed: &[String]) {
+        for path in changed {
+            let Some(node) = self.nodes.get_mut(path) else { continue };
+            if let Some(state) = self.backends.answer(path, &node.value) {
+                node.value = state.to_vec();
+                self.fire(std::slice::from_ref(path));
             }
         }
     }

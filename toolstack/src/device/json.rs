@@ -1,0 +1,133 @@
+//! Devices in libxl's JSON (`libxl_device_disk` and `libxl_device_nic`, tools/libs/light/libxl_types.idl). As libxl does,
+//! a field that has its default is left out.
+
+use super::{Disk, Nic};
+use crate::config::laid_out;
+use serde_json::{Map, Value};
+
+/// A list of devices in a configuration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum List {
+    /// `disks`, known by their `vdev`.
+    Disks,
+    /// `nics`, known by their `devid`.
+    Nics,
+}
+
+impl List {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Disks => "disks",
+            Self::Nics => "nics",
+        }
+    }
+
+    fn is_keyed(self, device: &Value, key: &str) -> bool {
+        match self {
+            Self::Disks => device["vdev"] == key,
+            Self::Nics => device["devid"].as_u64().is_some_and(|devid| devid.to_string() == key),
+        }
+    }
+}
+
+/// A field, if it is there.
+fn put(map: &mut Map<String, Value>, name: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        map.insert(name.to_owned(), value.into());
+    }
+}
+
+/// A flag of three values, as libxl spells it.
+fn flag(flag: bool) -> &'static str {
+    if flag { "True" } else { "False" }
+}
+
+pub(crate) fn disk(disk: &Disk) -> Value {
+    let mut map = Map::new();
+    put(&mut map, "backend_domname", disk.backend.clone());
+    put(&mut map, "pdev_path", Some(disk.target.clone()));
+    put(&mut map, "vdev", Some(disk.vdev.name()));
+    put(&mut map, "format", Some("raw"));
+    put(&mut map, "script", disk.script.clone());
+    put(&mut map, "readwrite", (!disk.readonly).then_some(1));
+    put(&mut map, "direct_io_safe", disk.direct_io_safe.then_some(true));
+    put(&mut map, "discard_enable", disk.discard.map(flag));
+    put(&mut map, "trusted", (!disk.trusted).then_some(flag(false)));
+    map.into()
+}
+
+pub(crate) fn nic(nic: &Nic) -> Value {
+    let mut map = Map::new();
+    put(&mut map, "backend_domname", nic.backend.clone());
+    put(&mut map, "devid", nic.devid);
+    put(&mut map, "mtu", nic.mtu);
+    put(&mut map, "mac", nic.mac.map(|mac| mac.to_string()));
+    put(&mut map, "ip", nic.ip.clone());
+    put(&mut map, "bridge", nic.bridge.clone());
+    put(&mut map, "ifname", nic.vifname.clone());
+    put(&mut map, "script", nic.script.clone());
+    put(&mut map, "rate_bytes_per_interval", nic.rate.map(|rate| rate.bytes));
+    put(&mut map, "rate_interval_usecs", nic.rate.map(|rate| rate.microseconds));
+    put(&mut map, "gatewaydev", nic.gatewaydev.clone());
+    put(&mut map, "trusted", (!nic.trusted).then_some(flag(false)));
+    map.into()
+}
+
+/// A stored configuration with a device in the place of one of that key, or without one.
+pub(super) fn change(
+    text: &str,
+    list: List,
+    key: &str,
+    device: Option<Value>,
+) -> Result<String, serde_json::Error> {
+    let mut config: Map<String, Value> = serde_json::from_str(text)?;
+    let mut devices = match config.get_mut(list.name()) {
+        Some(Value::Array(devices)) => std::mem::take(devices),
+        _ => Vec::new(),
+    };
+    devices.retain(|other| !list.is_keyed(other, key));
+    devices.extend(device);
+    if devices.is_empty() {
+        config.shift_remove(list.name());
+    } else {
+        config.insert(list.name().to_owned(), devices.into());
+    }
+    Ok(laid_out(&config.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Vdev;
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn defaults_are_left_out() {
+        let plain = Disk::new("/img", Vdev::parse("xvda").unwrap());
+        let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","readwrite":1}"#;
+        assert_eq!(disk(&plain).to_string(), expected);
+        let other = Disk { readonly: true, discard: Some(false), trusted: false, ..plain };
+        let expected =
+            r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","discard_enable":"False","trusted":"False"}"#;
+        assert_eq!(disk(&other).to_string(), expected);
+        let plain = Nic { devid: Some(0), bridge: Some("xenbr0".into()), ..Nic::default() };
+        assert_eq!(nic(&plain).to_string(), r#"{"devid":0,"bridge":"xenbr0"}"#);
+    }
+
+    #[test]
+    fn a_stored_configuration_is_changed_in_one_place() {
+        let stored = r#"{"c_info":{},"disks":[{"vdev":"xvda","x":1}],"on_reboot":"restart"}"#;
+        let with = change(stored, List::Disks, "xvdb", Some(json!({"vdev": "xvdb"}))).unwrap();
+        let compact = |text: &str| serde_json::from_str::<Value>(text).unwrap().to_string();
+        assert_eq!(
+            compact(&with),
+            r#"{"c_info":{},"disks":[{"vdev":"xvda","x":1},{"vdev":"xvdb"}],"on_reboot":"restart"}"#
+        );
+        assert_eq!(compact(&change(&with, List::Disks, "xvdb", None).unwrap()), stored);
+        let without = change(stored, List::Disks, "xvda", None).unwrap();
+        assert_eq!(compact(&without), r#"{"c_info":{},"on_reboot":"restart"}"#);
+        let with = change(&without, List::Nics, "3", Some(json!({"devid": 3}))).unwrap();
+        assert_eq!(compact(&change(&with, List::Nics, "3", None).unwrap()), compact(&without));
+        assert!(change("[]", List::Nics, "3", None).is_err());
+    }
+}
