@@ -177,7 +177,7 @@ impl Qubes {
                     unpacked = file;
                     kernel = Kernel::open_unpacked(&unpacked, format, limit).map_err(kernel_error)?;
                 }
-                kernel.pv().transpose().map_err(kernel_error)?
+                Some(kernel.pv().unwrap_or(Err(ImageError::NotPv)).map_err(kernel_error)?)
             }
         };
         let guest = match &pv {

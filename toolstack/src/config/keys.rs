@@ -1,5 +1,5 @@
-//! The keys that `xl.cfg` knows (those that tools/xl/xl_parse.c of Xen 4.17 reads), and what becomes of each for a PVH
-//! qube. No key is passed over in silence: what cannot be done is refused.
+//! The keys that `xl.cfg` knows (those that tools/xl/xl_parse.c of Xen 4.17 reads), and what becomes of each for a qube.
+//! No key is passed over in silence: what cannot be done is refused.
 
 use super::xl_cfg::Data;
 

@@ -1,4 +1,4 @@
-//! The typed configuration of a PVH qube, out of settings or a closure.
+//! The typed configuration of a qube, out of settings or a closure.
 
 use super::closure::{CLOSURE_MEMORY_MIB, Closure};
 use super::keys::{self, Support};

@@ -6,7 +6,7 @@ use crate::boot::build::{BuildError, Building, Payload, Ports, Rings};
 use crate::boot::guest_memory::GuestMemory;
 use crate::boot::plan::{SUPERPAGE, SUPERPAGE_ORDER};
 use std::ops::Range;
-use xen::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pfn, PvStart};
+use xen::{Access, Gfn, PAGE_SHIFT, PAGE_SIZE, Pfn, PvStart};
 
 /// vCPUs whose information is in shared_info (`XEN_LEGACY_MAX_VCPUS`); the guest finds a place for the others itself.
 const SHARED_VCPUS: usize = 32;
@@ -40,12 +40,12 @@ pub(in crate::boot) fn build(
     let page_table = machine(Pfn(plan.page_table_frames.start));
     control.pin_page_tables(domid, page_table)?;
 
-    let mut shared = GuestMemory::map_frames(foreign, domid, &[shared_info])?;
-    let shared = shared.page(0);
-    shared.fill(0);
+    // New, and so zero but for what Xen writes there when it likes: no slice over this page.
+    let shared = foreign.map(domid, &[shared_info], Access::ReadWrite)?;
     for vcpu in 0..SHARED_VCPUS {
-        shared[vcpu * VCPU_INFO + UPCALL_MASK] = 1;
+        shared.copy_from(vcpu * VCPU_INFO + UPCALL_MASK, &[1]);
     }
+    drop(shared);
 
     building.seed_grants(rings)?;
     control.set_pv_start(
