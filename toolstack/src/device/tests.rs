@@ -154,10 +154,9 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
     let before = host.inventory();
     let qube = create(&host, "work", TWO_DISKS_AND_AN_INTERFACE).unwrap();
     let counts = host.machine.counts();
-    // What it is today, so that a change is noticed: 58 requests for the qube, and for each device its records (47, 47
-    // and 41), a watch and a look; two more connect the interface.
+    // What it is today, so that a change is noticed.
     assert_eq!((counts.xenstore_transactions(), counts.hypercalls), (1, 33), "{:?}", counts.calls);
-    assert!(counts.xenstore_requests() <= 240, "{}: {:?}", counts.xenstore_requests(), counts.calls);
+    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (211, 3), "{:?}", counts.calls);
     let early = kernel.calls();
     assert_eq!(
         early,
