@@ -155,7 +155,10 @@ impl<'a> Devices<'a> {
             match self.qubes.read(&states[at])?.as_deref() {
                 Some(state) if state::READY.contains(&state) => Ok(true),
                 Some(state::INITIALISING) => Ok(false),
-                state => Err(self.refused(address, format!("but in state {}", state.unwrap_or("none")))),
+                state => {
+                    let state = one_line(state.unwrap_or("none"));
+                    Err(self.refused(address, format!("but in state {state}")))
+                }
             }
         })?;
         if let Some(first) = late.first() {
