@@ -155,7 +155,7 @@ impl Qubes {
             console_domid: daemons.1,
             driver_domain: config.driver_domain,
         };
-        let mut devices = Devices::prepare(self, built.domid, None, &config.disks, &config.nics)?;
+        let mut devices = Devices::prepare(self, built.domid, false, &config.disks, &config.nics)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
         store::write(&*self.store, &records)?;

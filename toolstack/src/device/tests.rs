@@ -568,3 +568,18 @@ fn without_loop(line: &str, loops: &mut Vec<String>) -> String {
     }
     line.to_owned()
 }
+
+#[test]
+fn a_pv_guest_is_told_the_layout_of_its_ring() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let qube = create(&host, "work", "").unwrap();
+    let protocol = |vdev: &str| {
+        let vdev = Vdev::parse(vdev).unwrap();
+        let disk = Disk { readonly: true, ..Disk::new(image(&host, "a"), vdev.clone()) };
+        host.qubes.attach_disk(&qube, &disk).unwrap();
+        value(&host, &format!("/local/domain/1/device/vbd/{}/protocol", vdev.devid()))
+    };
+    assert_eq!(protocol("xvda"), None);
+    host.qubes.store.write(Transaction::NONE, "/libxl/1/type", b"pv").unwrap();
+    assert_eq!(protocol("xvdb").as_deref(), Some("x86_64-abi"));
+}
