@@ -583,3 +583,27 @@ fn a_pv_guest_is_told_the_layout_of_its_ring() {
     host.qubes.store.write(Transaction::NONE, "/libxl/1/type", b"pv").unwrap();
     assert_eq!(protocol("xvdb").as_deref(), Some("x86_64-abi"));
 }
+
+#[test]
+fn qubes_made_at_once_share_an_image_and_each_waits_for_its_own_backends() {
+    let (host, kernel) = with_backends(Backends::Prompt);
+    let before = host.inventory();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let host = &host;
+            scope.spawn(move || {
+                let name = format!("work-{number}");
+                let qube = create(host, &name, "disk=['@/a,raw,xvda,r']\nvif=['bridge=xenbr0']").unwrap();
+                assert_eq!(host.qubes.list_disks(&qube).unwrap().len(), 1);
+            });
+        }
+    });
+    assert_eq!(kernel.loops(), 8);
+    std::thread::scope(|scope| {
+        for qube in host.qubes.list().unwrap() {
+            let host = &host;
+            scope.spawn(move || host.qubes.destroy(&qube).unwrap());
+        }
+    });
+    assert_eq!((host.inventory(), kernel.loops(), host.files()), (before, 0, 0));
+}
