@@ -225,7 +225,7 @@ impl Qubes {
             ramdisk: config.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        let mut devices = Devices::prepare(self, built.domid, None, &config.disks, &config.nics)?;
+        let mut devices = Devices::prepare(self, built.domid, false, &config.disks, &config.nics)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
         store::write(&*self.store, &records)?;

@@ -575,10 +575,13 @@ impl Reader<'_> {
         read: impl Fn(&str) -> Result<T, DeviceError>,
     ) -> Result<Vec<T>, ConfigError> {
         let Some(setting) = self.settings.get(key) else { return Ok(Vec::new()) };
-        let not_a_list = || word(setting, "a list of strings", "something else");
-        let Data::List(list) = &setting.value.data else { return Err(not_a_list()) };
+        let not_strings = |given| word(setting, "a list of strings", given);
+        let list = match &setting.value.data {
+            Data::List(list) => list,
+            Data::Text(text) => return Err(not_strings(text)),
+        };
         let device = |value: &Value| {
-            let Data::Text(spec) = &value.data else { return Err(not_a_list()) };
+            let Data::Text(spec) = &value.data else { return Err(not_strings("a list in the list")) };
             read(spec).map_err(|error| ConfigError::Device {
                 position: value.position.clone(),
                 key: setting.name.clone(),
@@ -902,12 +905,10 @@ mod tests {
         assert_eq!(error("vnc=1"), "work.cfg:4:1: `vnc' is for HVM guests, this is a PVH guest");
         assert_eq!(error("e820_host=1"), "work.cfg:4:1: `e820_host' is for PV guests, this is a PVH guest");
         assert_eq!(error("vtpm=['x']"), "work.cfg:4:1: `vtpm' is not supported");
-        assert!(
-            error("disk=['/x,qcow2,xvda']").starts_with("work.cfg:4:7: `disk': "),
-            "{}",
-            error("disk=['/x']")
-        );
-        assert!(error("vif='mac=x'").starts_with("work.cfg:4:5: `vif' is a list"), "{}", error("vif='mac=x'"));
+        let qcow = error("disk=['/x,qcow2,xvda']");
+        assert!(qcow.starts_with("work.cfg:4:7: `disk': "), "{qcow}");
+        assert_eq!(error("vif='mac=x'"), "work.cfg:4:5: `vif' is a list of strings, not \"mac=x\"");
+        assert!(error("vif=[['x']]").ends_with("not \"a list in the list\""));
         let config = with("disk=['/a,raw,xvda,r']\nvif=['bridge=br0']").unwrap();
         assert_eq!((config.disks[0].target.as_str(), config.nics[0].bridge()), ("/a", "br0"));
         assert_eq!(error("acpi=0"), "work.cfg:4:6: `acpi' can only be 1, not 0");
