@@ -349,6 +349,46 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_the_host_has_not_is_an_error_before_anything_is_made() {
+        let machine = Machine::with_memory(100 << 8);
+        let error = build_on(&machine, &SyntheticElf::pv(), 512 << 10, 512 << 10).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not enough memory: the qube needs 512 MiB, and 100 MiB are free; shut a qube down or give this one less"
+        );
+        assert_eq!(machine.counts().of("xc_domain_create"), 0);
+    }
+
+    #[test]
+    fn an_initrd_that_shrank_is_an_error_and_leaves_nothing() {
+        let machine = Machine::new();
+        let dom0 = machine.domain(DomId::DOM0);
+        let before = machine.inventory();
+        let image = SyntheticElf::pv().build();
+        let kernel = Kernel::open(&image).unwrap();
+        let pv = kernel.pv().unwrap().unwrap();
+        let plan = Plan::new(&Request {
+            memory_kib: 64 << 10,
+            max_memory_kib: 64 << 10,
+            vcpus: 1,
+            max_vcpus: 1,
+            cmdline: "",
+            kernel: kernel.footprint(),
+            initrd: Some(INITRD.len() as u64 + 1),
+            guest: GuestRequest::Pv(&pv),
+        })
+        .unwrap();
+        let file = initrd();
+        let initrd = Some((Initrd::File(&file), "initrd".into()));
+        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
+        let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
+        let daemons = (DomId::DOM0, DomId::DOM0);
+        let error = build(&plan, [7; 16], LIMITS, payload, daemons, &*control, &*foreign).unwrap_err();
+        assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
+        assert_eq!(machine.inventory(), before);
+    }
+
+    #[test]
     fn a_host_without_large_extents_gives_single_pages_and_says_when_it_has_none() {
         let machine = Machine::new();
         let dom0 = machine.domain(DomId::DOM0);
