@@ -226,7 +226,7 @@ pub(crate) enum Command {
         /// Which.
         qube: String,
         /// The key.
-        letter: char,
+        letter: String,
     },
     /// Set off an interrupt or press a button in a qube.
     Trigger(TriggerOptions),
@@ -605,12 +605,12 @@ mod tests {
             "nxl sched-credit2 -w 512",
             "nxl sched-credit2 -d work -p Pool-0",
             "nxl sched-credit2 -r 1000",
-            "nxl sysrq work help",
-            "nxl trigger work kick",
             "nxl block-attach work",
             "nxl block-detach work",
             "nxl block-list",
             "nxl network-detach work",
+            "nxl sysrq work",
+            "nxl trigger work",
             "nxl create",
             "nxl cache",
             "nxl cache prune --all --max-size 1",

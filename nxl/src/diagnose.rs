@@ -1,7 +1,7 @@
 //! `nxl dmesg`, `debug-keys`, `sysrq`, `trigger` and `dump-core`.
 
 use crate::error::Error;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use toolstack::qubes::Qubes;
@@ -11,29 +11,11 @@ use xen::Trigger;
 pub(crate) struct TriggerOptions {
     /// In which.
     qube: String,
-    /// What.
-    trigger: Kind,
+    /// nmi, reset, init, power or sleep: Xen knows no reset, and only HVM domains have buttons.
+    trigger: String,
     /// On which vCPU.
     #[arg(default_value_t = 0)]
     vcpu: u32,
-}
-
-/// What can be set off.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Kind {
-    /// A non-maskable interrupt.
-    Nmi,
-    /// A reset, which no Xen knows.
-    Reset,
-    /// An INIT.
-    Init,
-    /// The power button, of HVM domains.
-    Power,
-    /// The sleep button, of HVM domains.
-    Sleep,
-    /// Waking up, for HVM domains.
-    #[value(name = "s3resume")]
-    S3Resume,
 }
 
 #[derive(Debug, Args)]
@@ -53,18 +35,24 @@ pub(crate) fn debug_keys(qubes: &Qubes, keys: &str) -> Result<(), Error> {
     Ok(qubes.control().send_debug_keys(keys)?)
 }
 
-pub(crate) fn sysrq(qubes: &Qubes, which: &str, letter: char) -> Result<(), Error> {
-    Ok(qubes.send_sysrq(&qubes.find(which)?, letter)?)
+pub(crate) fn sysrq(qubes: &Qubes, which: &str, letter: &str) -> Result<(), Error> {
+    let qube = qubes.find(which)?;
+    let mut letters = letter.chars();
+    match (letters.next(), letters.next()) {
+        (Some(key), None) => Ok(qubes.send_sysrq(&qube, key)?),
+        _ => Err(Error::NoKey(letter.to_owned())),
+    }
 }
 
 pub(crate) fn trigger(qubes: &Qubes, options: &TriggerOptions) -> Result<(), Error> {
-    let trigger = match options.trigger {
-        Kind::Nmi => Trigger::Nmi,
-        Kind::Reset => Trigger::Reset,
-        Kind::Init => Trigger::Init,
-        Kind::Power => Trigger::Power,
-        Kind::Sleep => Trigger::Sleep,
-        Kind::S3Resume => return Err(Error::S3Resume),
+    let trigger = match options.trigger.as_str() {
+        "nmi" => Trigger::Nmi,
+        "reset" => Trigger::Reset,
+        "init" => Trigger::Init,
+        "power" => Trigger::Power,
+        "sleep" => Trigger::Sleep,
+        "s3resume" => return Err(Error::S3Resume),
+        other => return Err(Error::NoTrigger(other.to_owned())),
     };
     let domid = qubes.find(&options.qube)?.info.domid;
     Ok(qubes.control().send_trigger(domid, trigger, options.vcpu)?)

@@ -81,6 +81,10 @@ pub(crate) enum Error {
         "domain {domid} was not made by nxl, or is attended by nobody: `xl config-update` is for those of xl"
     )]
     NotKept { domid: xen::DomId },
+    #[error("{0:?} is no key: a magic system request is one letter")]
+    NoKey(String),
+    #[error("{0:?} cannot be set off: that are nmi, reset, init, power and sleep")]
+    NoTrigger(String),
     #[error("s3resume is for HVM domains, which have a device model to be resumed: `xl trigger` does that")]
     S3Resume,
     #[error("output: {0}")]

@@ -86,7 +86,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::SchedCredit2(options) => scheduler::credit2(&qubes()?, &options),
         Command::Dmesg { clear } => diagnose::dmesg(&qubes()?, clear),
         Command::DebugKeys { keys } => diagnose::debug_keys(&qubes()?, &keys),
-        Command::Sysrq { qube, letter } => diagnose::sysrq(&qubes()?, &qube, letter),
+        Command::Sysrq { qube, letter } => diagnose::sysrq(&qubes()?, &qube, &letter),
         Command::Trigger(options) => diagnose::trigger(&qubes()?, &options),
         Command::DumpCore(options) => diagnose::dump_core(&qubes()?, &options),
         Command::ChannelList { qubes: which } => host::channel_list(&qubes()?, &which),

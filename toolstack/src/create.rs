@@ -184,7 +184,7 @@ impl Qubes {
                     unpacked = file;
                     kernel = Kernel::open_unpacked(&unpacked, format, limit).map_err(kernel_error)?;
                 }
-                kernel.pv().transpose().map_err(kernel_error)?
+                Some(kernel.pv().unwrap_or(Err(ImageError::NotPv)).map_err(kernel_error)?)
             }
         };
         let guest = match &pv {
@@ -232,7 +232,7 @@ impl Qubes {
             ramdisk: config.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        let mut devices = Devices::prepare(self, built.domid, None, &disks, &nics)?;
+        let mut devices = Devices::prepare(self, built.domid, false, &disks, &nics)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
         store::write(&*self.store, &records)?;

@@ -302,6 +302,8 @@ mod tests {
         data.write(Kind::Libxl, DomId(3), uuid, "{}").unwrap();
         data.write(Kind::Nxl, DomId(3), other, "{1}").unwrap();
         fs::write(folder.path().join(format!("userdata-d.3.{uuid}.xl")), "name='x'").unwrap();
+        fs::write(folder.path().join(format!("userdata-l.3.{uuid}.domain-userdata-lock")), "").unwrap();
+        drop(data.lock_domain(DomId(3), other).unwrap());
         assert_eq!(data.read(Kind::Libxl, DomId(3), uuid).unwrap().as_deref(), Some("{}"));
         assert_eq!(data.known().unwrap(), [(DomId(3), other)]);
         data.remove(DomId(3), uuid).unwrap();

@@ -27,8 +27,9 @@ pub struct Boot {
 }
 
 /// The machines, in the order in which they are booted.
-pub const BOOTS: [Boot; 2] = [
+pub const BOOTS: [Boot; 3] = [
     Boot { name: "qubes", memory: 3328, processors: 1 },
+    Boot { name: "guests", memory: 3328, processors: 1 },
     // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
     Boot { name: "large", memory: 6400, processors: 2 },
 ];

@@ -17,9 +17,9 @@ struct Arguments {
 enum Verb {
     /// Run the checks inside dom0.
     Run {
-        /// Only the checks whose name matches; `*` stands for anything.
+        /// Only the checks whose name matches, any of them if given several times; `*` stands for anything.
         #[arg(long, default_value = "*")]
-        check: String,
+        check: Vec<String>,
         /// Leave the logs, and say where they are.
         #[arg(long)]
         keep: bool,
@@ -47,9 +47,9 @@ fn run(verb: Verb) -> Result<bool> {
     match verb {
         Verb::Run { check, keep } => {
             let mut selected = checks::all()?;
-            selected.retain(|known| checks::matches(&check, &known.name));
+            selected.retain(|known| check.iter().any(|check| checks::matches(check, &known.name)));
             if selected.is_empty() {
-                log(&format!("no check is named '{check}'"));
+                log(&format!("no check is named '{}'", check.join("' or '")));
                 return Ok(false);
             }
             let mut testbed = Testbed::assemble()?;

@@ -6,9 +6,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::num::NonZero;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{Cache, Scratch};
@@ -53,7 +57,7 @@ pub struct Testbed {
     products: Products,
     closures: Vec<Closure>,
     scratch: Scratch,
-    boots: u32,
+    boots: AtomicU32,
 }
 
 /// One run of a check: seconds, or the reason of its failure.
@@ -78,7 +82,7 @@ impl Testbed {
         let products = step("our programs", || Products::build(scratch.path()))?;
         let closures =
             step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
-        Ok(Self { debian, base, products, closures, scratch, boots: 0 })
+        Ok(Self { debian, base, products, closures, scratch, boots: AtomicU32::new(0) })
     }
 
     /// Leaves the logs of this run in place, and says where.
@@ -87,44 +91,63 @@ impl Testbed {
         self.scratch.path().to_owned()
     }
 
-    /// Runs `checks` and tells `report` each verdict as soon as it is final.
-    pub fn run(&mut self, checks: &[Check], mut report: impl FnMut(&Check, Verdict)) -> Result<()> {
-        for boot in BOOTS {
-            let here: Vec<_> = checks.iter().filter(|check| check.boot == boot).cloned().collect();
-            if here.is_empty() {
-                continue;
+    /// Runs `checks` and tells `report` each verdict as soon as it is final. Machines run beside each other where there is
+    /// a processor for each of theirs.
+    pub fn run(&self, checks: &[Check], report: impl FnMut(&Check, Verdict) + Send) -> Result<()> {
+        let report = Mutex::new(report);
+        let report = |check: &Check, verdict| {
+            report.lock().unwrap_or_else(PoisonError::into_inner)(check, verdict);
+        };
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let boots: Vec<_> =
+            BOOTS.into_iter().filter(|boot| checks.iter().any(|check| check.boot == *boot)).collect();
+        for together in side_by_side(&boots, processors) {
+            thread::scope(|scope| {
+                let running: Vec<_> = together
+                    .iter()
+                    .map(|boot| scope.spawn(move || self.run_boot(*boot, checks, report)))
+                    .collect();
+                running
+                    .into_iter()
+                    .try_for_each(|boot| boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The checks of one machine; those that fail once more, on a fresh one.
+    fn run_boot(&self, boot: Boot, checks: &[Check], report: impl Fn(&Check, Verdict)) -> Result<()> {
+        let here: Vec<_> = checks.iter().filter(|check| check.boot == boot).cloned().collect();
+        let mut failed = Vec::new();
+        let first = self.run_once(boot, &here)?;
+        for check in here {
+            match first.get(&check.name).cloned().unwrap_or_else(|| Err("it was never run".to_owned())) {
+                Ok(seconds) => report(&check, Verdict::Passed { seconds, first_failure: None }),
+                Err(reason) => failed.push((check, reason)),
             }
-            let mut failed = Vec::new();
-            let first = self.run_once(boot, &here)?;
-            for check in here {
-                match first.get(&check.name).cloned().unwrap_or_else(|| Err("it was never run".to_owned())) {
-                    Ok(seconds) => report(&check, Verdict::Passed { seconds, first_failure: None }),
-                    Err(reason) => failed.push((check, reason)),
-                }
-            }
-            if failed.is_empty() {
-                continue;
-            }
-            log(&format!("{} of these checks failed: they run again on a fresh boot", failed.len()));
-            let again: Vec<_> = failed.iter().map(|(check, _)| check.clone()).collect();
-            let second = self.run_once(boot, &again)?;
-            for (check, reason) in failed {
-                let verdict = match second
-                    .get(&check.name)
-                    .cloned()
-                    .unwrap_or_else(|| Err("it was never run".to_owned()))
-                {
-                    Ok(seconds) => Verdict::Passed { seconds, first_failure: Some(reason) },
-                    Err(second) => Verdict::Failed { reasons: [reason, second] },
-                };
-                report(&check, verdict);
-            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        log(&format!("{} of these checks failed: they run again on a fresh boot", failed.len()));
+        let again: Vec<_> = failed.iter().map(|(check, _)| check.clone()).collect();
+        let second = self.run_once(boot, &again)?;
+        for (check, reason) in failed {
+            let verdict = match second
+                .get(&check.name)
+                .cloned()
+                .unwrap_or_else(|| Err("it was never run".to_owned()))
+            {
+                Ok(seconds) => Verdict::Passed { seconds, first_failure: Some(reason) },
+                Err(second) => Verdict::Failed { reasons: [reason, second] },
+            };
+            report(&check, verdict);
         }
         Ok(())
     }
 
     /// Shows the demo in the dom0 that this machine is. Whether all of it happened.
-    pub fn demo_here(&mut self) -> Result<bool> {
+    pub fn demo_here(&self) -> Result<bool> {
         let folder = self.scratch.path();
         let (programs, systems, state) = (folder.join("bin"), folder.join("systems"), folder.join("state"));
         for path in [&programs, &systems, &state] {
@@ -156,7 +179,7 @@ impl Testbed {
     }
 
     /// Shows the demo in QEMU. Whether all of it happened.
-    pub fn demo(&mut self) -> Result<bool> {
+    pub fn demo(&self) -> Result<bool> {
         let mut machine = self.boot(&Task::Demo, BOOTS[0], Console::Logged)?;
         let mut shown = false;
         loop {
@@ -186,7 +209,7 @@ impl Testbed {
     }
 
     /// Gives a shell in dom0 on this terminal.
-    pub fn shell(&mut self) -> Result<()> {
+    pub fn shell(&self) -> Result<()> {
         self.boot(&Task::Shell, BOOTS[0], Console::Terminal)?.wait()
     }
 
@@ -195,18 +218,18 @@ impl Testbed {
         fs::read_to_string("/proc/xen/capabilities").is_ok_and(|words| words.contains("control_d"))
     }
 
-    fn boot(&mut self, task: &Task<'_>, boot: Boot, console: Console) -> Result<Machine> {
-        if self.boots == 0 && !qemu::nested_kvm() {
+    fn boot(&self, task: &Task<'_>, boot: Boot, console: Console) -> Result<Machine> {
+        let before = self.boots.fetch_add(1, Ordering::Relaxed);
+        if before == 0 && !qemu::nested_kvm() {
             log("no nested virtualisation here: software emulation");
         }
-        self.boots += 1;
-        let folder = self.scratch.path().join(format!("boot-{}", self.boots));
+        let folder = self.scratch.path().join(format!("boot-{}", before + 1));
         let overlay = dom0::overlay(&self.debian, &self.products, &self.closures, task)?;
         Machine::boot(&self.debian, &self.base, &overlay, &folder, boot, console)
     }
 
     /// One boot for `checks`. A check that the machine did not live to run has no outcome.
-    fn run_once(&mut self, boot: Boot, checks: &[Check]) -> Result<BTreeMap<String, Outcome>> {
+    fn run_once(&self, boot: Boot, checks: &[Check]) -> Result<BTreeMap<String, Outcome>> {
         log(&format!("boot '{}' with {} MiB for {} checks", boot.name, boot.memory, checks.len()));
         let mut machine = self.boot(&Task::Checks(checks), boot, Console::Logged)?;
         let mut outcomes = BTreeMap::new();
@@ -237,7 +260,7 @@ impl Testbed {
                         outcomes.insert(name, Err(reason));
                     }
                     Event::End => break None,
-                    Event::Output(line) => log(&format!("| {line}")),
+                    Event::Output(line) => log(&format!("{} | {line}", boot.name)),
                 },
                 Heard::Gone => break Some("the machine died".to_owned()),
                 Heard::Silent(wait) => {
@@ -255,6 +278,19 @@ impl Testbed {
         log(&format!("boot '{}' took {:.0} s", boot.name, machine.age().as_secs_f64()));
         Ok(outcomes)
     }
+}
+
+/// Which machines run at the same time: as many in a row as have a processor for each of theirs.
+fn side_by_side(boots: &[Boot], processors: usize) -> Vec<Vec<Boot>> {
+    let mut groups: Vec<Vec<Boot>> = Vec::new();
+    for boot in boots {
+        let of = |group: &Vec<Boot>| group.iter().map(|boot| boot.processors as usize).sum::<usize>();
+        match groups.last_mut() {
+            Some(group) if of(group) + boot.processors as usize <= processors => group.push(*boot),
+            _ => groups.push(vec![*boot]),
+        }
+    }
+    groups
 }
 
 /// Writes one line of progress.
@@ -276,4 +312,23 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work()?;
     log(&format!("{name}: ready ({:.1} s)", started.elapsed().as_secs_f64()));
     Ok(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_run_beside_each_other_where_there_is_room() {
+        let names = |processors| {
+            let groups = side_by_side(&BOOTS, processors);
+            groups
+                .iter()
+                .map(|group| group.iter().map(|boot| boot.name).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(1), [vec!["qubes"], vec!["guests"], vec!["large"]]);
+        assert_eq!(names(2), [vec!["qubes", "guests"], vec!["large"]]);
+        assert_eq!(names(4), [["qubes", "guests", "large"]]);
+    }
 }

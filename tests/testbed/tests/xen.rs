@@ -69,7 +69,7 @@ fn run(checks: &[Check], board: &Arc<Board>) {
             verdicts.known.insert(check.name.clone(), verdict);
         });
     };
-    if let Err(error) = Testbed::assemble().and_then(|mut testbed| testbed.run(checks, report)) {
+    if let Err(error) = Testbed::assemble().and_then(|testbed| testbed.run(checks, report)) {
         board.update(|verdicts| verdicts.ended = Some(error.to_string()));
     }
     drop(ending);

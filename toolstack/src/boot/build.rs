@@ -75,7 +75,7 @@ pub struct Built {
 pub enum BuildError {
     /// This host cannot run PVH guests.
     #[error(
-        "this host cannot run PVH qubes: Xen has no hardware virtualisation with nested paging (virt_caps in `nxl info`)"
+        "this host cannot run PVH qubes: Xen has no hardware virtualisation with nested paging (virt_caps in `nxl info`); a PV qube needs none (type=\"pv\")"
     )]
     NoPvh,
     /// This host cannot run PV guests.

@@ -83,12 +83,19 @@ impl QubeConfig {
     }
 
     /// The same as libxl records it of a domain that it made: with the defaults that its later answers are computed from
-    /// (`xl list -l` would be 1 KiB short of the memory without that of the video memory).
+    /// (`xl list -l` would be 1 KiB short of the memory without that of the video memory), and one of a disk's that it writes
+    /// although it is the default.
     #[must_use]
     pub fn to_libxl_record(&self) -> String {
         let mut value = self.libxl_value();
         value["b_info"]["video_memkb"] = json!(0);
         value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
+        let disks = value.get_mut("disks").and_then(Value::as_array_mut);
+        for disk in disks.into_iter().flatten().filter_map(Value::as_object_mut) {
+            let trusted = disk.shift_remove("trusted");
+            disk.insert("colo_restore_enable".into(), json!("False"));
+            disk.extend(trusted.map(|trusted| ("trusted".to_owned(), trusted)));
+        }
         laid_out(&value)
     }
 
@@ -521,6 +528,10 @@ mod tests {
         expected["b_info"]["video_memkb"] = json!(0);
         expected["b_info"]["arch_x86"] = json!({ "msr_relaxed": "False" });
         assert_eq!(record, expected);
+        let with_disk = self::config("disk=['/a,,xvda,untrusted']").to_libxl_record();
+        let record: Value = serde_json::from_str(&with_disk).unwrap();
+        let disk = r#"{"pdev_path":"/a","vdev":"xvda","format":"raw","readwrite":1,"colo_restore_enable":"False","trusted":"False"}"#;
+        assert_eq!(record["disks"][0].to_string(), disk);
     }
 
     #[test]

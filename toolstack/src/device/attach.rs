@@ -51,11 +51,11 @@ pub(crate) fn check(plumbing: &dyn Plumbing, disks: &[Disk], nics: &[Nic]) -> Re
 
 impl<'a> Devices<'a> {
     /// Gets ready what stands behind the devices of a domain; nothing is in xenstore yet, and what was made goes with
-    /// the value. The interfaces must be [settled](Nic::settled). `protocol` is for PV guests.
+    /// the value. The interfaces must be [settled](Nic::settled).
     pub(crate) fn prepare(
         qubes: &'a Qubes,
         domid: DomId,
-        protocol: Option<&str>,
+        pv: bool,
         disks: &[Disk],
         nics: &[Nic],
     ) -> Result<Self, QubeError> {
@@ -65,7 +65,7 @@ impl<'a> Devices<'a> {
             let backend = qubes.backend_domid(disk.backend.as_deref())?;
             let address = Address { domid, kind: Kind::Vbd, devid: disk.vdev.devid(), backend };
             devices.unique(address, disk.vdev.name())?;
-            let device = devices.disk(address, disk, protocol, &mut opened)?;
+            let device = devices.disk(address, disk, pv, &mut opened)?;
             devices.devices.push(device);
         }
         for nic in nics {
@@ -91,10 +91,10 @@ impl<'a> Devices<'a> {
         &mut self,
         address: Address,
         disk: &Disk,
-        protocol: Option<&str>,
+        pv: bool,
         opened: &mut Vec<(Is, bool)>,
     ) -> Result<Device, DeviceError> {
-        let mut entries = disk.entries(address.domid, address.backend, protocol);
+        let mut entries = disk.entries(address.domid, address.backend, pv);
         let device = |entries, then, hold| Device { address, entries, then, hold };
         if address.backend != DomId::DOM0 {
             return Ok(device(entries, Then::Nothing, None));
@@ -155,7 +155,10 @@ impl<'a> Devices<'a> {
             match self.qubes.read(&states[at])?.as_deref() {
                 Some(state) if state::READY.contains(&state) => Ok(true),
                 Some(state::INITIALISING) => Ok(false),
-                state => Err(self.refused(address, format!("but in state {}", state.unwrap_or("none")))),
+                state => {
+                    let state = one_line(state.unwrap_or("none"));
+                    Err(self.refused(address, format!("but in state {state}")))
+                }
             }
         })?;
         if let Some(first) = late.first() {

@@ -11,7 +11,7 @@ pub(super) const SCRIPT: &str = "block";
 
 /// The layout of rings that 64-bit PV guests have, and older ones have to be told (`XEN_IO_PROTO_ABI_X86_64`,
 /// xen/include/public/io/protocols.h).
-pub(crate) const PV_PROTOCOL: &str = "x86_64-abi";
+const PV_PROTOCOL: &str = "x86_64-abi";
 
 /// A disk to be attached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,9 +50,8 @@ impl Disk {
         }
     }
 
-    /// As libxl writes it (libxl_disk.c, device_disk_add). `protocol` is the ring's layout, where the guest has to be
-    /// told: PV guests.
-    pub(super) fn entries(&self, domid: DomId, backend: DomId, protocol: Option<&str>) -> Entries {
+    /// As libxl writes it (libxl_disk.c, device_disk_add); a PV guest is told the layout of its ring.
+    pub(super) fn entries(&self, domid: DomId, backend: DomId, pv: bool) -> Entries {
         let flag = |flag: bool| String::from(if flag { "1" } else { "0" });
         let word = |word: &str| word.to_owned();
         let mut back = vec![
@@ -80,7 +79,9 @@ impl Disk {
             ("device-type", word("disk")),
             ("trusted", flag(self.trusted)),
         ];
-        front.extend(protocol.map(|protocol| ("protocol", word(protocol))));
+        if pv {
+            front.push(("protocol", word(PV_PROTOCOL)));
+        }
         Entries { front, read_only_front: Vec::new(), back, hotplug: Vec::new() }
     }
 }

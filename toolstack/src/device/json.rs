@@ -52,6 +52,8 @@ pub(crate) fn disk(disk: &Disk) -> Value {
     put(&mut map, "readwrite", (!disk.readonly).then_some(1));
     put(&mut map, "direct_io_safe", disk.direct_io_safe.then_some(true));
     put(&mut map, "discard_enable", disk.discard.map(flag));
+    // xl writes this one although it is the default.
+    put(&mut map, "colo_restore_enable", Some(flag(false)));
     put(&mut map, "trusted", (!disk.trusted).then_some(flag(false)));
     map.into()
 }
@@ -104,11 +106,10 @@ mod tests {
     #[test]
     fn defaults_are_left_out() {
         let plain = Disk::new("/img", Vdev::parse("xvda").unwrap());
-        let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","readwrite":1}"#;
+        let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","readwrite":1,"colo_restore_enable":"False"}"#;
         assert_eq!(disk(&plain).to_string(), expected);
         let other = Disk { readonly: true, discard: Some(false), trusted: false, ..plain };
-        let expected =
-            r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","discard_enable":"False","trusted":"False"}"#;
+        let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","discard_enable":"False","colo_restore_enable":"False","trusted":"False"}"#;
         assert_eq!(disk(&other).to_string(), expected);
         let plain = Nic { devid: Some(0), bridge: Some("xenbr0".into()), ..Nic::default() };
         assert_eq!(nic(&plain).to_string(), r#"{"devid":0,"bridge":"xenbr0"}"#);

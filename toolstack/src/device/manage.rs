@@ -1,6 +1,5 @@
 //! Attaching, detaching and listing the devices of a qube that runs.
 
-use super::disk::PV_PROTOCOL;
 use super::json::{self, List};
 use super::{Address, DeviceError, Devices, Disk, Kind, Mac, Nic, Release, Vdev};
 use crate::config::QubeConfig;
@@ -168,8 +167,7 @@ impl Qubes {
     fn attach(&self, qube: &Qube, disks: &[Disk], nics: &[Nic]) -> Result<(), QubeError> {
         let domid = qube.info.domid;
         let is_pv = self.read(&format!("{}/type", libxl_path(domid)))?.as_deref() == Some("pv");
-        let protocol = is_pv.then_some(PV_PROTOCOL);
-        let mut devices = Devices::prepare(self, domid, protocol, disks, nics)?;
+        let mut devices = Devices::prepare(self, domid, is_pv, disks, nics)?;
         let (addresses, records) = (devices.addresses(), devices.records());
         xen::transaction(&*self.store, |tx| {
             for address in &addresses {

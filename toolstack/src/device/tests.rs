@@ -154,10 +154,9 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
     let before = host.inventory();
     let qube = create(&host, "work", TWO_DISKS_AND_AN_INTERFACE).unwrap();
     let counts = host.machine.counts();
-    // What it is today, so that a change is noticed: 75 requests for the qube; the devices' records, and for each a watch
-    // and a look; two more connect the interface.
+    // What it is today, so that a change is noticed.
     assert_eq!((counts.xenstore_transactions(), counts.hypercalls), (1, 33), "{:?}", counts.calls);
-    assert!(counts.xenstore_requests() <= 200, "{}: {:?}", counts.xenstore_requests(), counts.calls);
+    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (200, 3), "{:?}", counts.calls);
     let early = kernel.calls();
     assert_eq!(
         early,
@@ -569,4 +568,43 @@ fn without_loop(line: &str, loops: &mut Vec<String>) -> String {
         }
     }
     line.to_owned()
+}
+
+#[test]
+fn a_pv_guest_is_told_the_layout_of_its_ring() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let qube = create(&host, "work", "").unwrap();
+    let protocol = |vdev: &str| {
+        let vdev = Vdev::parse(vdev).unwrap();
+        let disk = Disk { readonly: true, ..Disk::new(image(&host, "a"), vdev.clone()) };
+        host.qubes.attach_disk(&qube, &disk).unwrap();
+        value(&host, &format!("/local/domain/1/device/vbd/{}/protocol", vdev.devid()))
+    };
+    assert_eq!(protocol("xvda"), None);
+    host.qubes.store.write(Transaction::NONE, "/libxl/1/type", b"pv").unwrap();
+    assert_eq!(protocol("xvdb").as_deref(), Some("x86_64-abi"));
+}
+
+#[test]
+fn qubes_made_at_once_share_an_image_and_each_waits_for_its_own_backends() {
+    let (host, kernel) = with_backends(Backends::Prompt);
+    let before = host.inventory();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let host = &host;
+            scope.spawn(move || {
+                let name = format!("work-{number}");
+                let qube = create(host, &name, "disk=['@/a,raw,xvda,r']\nvif=['bridge=xenbr0']").unwrap();
+                assert_eq!(host.qubes.list_disks(&qube).unwrap().len(), 1);
+            });
+        }
+    });
+    assert_eq!(kernel.loops(), 8);
+    std::thread::scope(|scope| {
+        for qube in host.qubes.list().unwrap() {
+            let host = &host;
+            scope.spawn(move || host.qubes.destroy(&qube).unwrap());
+        }
+    });
+    assert_eq!((host.inventory(), kernel.loops(), host.files()), (before, 0, 0));
 }

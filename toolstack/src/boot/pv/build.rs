@@ -6,7 +6,7 @@ use crate::boot::build::{BuildError, Building, Payload, Ports, Rings};
 use crate::boot::guest_memory::GuestMemory;
 use crate::boot::plan::{SUPERPAGE, SUPERPAGE_ORDER};
 use std::ops::Range;
-use xen::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pfn, PvStart};
+use xen::{Access, Gfn, PAGE_SHIFT, PAGE_SIZE, Pfn, PvStart};
 
 /// vCPUs whose information is in shared_info (`XEN_LEGACY_MAX_VCPUS`); the guest finds a place for the others itself.
 const SHARED_VCPUS: usize = 32;
@@ -40,12 +40,12 @@ pub(in crate::boot) fn build(
     let page_table = machine(Pfn(plan.page_table_frames.start));
     control.pin_page_tables(domid, page_table)?;
 
-    let mut shared = GuestMemory::map_frames(foreign, domid, &[shared_info])?;
-    let shared = shared.page(0);
-    shared.fill(0);
+    // New, and so zero but for what Xen writes there when it likes: no slice over this page.
+    let shared = foreign.map(domid, &[shared_info], Access::ReadWrite)?;
     for vcpu in 0..SHARED_VCPUS {
-        shared[vcpu * VCPU_INFO + UPCALL_MASK] = 1;
+        shared.copy_from(vcpu * VCPU_INFO + UPCALL_MASK, &[1]);
     }
+    drop(shared);
 
     building.seed_grants(rings)?;
     control.set_pv_start(
@@ -346,6 +346,46 @@ mod tests {
             assert!(matches!(error, BuildError::Xen(_)), "call {nth}: {error}");
             assert_eq!(machine.inventory(), before, "call {nth}: {error}");
         }
+    }
+
+    #[test]
+    fn memory_that_the_host_has_not_is_an_error_before_anything_is_made() {
+        let machine = Machine::with_memory(100 << 8);
+        let error = build_on(&machine, &SyntheticElf::pv(), 512 << 10, 512 << 10).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not enough memory: the qube needs 512 MiB, and 100 MiB are free; shut a qube down or give this one less"
+        );
+        assert_eq!(machine.counts().of("xc_domain_create"), 0);
+    }
+
+    #[test]
+    fn an_initrd_that_shrank_is_an_error_and_leaves_nothing() {
+        let machine = Machine::new();
+        let dom0 = machine.domain(DomId::DOM0);
+        let before = machine.inventory();
+        let image = SyntheticElf::pv().build();
+        let kernel = Kernel::open(&image).unwrap();
+        let pv = kernel.pv().unwrap().unwrap();
+        let plan = Plan::new(&Request {
+            memory_kib: 64 << 10,
+            max_memory_kib: 64 << 10,
+            vcpus: 1,
+            max_vcpus: 1,
+            cmdline: "",
+            kernel: kernel.footprint(),
+            initrd: Some(INITRD.len() as u64 + 1),
+            guest: GuestRequest::Pv(&pv),
+        })
+        .unwrap();
+        let file = initrd();
+        let initrd = Some((Initrd::File(&file), "initrd".into()));
+        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
+        let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
+        let daemons = (DomId::DOM0, DomId::DOM0);
+        let error = build(&plan, [7; 16], LIMITS, payload, daemons, &*control, &*foreign).unwrap_err();
+        assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
+        assert_eq!(machine.inventory(), before);
     }
 
     #[test]

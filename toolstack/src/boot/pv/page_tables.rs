@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_tables_are_as_many_as_xl_was_seen_to_make() {
-        // golden/pv.hypercalls.txt: 37 frames from 0x4203 on for a mapping that ends at 0x4400, and 3 behind 256 frames of
+        // tests/golden/pv.hypercalls.txt: 37 frames from 0x4203 on for a mapping that ends at 0x4400, and 3 behind 256 frames of
         // p2m.
         let mut tables = PageTables::default();
         assert_eq!(tables.needed(BASE, 0x4400), 37);

@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn the_plan_of_512_mib_is_that_of_xl() {
         let plan = plan(&request(512 << 10)).unwrap();
-        // golden/pv.hypercalls.txt, whose frames are those of the guest and 0x200000.
+        // tests/golden/pv.hypercalls.txt, whose frames are those of the guest and 0x200000.
         assert_eq!((plan.pages, plan.sizes.max_mem_kib()), (131_072, 525_312));
         assert_eq!(plan.memory_map, [E820Entry { start: 0, size: 512 << 20, kind: E820Kind::Ram }]);
         assert_eq!(plan.start_info, Pfn(0x4200));
