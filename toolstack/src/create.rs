@@ -232,7 +232,7 @@ impl Qubes {
             ramdisk: config.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        let mut devices = Devices::prepare(self, built.domid, false, &disks, &nics)?;
+        let mut devices = Devices::prepare(self, built.domid, pv.is_some(), &disks, &nics)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
         store::write(&*self.store, &records)?;

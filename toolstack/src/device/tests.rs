@@ -4,6 +4,7 @@ use super::*;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
 use crate::create::tests::{Host, host};
+use crate::image::synthetic::SyntheticElf;
 use crate::qubes::{Qube, QubeError};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -184,6 +185,17 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
     host.qubes.destroy(&qube).unwrap();
     assert_eq!(kernel.calls(), ["loops", "loops", "detach 0", "detach 1"]);
     assert_eq!((host.inventory(), host.files(), kernel.loops()), (before, 0, 0));
+}
+
+#[test]
+fn the_ring_of_a_pv_guests_disk_has_its_protocol() {
+    let (host, _) = with_backends(Backends::Prompt);
+    fs::write(host.folder.path().join("pv"), SyntheticElf::pv().build()).unwrap();
+    let disk = "disk=['@/a,raw,xvda,r']";
+    create(&host, "one", disk).unwrap();
+    create(&host, "two", &format!("{disk}\ntype='pv'\nkernel='@/pv'\nmemory=16")).unwrap();
+    let protocol = |domid| value(&host, &format!("/local/domain/{domid}/device/vbd/51712/protocol"));
+    assert_eq!((protocol(1), protocol(2).as_deref()), (None, Some("x86_64-abi")));
 }
 
 #[test]
