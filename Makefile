@@ -39,7 +39,7 @@ asan: toolchain
 # models, nor what goes through all values of something or counts what it gets done in a time.)
 valgrind: toolchain
 	.ci/deps build
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --error-exitcode=99 --leak-check=full \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind --quiet --fair-sched=yes --error-exitcode=99 --leak-check=full \
 	    --show-leak-kinds=definite --errors-for-leak-kinds=definite" PROPTEST_CASES=8 RUST_BACKTRACE=0 \
 	    $(CARGO) test --lib -p tesseraqt-xen -p tesseraqt-vchan --all-features --locked -- \
 	    --skip model:: --skip scribbler --skip indices_go_on --skip live_bytes --skip while_the_reader_looks
