@@ -7,13 +7,13 @@
 
 use crate::cache::CacheError;
 use crate::qubes::{QubeError, Qubes};
-use crate::store::{home, libxl_path, vm_path};
+use crate::store::{self, home, libxl_path, vm_path};
 use crate::userdata::{self, Beginning};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use uuid::Uuid;
-use xen::{DomId, DomainInfo, ErrorKind, Transaction};
+use xen::{DomId, DomainInfo, Transaction};
 
 /// Something that nobody will take away any more.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -208,24 +208,16 @@ impl Qubes {
 
     /// Removes a node, and the folder that it was the last in.
     fn remove_records(&self, path: &str) -> Result<(), xen::Error> {
-        let remove = |tx, path: &str| match self.store.remove(tx, path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result,
-        };
-        let empty = |tx, path: &str| match self.store.directory(tx, path) {
-            Ok(names) => Ok(names.is_empty()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        };
-        xen::transaction(&*self.store, |tx: Transaction| {
-            remove(tx, path)?;
+        let store = &*self.store;
+        xen::transaction(store, |tx: Transaction| {
+            store::remove_if_there(store, tx, path)?;
             let mut folder = path;
             // `/local/domain`, `/vm` and `/libxl` stay; the folders of backends go with their last.
             while let Some((parent, _)) = folder.rsplit_once('/')
                 && parent.contains("/backend")
-                && empty(tx, parent)?
+                && store::directory_if_there(store, tx, parent)?.is_some_and(|names| names.is_empty())
             {
-                remove(tx, parent)?;
+                store::remove_if_there(store, tx, parent)?;
                 folder = parent;
             }
             Ok(())

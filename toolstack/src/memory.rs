@@ -1,7 +1,7 @@
 //! How much memory a domain has and may have, once it runs: its guest's balloon driver follows `memory/target`.
 
 use crate::qubes::{Qube, QubeError, Qubes};
-use crate::store::{home, vm_path};
+use crate::store::{self, home, vm_path};
 use xen::{DomId, PAGE_SHIFT, Transaction};
 
 /// What a domain may have beyond its target, for what Xen keeps in its memory (`LIBXL_MAXMEM_CONSTANT`), in KiB.
@@ -84,11 +84,8 @@ struct Known {
 
 impl Qubes {
     fn memory_node(&self, tx: Transaction, domid: DomId, name: &str) -> Result<Option<u64>, xen::Error> {
-        match self.store.read(tx, &format!("{}/memory/{name}", home(domid))) {
-            Ok(value) => Ok(std::str::from_utf8(&value).ok().and_then(|text| text.trim().parse().ok())),
-            Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let value = store::read_if_there(&*self.store, tx, &format!("{}/memory/{name}", home(domid)))?;
+        Ok(value.and_then(|value| std::str::from_utf8(&value).ok()?.trim().parse().ok()))
     }
 
     /// dom0 has no records until somebody asks: what Xen says is written down then.

@@ -166,19 +166,11 @@ impl Qubes {
 
     /// A value of xenstore as text; `None` where there is no such node.
     pub(crate) fn read(&self, path: &str) -> Result<Option<String>, xen::Error> {
-        match self.store.read(Transaction::NONE, path) {
-            Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        store::text_if_there(&*self.store, path)
     }
 
     pub(crate) fn directory(&self, path: &str) -> Result<Vec<String>, xen::Error> {
-        match self.store.directory(Transaction::NONE, path) {
-            Ok(names) => Ok(names),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+        Ok(store::directory_if_there(&*self.store, Transaction::NONE, path)?.unwrap_or_default())
     }
 
     fn named(&self, info: DomainInfo) -> Result<Qube, xen::Error> {

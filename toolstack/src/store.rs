@@ -262,7 +262,7 @@ pub(crate) fn remove_with_empty_parents(
     remove_if_there(store, tx, path)?;
     let mut path = path;
     while let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
-        match read_directory(store, tx, parent)? {
+        match directory_if_there(store, tx, parent)? {
             Some(names) if names.is_empty() => remove_if_there(store, tx, parent)?,
             Some(_) => break,
             None => {}
@@ -285,6 +285,13 @@ pub(crate) fn read_if_there(
     }
 }
 
+/// A node's value as text, if it is there.
+pub(crate) fn text_if_there(store: &dyn Xenstore, path: &str) -> Result<Option<String>, xen::Error> {
+    let value = read_if_there(store, Transaction::NONE, path)?;
+    Ok(value.map(|value| String::from_utf8_lossy(&value).into_owned()))
+}
+
+/// Removes a node; that there is none is no error.
 pub(crate) fn remove_if_there(store: &dyn Xenstore, tx: Transaction, path: &str) -> Result<(), xen::Error> {
     match store.remove(tx, path) {
         Err(error) if error.kind() == xen::ErrorKind::NotFound => Ok(()),
@@ -292,7 +299,8 @@ pub(crate) fn remove_if_there(store: &dyn Xenstore, tx: Transaction, path: &str)
     }
 }
 
-fn read_directory(
+/// The names below a node, if it is there.
+pub(crate) fn directory_if_there(
     store: &dyn Xenstore,
     tx: Transaction,
     path: &str,

@@ -1,12 +1,12 @@
 //! Who uses an image: what libxl's block script looks at before it attaches one.
 
 use super::{DeviceError, Disk, Plumbing};
-use crate::store::home;
+use crate::store::{self, home};
 use rustix::fs::{major, minor};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
-use xen::{DomId, ErrorKind, Transaction, Xenstore};
+use xen::{DomId, Transaction, Xenstore};
 
 /// A disk's target, opened as the qube will use it.
 pub(super) struct Target {
@@ -101,9 +101,12 @@ fn user(
     }
     let numbers: Vec<String> = devices.iter().map(|device| physical_device(*device)).collect();
     let backends = format!("{}/backend/vbd", home(DomId::DOM0));
-    for domid in names(store, &backends)? {
-        for devid in names(store, &format!("{backends}/{domid}"))? {
-            let read = |name: &str| value(store, &format!("{backends}/{domid}/{devid}/{name}"));
+    let names =
+        |path: &str| store::directory_if_there(store, Transaction::NONE, path).map(Option::unwrap_or_default);
+    for domid in names(&backends)? {
+        for devid in names(&format!("{backends}/{domid}"))? {
+            let read =
+                |name: &str| store::text_if_there(store, &format!("{backends}/{domid}/{devid}/{name}"));
             let used = read("physical-device")?.is_some_and(|number| numbers.contains(&number));
             if used && (writing || read("mode")?.is_some_and(|mode| mode.contains('w'))) {
                 return Ok(Some(format!("domain {domid}, as its disk {devid}")));
@@ -111,19 +114,4 @@ fn user(
         }
     }
     Ok(None)
-}
-
-fn names(store: &dyn Xenstore, path: &str) -> Result<Vec<String>, xen::Error> {
-    match store.directory(Transaction::NONE, path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        names => names,
-    }
-}
-
-fn value(store: &dyn Xenstore, path: &str) -> Result<Option<String>, xen::Error> {
-    match store.read(Transaction::NONE, path) {
-        Ok(value) => Ok(Some(String::from_utf8_lossy(&value).into_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
