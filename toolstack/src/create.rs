@@ -2,7 +2,7 @@
 
 use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
-use crate::config::{self, GuestType, NicConfig, QubeConfig};
+use crate::config::{GuestType, NicConfig, QubeConfig};
 use crate::device::{self, DeviceError, Devices, Disk, Nic};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
@@ -85,7 +85,7 @@ impl QubeConfig {
         let nics: Vec<Nic> = self.nics.iter().zip(0..).map(settle).collect::<Result<_, _>>()?;
         let chosen = self.nics.iter().zip(&nics).map(|(given, nic)| NicConfig {
             devid: nic.devid,
-            mac: nic.mac.map(|mac| config::Mac(mac.0)),
+            mac: nic.mac,
             ..given.clone()
         });
         Ok((Self { nics: chosen.collect(), ..self.clone() }, disks, nics))

@@ -90,11 +90,8 @@ impl QubeConfig {
         let mut value = self.libxl_value();
         value["b_info"]["video_memkb"] = json!(0);
         value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
-        let disks = value.get_mut("disks").and_then(Value::as_array_mut);
-        for disk in disks.into_iter().flatten().filter_map(Value::as_object_mut) {
-            let trusted = disk.shift_remove("trusted");
-            disk.insert("colo_restore_enable".into(), json!("False"));
-            disk.extend(trusted.map(|trusted| ("trusted".to_owned(), trusted)));
+        if let Some(disks) = value.get_mut("disks") {
+            *disks = self.disks.iter().map(disk_record).collect();
         }
         laid_out(&value)
     }
@@ -335,6 +332,22 @@ fn disk(disk: &DiskConfig) -> Value {
     device.put_some("specification", disk.specification.map(|specification| specification.name()));
     device.put_flag("trusted", disk.trusted);
     device.into()
+}
+
+/// The same as libxl records it of a domain.
+pub(crate) fn disk_record(config: &DiskConfig) -> Value {
+    let mut record = disk(config);
+    if let Some(disk) = record.as_object_mut() {
+        let trusted = disk.shift_remove("trusted");
+        disk.insert("colo_restore_enable".into(), json!("False"));
+        disk.extend(trusted.map(|trusted| ("trusted".to_owned(), trusted)));
+    }
+    record
+}
+
+/// An interface as libxl records it of a domain; it has its number.
+pub(crate) fn nic_record(config: &NicConfig) -> Value {
+    nic((0, config))
 }
 
 /// `libxl_device_nic`

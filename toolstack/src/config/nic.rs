@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use uuid::Uuid;
 
 /// The interval of a rate limit without `@`, in microseconds.
 const DEFAULT_INTERVAL_USECS: u32 = 50_000;
@@ -55,8 +56,17 @@ impl NicType {
 }
 
 /// An Ethernet address: `00:16:3e:01:02:03` when printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// One drawn by lot below Xen's prefix, 00:16:3e, as libxl draws it.
+    #[must_use]
+    pub fn random() -> Self {
+        let drawn = Uuid::new_v4().into_bytes();
+        Self([0x00, 0x16, 0x3e, drawn[0] & 0x7f, drawn[1], drawn[2]])
+    }
+}
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

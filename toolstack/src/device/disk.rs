@@ -2,7 +2,6 @@
 
 use super::address::Entries;
 use super::{Vdev, script_path, state};
-use serde::{Deserialize, Serialize};
 use xen::DomId;
 
 /// The script that libxl runs for a disk unless another is named. Here its work is done in this process; it is
@@ -14,7 +13,7 @@ pub(super) const SCRIPT: &str = "block";
 const PV_PROTOCOL: &str = "x86_64-abi";
 
 /// A disk to be attached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Disk {
     /// A regular file with a raw image, or a block device; for a script, whatever that script understands.
     pub target: String,

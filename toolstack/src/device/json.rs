@@ -1,7 +1,5 @@
-//! Devices in libxl's JSON (`libxl_device_disk` and `libxl_device_nic`, tools/libs/light/libxl_types.idl). As libxl does,
-//! a field that has its default is left out.
+//! Devices in a configuration that is stored in libxl's JSON.
 
-use super::{Disk, Nic};
 use crate::config::laid_out;
 use serde_json::{Map, Value};
 
@@ -30,51 +28,6 @@ impl List {
     }
 }
 
-/// A field, if it is there.
-fn put(map: &mut Map<String, Value>, name: &str, value: Option<impl Into<Value>>) {
-    if let Some(value) = value {
-        map.insert(name.to_owned(), value.into());
-    }
-}
-
-/// A flag of three values, as libxl spells it.
-fn flag(flag: bool) -> &'static str {
-    if flag { "True" } else { "False" }
-}
-
-pub(crate) fn disk(disk: &Disk) -> Value {
-    let mut map = Map::new();
-    put(&mut map, "backend_domname", disk.backend.clone());
-    put(&mut map, "pdev_path", Some(disk.target.clone()));
-    put(&mut map, "vdev", Some(disk.vdev.name()));
-    put(&mut map, "format", Some("raw"));
-    put(&mut map, "script", disk.script.clone());
-    put(&mut map, "readwrite", (!disk.readonly).then_some(1));
-    put(&mut map, "direct_io_safe", disk.direct_io_safe.then_some(true));
-    put(&mut map, "discard_enable", disk.discard.map(flag));
-    // xl writes this one although it is the default.
-    put(&mut map, "colo_restore_enable", Some(flag(false)));
-    put(&mut map, "trusted", (!disk.trusted).then_some(flag(false)));
-    map.into()
-}
-
-pub(crate) fn nic(nic: &Nic) -> Value {
-    let mut map = Map::new();
-    put(&mut map, "backend_domname", nic.backend.clone());
-    put(&mut map, "devid", nic.devid);
-    put(&mut map, "mtu", nic.mtu);
-    put(&mut map, "mac", nic.mac.map(|mac| mac.to_string()));
-    put(&mut map, "ip", nic.ip.clone());
-    put(&mut map, "bridge", nic.bridge.clone());
-    put(&mut map, "ifname", nic.vifname.clone());
-    put(&mut map, "script", nic.script.clone());
-    put(&mut map, "rate_bytes_per_interval", nic.rate.map(|rate| rate.bytes));
-    put(&mut map, "rate_interval_usecs", nic.rate.map(|rate| rate.microseconds));
-    put(&mut map, "gatewaydev", nic.gatewaydev.clone());
-    put(&mut map, "trusted", (!nic.trusted).then_some(flag(false)));
-    map.into()
-}
-
 /// A stored configuration with a device in the place of one of that key, or without one.
 pub(super) fn change(
     text: &str,
@@ -99,20 +52,21 @@ pub(super) fn change(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Vdev;
+    use super::super::{Disk, Nic, Vdev};
     use super::*;
+    use crate::config::{disk_record, nic_record};
     use serde_json::json;
 
     #[test]
     fn defaults_are_left_out() {
         let plain = Disk::new("/img", Vdev::parse("xvda").unwrap());
         let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","readwrite":1,"colo_restore_enable":"False"}"#;
-        assert_eq!(disk(&plain).to_string(), expected);
+        assert_eq!(disk_record(&(&plain).into()).to_string(), expected);
         let other = Disk { readonly: true, discard: Some(false), trusted: false, ..plain };
         let expected = r#"{"pdev_path":"/img","vdev":"xvda","format":"raw","discard_enable":"False","colo_restore_enable":"False","trusted":"False"}"#;
-        assert_eq!(disk(&other).to_string(), expected);
+        assert_eq!(disk_record(&(&other).into()).to_string(), expected);
         let plain = Nic { devid: Some(0), bridge: Some("xenbr0".into()), ..Nic::default() };
-        assert_eq!(nic(&plain).to_string(), r#"{"devid":0,"bridge":"xenbr0"}"#);
+        assert_eq!(nic_record(&(&plain).into()).to_string(), r#"{"devid":0,"bridge":"xenbr0"}"#);
     }
 
     #[test]

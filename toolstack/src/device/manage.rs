@@ -2,7 +2,7 @@
 
 use super::json::{self, List};
 use super::{Address, DeviceError, Devices, Disk, Kind, Mac, Nic, Release, Vdev};
-use crate::config::QubeConfig;
+use crate::config::{QubeConfig, disk_record, nic_record};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, libxl_path};
 use crate::userdata::Kind as File;
@@ -47,7 +47,7 @@ impl Qubes {
     /// [`DeviceError`] in [`QubeError::Device`]; nothing is left of it then.
     pub fn attach_disk(&self, qube: &Qube, disk: &Disk) -> Result<(), QubeError> {
         self.attach(qube, std::slice::from_ref(disk), &[])?;
-        self.change_configs(qube, List::Disks, disk.vdev.name(), Some(json::disk(disk)), |config| {
+        self.change_configs(qube, List::Disks, disk.vdev.name(), Some(disk_record(&disk.into())), |config| {
             config.disks.retain(|other| other.vdev != disk.vdev.name());
             config.disks.push(disk.into());
         })
@@ -94,7 +94,7 @@ impl Qubes {
         let nic = nic.settled(numbers.max().map_or(0, |last| last.saturating_add(1)));
         self.attach(qube, &[], std::slice::from_ref(&nic))?;
         let devid = nic.devid.unwrap_or_default().to_string();
-        self.change_configs(qube, List::Nics, &devid, Some(json::nic(&nic)), |config| {
+        self.change_configs(qube, List::Nics, &devid, Some(nic_record(&(&nic).into())), |config| {
             config.nics.push((&nic).into());
         })
     }

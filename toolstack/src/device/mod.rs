@@ -30,12 +30,13 @@ pub mod spec;
 mod tests;
 mod vdev;
 
+pub use crate::config::{Mac, NicRate};
 pub use address::{Address, Kind};
 pub use detach::Release;
 pub use disk::Disk;
 pub use error::DeviceError;
 pub use manage::{AttachedDisk, AttachedNic};
-pub use nic::{Mac, Nic, Rate};
+pub use nic::Nic;
 pub use plumbing::{Dom0, Hold, LoopInfo, Plumbing, Port};
 pub use script::{Action, Script};
 pub use vdev::Vdev;

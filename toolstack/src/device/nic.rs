@@ -2,10 +2,8 @@
 
 use super::address::Entries;
 use super::{DeviceError, script_path, state};
-use serde::{Deserialize, Serialize};
-use std::fmt;
+use crate::config::{Mac, NicRate};
 use std::str::FromStr;
-use uuid::Uuid;
 use xen::DomId;
 
 /// The script that libxl runs for an interface unless another is named. Here its work is done in this process; it is
@@ -15,27 +13,6 @@ pub(super) const SCRIPT: &str = "vif-bridge";
 pub(super) const BRIDGE: &str = "xenbr0";
 /// libxl's `LIBXL_DEVICE_NIC_MTU_DEFAULT`, at which the backend is told nothing.
 const MTU: u32 = 1500;
-
-/// An Ethernet address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// One drawn by lot below Xen's prefix, 00:16:3e, as libxl draws it.
-    #[must_use]
-    pub fn random() -> Self {
-        let drawn = Uuid::new_v4().into_bytes();
-        Self([0x00, 0x16, 0x3e, drawn[0] & 0x7f, drawn[1], drawn[2]])
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 impl FromStr for Mac {
     type Err = DeviceError;
@@ -55,31 +32,8 @@ impl FromStr for Mac {
     }
 }
 
-impl TryFrom<String> for Mac {
-    type Error = DeviceError;
-
-    fn try_from(text: String) -> Result<Self, DeviceError> {
-        text.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
-
-/// How much an interface may send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Rate {
-    /// Bytes in each interval.
-    pub bytes: u64,
-    /// The interval, in microseconds.
-    pub microseconds: u32,
-}
-
 /// A network interface to be attached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Nic {
     /// Its number; `None` for the next that is free.
     pub devid: Option<u32>,
@@ -98,7 +52,7 @@ pub struct Nic {
     /// What the script `vif-route` is told of the way out.
     pub gatewaydev: Option<String>,
     /// The most that it may send; `None` for no limit.
-    pub rate: Option<Rate>,
+    pub rate: Option<NicRate>,
     /// Its MTU; `None` for the bridge's.
     pub mtu: Option<u32>,
     /// Whether the guest trusts the backend.
@@ -166,7 +120,9 @@ impl Nic {
         back.push(("mac", mac.clone()));
         back.extend(self.ip.clone().map(|ip| ("ip", ip)));
         back.extend(self.gatewaydev.clone().map(|device| ("gatewaydev", device)));
-        back.extend(self.rate.map(|rate| ("rate", format!("{},{}", rate.bytes, rate.microseconds))));
+        back.extend(
+            self.rate.map(|rate| ("rate", format!("{},{}", rate.bytes_per_interval, rate.interval_usecs))),
+        );
         back.extend(Some(mtu).filter(|mtu| *mtu != MTU).map(|mtu| ("mtu", mtu.to_string())));
         back.push(("bridge", word(self.bridge())));
         back.push(("handle", devid.clone()));

@@ -1,7 +1,7 @@
 //! Disks and network interfaces of a configuration as what is attached, and back.
 
-use super::{DeviceError, Disk, Mac, Nic, Rate, Vdev};
-use crate::config::{self, DiskBackend, DiskConfig, DiskFormat, DiskSpecification, NicConfig, NicType};
+use super::{DeviceError, Disk, Nic, Vdev};
+use crate::config::{DiskBackend, DiskConfig, DiskFormat, DiskSpecification, NicConfig, NicType};
 
 /// Reads a disk from one or several texts, as `block-attach` has them.
 ///
@@ -96,16 +96,14 @@ impl TryFrom<&NicConfig> for Nic {
         }
         Ok(Self {
             devid: config.devid,
-            mac: config.mac.filter(|mac| mac.0 != [0; 6]).map(|mac| Mac(mac.0)),
+            mac: config.mac.filter(|mac| mac.0 != [0; 6]),
             bridge: config.bridge.clone(),
             ip: config.ip.clone(),
             vifname: config.name.clone(),
             backend: config.backend.clone(),
             script: config.script.clone(),
             gatewaydev: config.gatewaydev.clone(),
-            rate: config
-                .rate
-                .map(|rate| Rate { bytes: rate.bytes_per_interval, microseconds: rate.interval_usecs }),
+            rate: config.rate,
             mtu: config.mtu,
             trusted: config.trusted.unwrap_or(true),
         })
@@ -116,7 +114,7 @@ impl From<&Nic> for NicConfig {
     fn from(nic: &Nic) -> Self {
         Self {
             devid: nic.devid,
-            mac: nic.mac.map(|mac| config::Mac(mac.0)),
+            mac: nic.mac,
             bridge: nic.bridge.clone(),
             gatewaydev: nic.gatewaydev.clone(),
             ip: nic.ip.clone(),
@@ -126,10 +124,7 @@ impl From<&Nic> for NicConfig {
             kind: None,
             model: None,
             mtu: nic.mtu,
-            rate: nic.rate.map(|rate| config::NicRate {
-                bytes_per_interval: rate.bytes,
-                interval_usecs: rate.microseconds,
-            }),
+            rate: nic.rate,
             trusted: (!nic.trusted).then_some(false),
         }
     }
@@ -138,6 +133,7 @@ impl From<&Nic> for NicConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::NicRate;
 
     fn disk_of(spec: &str) -> Result<Disk, String> {
         disk(&[spec]).map_err(|error| error.to_string())
@@ -202,7 +198,7 @@ mod tests {
         let nic = nic(&parts).unwrap();
         assert_eq!(nic.mac.unwrap().to_string(), "00:16:3e:00:00:01");
         assert_eq!((nic.bridge(), nic.vifname.as_deref(), nic.mtu), ("br1", Some("work0"), Some(1400)));
-        assert_eq!(nic.rate, Some(Rate { bytes: 20_000, microseconds: 20_000 }));
+        assert_eq!(nic.rate, Some(NicRate { bytes_per_interval: 20_000, interval_usecs: 20_000 }));
         assert!(!nic.trusted);
         assert_eq!(super::nic(&[""]).unwrap(), Nic::default());
         for bad in ["mac=x", "type=ioemu", "mtu=big", "rate=fast", "rate=1", "colour=red", "rate=0b/s"] {

@@ -1,15 +1,13 @@
 //! The names of virtual disks, and the numbers behind them (docs/man/xen-vbd-interface.7).
 
 use super::DeviceError;
-use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Disks and partitions that the extended numbers have room for.
 const EXTENDED: (u32, u32) = (1 << 20, 256);
 
 /// A virtual disk as the guest sees it: `xvda`, `xvdb3`, `d5p1`, `hda`, `sdc`, or a number.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Vdev {
     name: String,
     devid: u32,
@@ -35,20 +33,6 @@ impl Vdev {
     #[must_use]
     pub fn devid(&self) -> u32 {
         self.devid
-    }
-}
-
-impl TryFrom<String> for Vdev {
-    type Error = DeviceError;
-
-    fn try_from(name: String) -> Result<Self, DeviceError> {
-        Self::parse(&name)
-    }
-}
-
-impl From<Vdev> for String {
-    fn from(vdev: Vdev) -> Self {
-        vdev.name
     }
 }
 
