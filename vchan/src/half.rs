@@ -1,6 +1,7 @@
 //! What both halves of a channel do besides moving bytes: wait, signal, and say later what could not be said at once.
 
 use crate::deadline::Deadline;
+use crate::give_way::GiveWay;
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::ring::{End, Outlook};
@@ -18,7 +19,8 @@ pub(crate) struct Half {
     pub(crate) nonblocking: bool,
     /// How long an operation may wait.
     pub(crate) timeout: Option<Duration>,
-    pub(crate) spin: Spin,
+    spin: Spin,
+    give_way: GiveWay,
     pub(crate) metrics: Metrics,
     /// The peer could not be signalled of what was counted as done: told by the next operation.
     unsaid: Option<Error>,
@@ -31,6 +33,7 @@ impl Half {
             nonblocking: false,
             timeout: None,
             spin: Spin::new(),
+            give_way: GiveWay::new(true),
             metrics: Metrics::default(),
             unsaid: None,
         }
@@ -38,6 +41,12 @@ impl Half {
 
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::new(self.timeout)
+    }
+
+    /// Whether sleeps are put off at all.
+    pub(crate) fn set_spinning(&mut self, spinning: bool) {
+        self.spin.enable(spinning);
+        self.give_way = GiveWay::new(spinning);
     }
 
     /// Whether an operation can begin without more ado.
@@ -124,6 +133,11 @@ impl Half {
                 }
                 Spun::Failed => self.metrics.spins_lost += 1,
                 Spun::Skipped => {}
+            }
+            let found = self.give_way.look(want, || end.available(want));
+            if let Some(there) = self.link.check(found)? {
+                self.metrics.yields_won += 1;
+                return Ok(Outlook::Enough(there));
             }
         }
         self.sleep(end, want, deadline)

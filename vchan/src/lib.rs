@@ -25,12 +25,14 @@
 
 #[cfg(feature = "tokio")]
 mod asynchronous;
+mod backoff;
 mod channel;
 mod connect;
 mod deadline;
 mod error;
 #[cfg(test)]
 mod fixture;
+mod give_way;
 mod half;
 mod hub;
 mod keys;

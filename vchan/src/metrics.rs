@@ -20,6 +20,8 @@ pub struct Metrics {
     pub spins_won: u64,
     /// Times that a sleep followed although it was put off.
     pub spins_lost: u64,
+    /// Waits that were over when others had had the processor once.
+    pub yields_won: u64,
     /// The most bytes that were seen in the ring.
     pub high_water: u32,
 }
@@ -36,6 +38,7 @@ impl Add for Metrics {
             sleeps: self.sleeps + other.sleeps,
             spins_won: self.spins_won + other.spins_won,
             spins_lost: self.spins_lost + other.spins_lost,
+            yields_won: self.yields_won + other.yields_won,
             high_water: self.high_water.max(other.high_water),
         }
     }

@@ -201,10 +201,10 @@ impl Receiver {
         self.half.timeout = timeout;
     }
 
-    /// Whether this half looks for some microseconds whether bytes come before it sleeps: as at first, where there is
-    /// more than one processor.
+    /// Whether this half looks for some microseconds whether bytes come before it sleeps, where there is more than one
+    /// processor, and gives the processor away once (sched_yield(2)): as at first.
     pub fn set_spinning(&mut self, spinning: bool) {
-        self.half.spin.enable(spinning);
+        self.half.set_spinning(spinning);
     }
 
     /// What this half has done so far.

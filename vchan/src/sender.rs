@@ -259,10 +259,10 @@ impl Sender {
         self.half.timeout = timeout;
     }
 
-    /// Whether this half looks for some microseconds whether there is room before it sleeps: as at first, where there is
-    /// more than one processor.
+    /// Whether this half looks for some microseconds whether there is room before it sleeps, where there is more than one
+    /// processor, and gives the processor away once (sched_yield(2)): as at first.
     pub fn set_spinning(&mut self, spinning: bool) {
-        self.half.spin.enable(spinning);
+        self.half.set_spinning(spinning);
     }
 
     /// What this half has done so far.
@@ -284,7 +284,7 @@ impl Sender {
     /// Sends all of a few bytes if there is nothing to look at: the usual case, in as few steps as possible. False: nothing
     /// was done.
     #[inline]
-    fn send_short(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn send_short(&mut self, bytes: &[u8]) -> bool {
         let n = bytes.len() as u32;
         if bytes.len() > self.part.min(self.producer.known()) as usize
             || n == 0

@@ -138,6 +138,15 @@ impl Sender {
         available(&self.half.link, &mut self.producer, want)
     }
 
+    /// Sends all of a few bytes if the peer is here and, as far as is known, there is room for them. False: nothing was done.
+    ///
+    /// # Errors
+    /// When the peer could not be signalled; they are sent all the same.
+    #[inline]
+    pub fn send_at_once(&mut self, bytes: &[u8]) -> Result<bool> {
+        Ok(self.send_short(bytes) && self.half.said().map(|()| true)?)
+    }
+
     /// Whether [`state`](Self::state) says [`Open`](State::Open) for certain: a short form for the usual case.
     #[must_use]
     #[inline]

@@ -5,7 +5,7 @@
 //! comes wastes a processor, and who spins on the one that the peer needs waits for himself. So a spin
 //!
 //! * is bounded by the clock ([`BUDGET`]: about what a sleep costs, so it at most doubles that);
-//! * learns: each one that finds nothing doubles the number of waits that go straight to sleep, up to [`MOST_SKIPPED`];
+//! * learns: each one that finds nothing doubles the number of waits that do without ([`Backoff`]);
 //! * counts a find after the thread itself was off the processor as a failure: then the peer needed it;
 //! * is off where there is one processor only;
 //! * costs an idle channel nothing: it comes once before a sleep, however long that lasts.
@@ -15,6 +15,7 @@
 //! there is one message to find and a lull only delays it. So its length is found by trial: it stays doubled if more was
 //! found for it.
 
+use crate::backoff::Backoff;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,6 @@ use std::time::{Duration, Instant};
 const BUDGET: Duration = Duration::from_micros(25);
 /// Whoever was away for so long was not spinning but waiting for a processor.
 const DESCHEDULED: Duration = Duration::from_micros(100);
-/// Waits that go straight to sleep after many failures in a row, before the next attempt.
-const MOST_SKIPPED: u32 = 1 << 10;
 /// Pauses between two looks (some tens of nanoseconds each), at most.
 const LONGEST_LULL: u32 = 64;
 /// How many times as long, or as short, the lull is that is tried next.
@@ -39,10 +38,7 @@ const CLOCK_INTERVAL: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Spin {
     enabled: bool,
-    /// Spins that found nothing, in a row.
-    failures: u32,
-    /// Waits that still go straight to sleep.
-    skip: u32,
+    backoff: Backoff,
     lull: Lull,
 }
 
@@ -62,7 +58,7 @@ pub(crate) enum Spun {
 impl Spin {
     /// Spins if there is more than one processor.
     pub(crate) fn new() -> Self {
-        Self { enabled: processors() > 1, failures: 0, skip: 0, lull: Lull::default() }
+        Self { enabled: processors() > 1, backoff: Backoff::default(), lull: Lull::default() }
     }
 
     /// Whether there are spins at all.
@@ -73,7 +69,7 @@ impl Spin {
     /// Looks until there are at least `want` bytes, for a short time; at least once.
     #[inline]
     pub(crate) fn look<E>(&mut self, want: u32, mut look: impl FnMut() -> Result<u32, E>) -> Result<Spun, E> {
-        let spins = self.enabled && self.skip == 0;
+        let spins = self.enabled && self.backoff.is_over();
         if spins {
             self.lull.pause();
         }
@@ -85,7 +81,7 @@ impl Spin {
             return Ok(Spun::AtOnce(found));
         }
         if !spins {
-            self.skip = self.skip.saturating_sub(1);
+            self.backoff.skipped();
             return Ok(Spun::Skipped);
         }
         self.spin(want, look)
@@ -102,7 +98,7 @@ impl Spin {
                 if until_clock < CLOCK_INTERVAL / 2 && begin.elapsed() > DESCHEDULED {
                     self.fail();
                 } else {
-                    self.failures = 0;
+                    self.backoff.succeeded();
                     self.lull.learn(found);
                 }
                 return Ok(Spun::Found(found));
@@ -119,8 +115,7 @@ impl Spin {
     }
 
     fn fail(&mut self) {
-        self.failures = (self.failures + 1).min(MOST_SKIPPED.ilog2());
-        self.skip = 1 << self.failures;
+        self.backoff.failed(0);
         self.lull = Lull::default();
     }
 }
@@ -214,7 +209,7 @@ mod tests {
     use std::convert::Infallible;
 
     fn spin() -> Spin {
-        Spin { enabled: true, failures: 0, skip: 0, lull: Lull::default() }
+        Spin { enabled: true, backoff: Backoff::default(), lull: Lull::default() }
     }
 
     fn nothing() -> Result<u32, Infallible> {
@@ -249,8 +244,8 @@ mod tests {
     #[test]
     fn a_find_brings_the_spins_back() {
         let mut spin = spin();
-        while spin.failures < 3 {
-            let _ = spin.look(1, nothing);
+        for _ in 0..3 {
+            while spin.look(1, nothing) != Ok(Spun::Failed) {}
         }
         let mut second = || {
             let mut looks = 0;
@@ -276,7 +271,7 @@ mod tests {
             Ok::<_, Infallible>(u32::from(looks == CLOCK_INTERVAL))
         });
         assert_eq!(spun, Ok(Spun::Found(1)));
-        assert_eq!(spin.failures, 1);
+        assert!(!spin.backoff.is_over());
     }
 
     #[test]

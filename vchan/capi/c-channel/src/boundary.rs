@@ -2,13 +2,12 @@
 #![allow(unsafe_code, reason = "pointers from C callers, and errno")]
 
 use crate::{Failure, Outcome};
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
@@ -40,6 +39,7 @@ pub(crate) fn set_errno(errno: i32) {
 ///
 /// # Safety
 /// `data` is null or points to `size` bytes that nobody writes during `'a`.
+#[inline]
 pub unsafe fn bytes<'a>(data: *const c_void, size: usize) -> Outcome<&'a [u8]> {
     match size {
         0 => Ok(&[]),
@@ -53,6 +53,7 @@ pub unsafe fn bytes<'a>(data: *const c_void, size: usize) -> Outcome<&'a [u8]> {
 ///
 /// # Safety
 /// `data` is null or points to `size` bytes that nobody else touches during `'a`.
+#[inline]
 pub unsafe fn bytes_mut<'a>(data: *mut c_void, size: usize) -> Outcome<&'a mut [u8]> {
     match size {
         0 => Ok(&mut []),
@@ -108,21 +109,25 @@ fn null(what: &str) -> Failure {
 /// a closed handle are errors. (Unless a new one was made at the same address since.)
 pub struct Handles {
     live: RwLock<BTreeSet<usize>>,
-    /// How many were closed: what a thread remembers from before is looked up again.
-    closed: AtomicU64,
+    /// Some of them, each at its own [place](Self::place): a look there is all that most calls need. Written under the lock.
+    at_hand: [AtomicUsize; PLACES],
 }
 
-thread_local! {
-    /// The handle that this thread found last, and when.
-    static FOUND: Cell<(usize, u64)> = const { Cell::new((0, 0)) };
-}
+/// Places for handles that are found at once.
+const PLACES: usize = 64;
 
 impl Handles {
     /// None yet.
     #[must_use]
     #[allow(clippy::new_without_default, reason = "for statics")]
     pub const fn new() -> Self {
-        Self { live: RwLock::new(BTreeSet::new()), closed: AtomicU64::new(0) }
+        Self { live: RwLock::new(BTreeSet::new()), at_hand: [const { AtomicUsize::new(0) }; PLACES] }
+    }
+
+    /// Where a handle may be at hand. (Handles are hundreds of bytes, and lie apart as the allocator likes.)
+    #[inline]
+    fn place(&self, addr: usize) -> &AtomicUsize {
+        &self.at_hand[(addr >> 4 ^ addr >> 10) % PLACES]
     }
 
     /// Gives a handle out.
@@ -135,23 +140,23 @@ impl Handles {
     /// An error unless the handle was given out and not closed.
     #[inline]
     pub fn check<T>(&self, raw: *const T) -> Outcome<()> {
-        let closed = self.closed.load(Ordering::Acquire);
-        if FOUND.get() == (raw.addr(), closed) && !raw.is_null() {
+        if self.place(raw.addr()).load(Ordering::Relaxed) == raw.addr() && !raw.is_null() {
             Ok(())
         } else {
-            self.find(raw.addr(), closed)
+            self.find(raw.addr())
         }
     }
 
     #[cold]
-    fn find(&self, addr: usize, closed: u64) -> Outcome<()> {
+    fn find(&self, addr: usize) -> Outcome<()> {
         if addr == 0 {
             return Err(null("the handle"));
         }
-        if !self.live.read().contains(&addr) {
+        let live = self.live.read();
+        if !live.contains(&addr) {
             return Err(Failure::new(libc::EBADF, "the handle is closed, or was never one"));
         }
-        FOUND.set((addr, closed));
+        self.place(addr).store(addr, Ordering::Relaxed);
         Ok(())
     }
 
@@ -161,10 +166,13 @@ impl Handles {
     /// All handles in this table are of the type `T`, and nobody uses this one now.
     pub unsafe fn close<T>(&self, raw: *mut T) -> Outcome<Box<T>> {
         self.check(raw)?;
-        if !self.live.write().remove(&raw.addr()) {
+        let mut live = self.live.write();
+        if !live.remove(&raw.addr()) {
             return Err(Failure::new(libc::EBADF, "the handle is closed"));
         }
-        self.closed.fetch_add(1, Ordering::Release);
+        // Whatever is there: one too few at hand is found again.
+        self.place(raw.addr()).store(0, Ordering::Relaxed);
+        drop(live);
         // SAFETY: it was in the table, so it came from `Box::into_raw` of a `Box<T>` (the caller's word for the type), and
         // this call alone took it out.
         Ok(unsafe { Box::from_raw(raw) })

@@ -16,6 +16,7 @@
 
 mod boundary;
 mod failure;
+mod lock;
 mod returner;
 mod tap;
 
@@ -25,7 +26,7 @@ pub use tap::Raw;
 pub use vchan::State;
 pub use xen::DomId;
 
-use parking_lot::Mutex;
+use lock::Mutex;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -212,6 +213,9 @@ impl Channel {
     #[inline]
     pub fn write(&self, bytes: &[u8], blocking: bool) -> Outcome<usize> {
         let mut sender = self.sender.lock();
+        if blocking && !self.noted.load(Relaxed) && sender.send_at_once(bytes)? {
+            return Ok(bytes.len());
+        }
         self.before_sending(&sender)?;
         if !blocking {
             let room = ask_for(&mut *sender, bytes.len())?.min(bytes.len());
