@@ -8,6 +8,7 @@ pub mod device;
 pub mod doctor;
 pub mod host;
 pub mod image;
+mod lock;
 pub mod memory;
 pub mod pool;
 pub mod qubes;

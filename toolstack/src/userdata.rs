@@ -3,11 +3,11 @@
 //! `nxl-json`, is what the [watcher](crate::watch) makes a qube from again; it goes with libxl's own when anybody
 //! destroys the domain.
 
+use crate::lock;
 use crate::qubes::QubeError;
-use rustix::fs::FlockOperation;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xen::DomId;
@@ -41,20 +41,13 @@ const RESTART: &str = "restart-";
 #[derive(Debug)]
 pub(crate) struct Beginning {
     path: PathBuf,
-    lock: File,
+    _lock: File,
 }
 
 impl Beginning {
     /// The domain is whole, or gone.
     pub(crate) fn end(&self) -> Result<(), QubeError> {
         remove_file(&self.path)
-    }
-
-    /// Whether it is still the file of its name: one that was opened may be removed before it is locked.
-    fn is_on_disk(&self) -> bool {
-        let on_disk = fs::symlink_metadata(&self.path);
-        let ours = self.lock.metadata();
-        matches!((on_disk, ours), (Ok(on_disk), Ok(ours)) if (on_disk.dev(), on_disk.ino()) == (ours.dev(), ours.ino()))
     }
 }
 
@@ -96,37 +89,28 @@ impl UserData {
     /// Waits for the lock of that name; `None` when somebody else has it and `wait` is false.
     pub(crate) fn lock(&self, name: &str, wait: bool) -> Result<Option<File>, QubeError> {
         let path = self.locks.join(name);
-        let error = |source| QubeError::UserData { path: path.clone(), source };
-        fs::create_dir_all(&self.locks).map_err(error)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(error)?;
-        let operation =
-            if wait { FlockOperation::LockExclusive } else { FlockOperation::NonBlockingLockExclusive };
-        match rustix::fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) if !wait => Ok(None),
-            Err(errno) => Err(error(errno.into())),
-        }
+        let lock = if wait { lock::wait(&path).map(Some) } else { lock::attempt(&path) };
+        lock.map_err(|source| QubeError::UserData { path, source })
     }
 
     /// Waits for the lock under which libxl changes the configuration of a domain
     /// (libxl__lock_domain_userdata).
     pub(crate) fn lock_domain(&self, domid: DomId, uuid: Uuid) -> Result<DomainLock, QubeError> {
         let path = self.folder.join(format!("userdata-l.{domid}.{uuid}.domain-userdata-lock"));
-        let file = crate::device::lock(&path)?;
-        Ok(DomainLock { path, _file: file })
+        match lock::wait(&path) {
+            Ok(file) => Ok(DomainLock { path, _file: file }),
+            Err(source) => Err(QubeError::UserData { path, source }),
+        }
     }
 
     /// Notes that a domain of that UUID is being made, for as long as the file is open and on disk: whoever dies leaves it,
     /// unlocked, for the [doctor](crate::doctor).
     pub(crate) fn begin(&self, uuid: Uuid) -> Result<Beginning, QubeError> {
-        loop {
-            let name = format!("{BEGUN}{uuid}");
-            // Somebody waited for is the doctor, or another who makes a domain of the same UUID.
-            let Some(lock) = self.lock(&name, true)? else { continue };
-            let beginning = Beginning { path: self.locks.join(name), lock };
-            if beginning.is_on_disk() {
-                return Ok(beginning);
-            }
+        let path = self.locks.join(format!("{BEGUN}{uuid}"));
+        // Somebody waited for is the doctor, or another who makes a domain of the same UUID.
+        match lock::wait(&path) {
+            Ok(lock) => Ok(Beginning { path, _lock: lock }),
+            Err(source) => Err(QubeError::UserData { path, source }),
         }
     }
 
@@ -139,11 +123,8 @@ impl UserData {
             };
             let path = self.locks.join(name);
             // Not to be made anew: whoever had it may just have come to its end.
-            let Ok(lock) = OpenOptions::new().write(true).open(&path) else { continue };
-            let dead = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-            let beginning = Beginning { path, lock };
-            if dead && beginning.is_on_disk() {
-                begun.push((uuid, beginning));
+            if let Ok(Some(lock)) = lock::attempt_existing(&path) {
+                begun.push((uuid, Beginning { path, _lock: lock }));
             }
         }
         Ok(begun)

@@ -42,7 +42,6 @@ pub use script::{Action, Script};
 pub use vdev::Vdev;
 
 pub(crate) use attach::{Devices, check};
-pub(crate) use plumbing::lock;
 
 /// Where libxl looks for a script that is named without its folder.
 const SCRIPTS: &str = "/etc/xen/scripts";

@@ -2,10 +2,8 @@
 
 use super::script::{Action, Script};
 use super::{DeviceError, link, loop_device};
-use rustix::fs::FlockOperation;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use crate::lock;
+use std::fs::{self, File};
 use std::path::Path;
 
 /// The lock under which libxl's block script looks who uses an image, and takes it.
@@ -97,7 +95,8 @@ pub struct Dom0;
 
 impl Plumbing for Dom0 {
     fn lock_disks(&self) -> Result<Option<File>, DeviceError> {
-        lock(Path::new(DISKS_LOCK)).map(Some)
+        let error = |source| DeviceError::System { what: format!("lock {DISKS_LOCK}"), source };
+        lock::wait(Path::new(DISKS_LOCK)).map(Some).map_err(error)
     }
 
     fn attach_loop(&self, image: &File, name: &Path, readonly: bool) -> Result<Box<dyn Hold>, DeviceError> {
@@ -136,33 +135,7 @@ impl Plumbing for Dom0 {
     }
 }
 
-/// Waits for the lock that a file stands for: that of libxl's scripts and of libxl itself, both of which may remove the
-/// file with the lock in their hands.
-pub(crate) fn lock(path: &Path) -> Result<File, DeviceError> {
-    let lock = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        loop {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            }
-            let ours = file.metadata()?;
-            match fs::metadata(path) {
-                Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    };
-    lock().map_err(|source| DeviceError::System { what: format!("lock {}", path.display()), source })
-}
-
-/// The same of a text in the format of proc_pid_mountinfo(5).
+/// Whether a device is mounted, and if so, whether it can be written, by a text in the format of proc_pid_mountinfo(5).
 fn mounted_in(mounts: &str, (major, minor): (u32, u32)) -> Option<bool> {
     let device = format!("{major}:{minor}");
     let writable = mounts.lines().filter(|line| line.split(' ').nth(2) == Some(&device)).map(|line| {
@@ -185,22 +158,5 @@ mod tests {
         assert_eq!(mounted_in(mounts, (7, 30)), None);
         assert_eq!(mounted_in("", (7, 3)), None);
         assert_eq!(Dom0.mounted((4_000, 4_000)).unwrap(), None);
-    }
-
-    #[test]
-    fn a_lock_survives_that_its_file_is_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("locks/block");
-        let held = lock(&path).unwrap();
-        let waiting = std::thread::spawn({
-            let path = path.clone();
-            move || lock(&path).map(|file| file.metadata().unwrap().ino())
-        });
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        assert!(!waiting.is_finished());
-        fs::remove_file(&path).unwrap();
-        drop(held);
-        let inode = waiting.join().unwrap().unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the lock is on the file that is there");
     }
 }

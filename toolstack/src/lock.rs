@@ -1,0 +1,113 @@
+//! Locks that files stand for (flock(2)), each of them held as long as the file is open.
+//!
+//! Whoever holds one may remove its file, as libxl and its scripts do: so whoever got a lock looks whether the file that it
+//! opened is still the one of that name.
+
+use rustix::fs::FlockOperation;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Waits for a lock; its file and folder are made if they are not there.
+pub(crate) fn wait(path: &Path) -> io::Result<File> {
+    loop {
+        let file = open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) if is_at(&file, path)? => return Ok(file),
+            Ok(()) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The same, unless somebody has it.
+pub(crate) fn attempt(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = open(path)?;
+        match attempt_file(&file, path)? {
+            Attempt::Held => return Ok(Some(file)),
+            Attempt::Taken => return Ok(None),
+            Attempt::Removed => {}
+        }
+    }
+}
+
+/// The same of a file that is there; none is made.
+pub(crate) fn attempt_existing(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    Ok(match attempt_file(&file, path)? {
+        Attempt::Held => Some(file),
+        Attempt::Taken | Attempt::Removed => None,
+    })
+}
+
+/// How an attempt ended.
+enum Attempt {
+    Held,
+    /// By somebody else.
+    Taken,
+    /// By whoever had the lock before.
+    Removed,
+}
+
+fn attempt_file(file: &File, path: &Path) -> io::Result<Attempt> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) if is_at(file, path)? => Ok(Attempt::Held),
+        Ok(()) => Ok(Attempt::Removed),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Attempt::Taken),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Whether that name is still this file's.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_survives_that_its_file_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("locks/block");
+        let held = wait(&path).unwrap();
+        assert!(attempt(&path).unwrap().is_none());
+        let waiting = std::thread::spawn({
+            let path = path.clone();
+            move || wait(&path).map(|file| file.metadata().unwrap().ino())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        fs::remove_file(&path).unwrap();
+        drop(held);
+        let inode = waiting.join().unwrap().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the lock is on the file that is there");
+        assert!(attempt(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_that_is_not_there_is_not_made_by_who_wants_an_existing_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        assert_eq!(attempt_existing(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let held = wait(&path).unwrap();
+        assert!(attempt_existing(&path).unwrap().is_none());
+        drop(held);
+        assert!(attempt_existing(&path).unwrap().is_some());
+    }
+}
