@@ -5,6 +5,8 @@
 //! which only Xen may write from then on.
 
 mod build;
+#[cfg(test)]
+mod fixture;
 mod guest_memory;
 mod plan;
 mod pv;

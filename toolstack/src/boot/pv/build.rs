@@ -126,24 +126,12 @@ fn load(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Built, Guest as GuestRequest, Initrd, Limits, Plan, Request, build};
+    use crate::boot::fixture::{INITRD, build_from, initrd};
+    use crate::boot::{Built, Guest as GuestRequest, Plan, Request};
     use crate::image::Kernel;
     use crate::image::synthetic::{PV_ENTRY, PV_VIRT_BASE, SyntheticElf};
-    use std::fs::File;
-    use std::io::{Seek, Write};
     use xen::mock::{Guest, Machine};
     use xen::{CreateDomain, DomId, ErrorKind, GuestKind, Platform};
-
-    const LIMITS: Limits =
-        Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
-    const INITRD: &[u8] = b"070701 an initrd";
-
-    fn initrd() -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(INITRD).unwrap();
-        file.rewind().unwrap();
-        file
-    }
 
     fn build_on(
         machine: &Machine,
@@ -151,8 +139,6 @@ mod tests {
         memory_kib: u64,
         max_memory_kib: u64,
     ) -> Result<(PvPlan, Built), BuildError> {
-        let dom0 = machine.domain(DomId::DOM0);
-        let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
         let image = elf.build();
         let kernel = Kernel::open(&image).unwrap();
         let pv = kernel.pv().unwrap().unwrap();
@@ -167,10 +153,7 @@ mod tests {
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
-        let file = initrd();
-        let initrd = Some((Initrd::File(&file), "initrd".into()));
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
-        let built = build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
+        let built = build_from(machine, &plan, kernel, &initrd())?;
         match plan {
             Plan::Pv(plan) => Ok((plan, built)),
             Plan::Pvh(plan) => panic!("{plan:?}"),
@@ -362,7 +345,7 @@ mod tests {
     #[test]
     fn an_initrd_that_shrank_is_an_error_and_leaves_nothing() {
         let machine = Machine::new();
-        let dom0 = machine.domain(DomId::DOM0);
+        let _dom0 = machine.domain(DomId::DOM0);
         let before = machine.inventory();
         let image = SyntheticElf::pv().build();
         let kernel = Kernel::open(&image).unwrap();
@@ -378,12 +361,7 @@ mod tests {
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
-        let file = initrd();
-        let initrd = Some((Initrd::File(&file), "initrd".into()));
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
-        let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let daemons = (DomId::DOM0, DomId::DOM0);
-        let error = build(&plan, [7; 16], LIMITS, payload, daemons, &*control, &*foreign).unwrap_err();
+        let error = build_from(&machine, &plan, kernel, &initrd()).unwrap_err();
         assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
         assert_eq!(machine.inventory(), before);
     }

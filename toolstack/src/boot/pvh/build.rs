@@ -126,24 +126,13 @@ fn load_pages(plan: &PvhPlan, domid: DomId, foreign: &dyn ForeignMemory) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Built, Guest, Initrd, Limits, Plan, PvhOptions, Request, build};
+    use crate::boot::fixture::{INITRD, build_from, initrd};
+    use crate::boot::{Built, Guest, Plan, PvhOptions, Request};
     use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage, xen_note};
     use crate::image::{Codec, Kernel};
-    use std::fs::File;
-    use std::io::{Seek, Write};
+    use std::io::Seek;
     use xen::mock::Machine;
     use xen::{CreateDomain, ErrorKind, GuestKind, Platform};
-
-    const LIMITS: Limits =
-        Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
-    const INITRD: &[u8] = b"070701 an initrd";
-
-    fn initrd() -> File {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(INITRD).unwrap();
-        file.rewind().unwrap();
-        file
-    }
 
     fn plan(kernel: &Kernel<'_>, memory_kib: u64, max_memory_kib: u64, vcpus: u32) -> Plan {
         Plan::new(&Request {
@@ -174,14 +163,9 @@ mod tests {
         (memory_kib, max_memory_kib): (u64, u64),
         vcpus: u32,
     ) -> Result<(PvhPlan, Built), BuildError> {
-        let dom0 = machine.domain(DomId::DOM0);
-        let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
         let kernel = Kernel::open(image).unwrap();
         let plan = plan(&kernel, memory_kib, max_memory_kib, vcpus);
-        let file = initrd();
-        let initrd = Some((Initrd::File(&file), "initrd".into()));
-        let payload = Payload { kernel: (kernel, "kernel".into()), initrd };
-        let built = build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?;
+        let built = build_from(machine, &plan, kernel, &initrd())?;
         match plan {
             Plan::Pvh(plan) => Ok((plan, built)),
             Plan::Pv(plan) => panic!("{plan:?}"),
@@ -364,20 +348,14 @@ mod tests {
     #[test]
     fn an_initrd_that_shrank_is_an_error_and_leaves_nothing() {
         let machine = Machine::new();
-        let dom0 = machine.domain(DomId::DOM0);
+        let _dom0 = machine.domain(DomId::DOM0);
         let before = machine.inventory();
         let image = image();
         let kernel = Kernel::open(&image).unwrap();
         let plan = plan(&kernel, 512 << 10, 512 << 10, 1);
         let mut file = initrd();
         file.seek(std::io::SeekFrom::Start(3)).unwrap();
-        let payload = Payload {
-            kernel: (kernel, "kernel".into()),
-            initrd: Some((Initrd::File(&file), "initrd".into())),
-        };
-        let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let error =
-            build(&plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign).unwrap_err();
+        let error = build_from(&machine, &plan, kernel, &file).unwrap_err();
         assert!(matches!(error, BuildError::Initrd { .. }), "{error}");
         assert_eq!(machine.inventory(), before);
     }
