@@ -47,6 +47,12 @@ impl Name {
         Ok(Self(text.into()))
     }
 
+    /// A name that is written in this program.
+    pub(crate) fn from_static(text: &'static str) -> Self {
+        debug_assert!(Self::new(text).is_ok(), "{text:?}");
+        Self(text.into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0

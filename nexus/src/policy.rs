@@ -28,20 +28,27 @@ mod call;
 mod compiled;
 mod decision;
 pub mod error;
+mod explain;
 mod files;
+mod graph;
 pub mod parser;
 mod rule;
 pub mod service;
+mod store;
 mod system;
 pub mod token;
+mod watch;
 
 pub use call::{Call, Principal};
 pub use compiled::{Mismatch, Policy};
 pub use decision::{Allowed, Decision, Denial, Question, Verdict};
 pub use error::PolicyError;
+pub use explain::{Explanation, Passed};
 pub use files::{PolicyFolders, Reading};
+pub use graph::Edge;
 pub use rule::{Action, Origin, Rule};
 pub use service::Service;
+pub use store::{Current, PolicyStore};
 pub use system::{DOM0, QubeInfo, System};
 pub use token::{Place, Qube, Token};
 

@@ -91,6 +91,17 @@ impl Action {
     }
 }
 
+impl Action {
+    /// The places in `target=` and `default_target=`.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        let proposed = match self {
+            Action::Ask { default_target, .. } => default_target.as_ref(),
+            _ => None,
+        };
+        self.redirect().into_iter().chain(proposed)
+    }
+}
+
 fn yes_no(value: bool) -> &'static str {
     if value { "yes" } else { "no" }
 }

@@ -77,6 +77,22 @@ fn yes() -> bool {
     true
 }
 
+impl QubeInfo {
+    /// A running AppVM of which nothing else is known.
+    pub fn app_vm() -> Self {
+        Self {
+            class: Name::from_static("AppVM"),
+            uuid: None,
+            tags: BTreeSet::new(),
+            running: true,
+            default_dispvm: None,
+            template_for_dispvms: false,
+            disposable_of: None,
+            containers: BTreeSet::new(),
+        }
+    }
+}
+
 impl System {
     /// A qube and what is known of it.
     pub fn qube(&self, qube: &Qube) -> Option<(&Name, &QubeInfo)> {
