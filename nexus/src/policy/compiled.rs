@@ -1,7 +1,9 @@
-//! Rules made ready for decisions: names are numbers, and rules are found by their service.
+//! Rules made ready for decisions.
 //!
-//! A decision looks up the names of one call and then compares numbers only. It walks the rules of the call's service
-//! and those of every service, merged in the order of the policy.
+//! Each token that a policy has is a number. A decision asks once which of them match its source and its target, by
+//! looking up every token that could: a qube's name, its tags, and so on. What is left for each rule is to compare a
+//! number and to test two bits. The rules walked are those of the call's service and those of every service, merged in
+//! the order of the policy.
 
 use super::call::{Call, Principal};
 use super::rule::Rule;
@@ -11,51 +13,30 @@ use super::token::{Place, Qube, Token};
 use crate::name::Name;
 use std::collections::HashMap;
 use std::sync::Arc;
-use uuid::Uuid;
-
-/// The number of a string that the policy mentions.
-type Symbol = u32;
 
 /// All rules of a policy, in their order.
 #[derive(Debug, Default)]
 pub struct Policy {
     rules: Vec<Rule>,
-    patterns: Vec<Columns>,
+    columns: Vec<Columns>,
     /// The rules of a service, by their places in `rules`.
     by_service: HashMap<Name, Vec<usize>>,
     /// Those of service `*`.
     any_service: Vec<usize>,
-    names: HashMap<Arc<str>, Symbol>,
-    uuids: HashMap<Uuid, Symbol>,
+    tokens: HashMap<Token, usize>,
+    arguments: HashMap<Arc<str>, usize>,
 }
 
-/// A rule's columns but the first.
+/// A rule's columns but the first, in numbers.
 #[derive(Debug, Clone, Copy)]
 struct Columns {
-    argument: Option<Symbol>,
-    source: Pattern,
-    target: Pattern,
+    /// None: any.
+    argument: Option<usize>,
+    source: usize,
+    target: usize,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Pattern {
-    Any,
-    AnyVm,
-    AdminVm,
-    Default,
-    Name(Symbol),
-    Uuid(Symbol),
-    Tag(Symbol),
-    Type(Symbol),
-    DispVm,
-    DispVmOf(Symbol),
-    DispVmOfUuid(Symbol),
-    DispVmTag(Symbol),
-    Container(Symbol, Symbol),
-    Containers(Symbol),
-}
-
-/// Which columns of a rule a call does not fit.
+/// Which column of a rule a call does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mismatch {
     /// The argument.
@@ -66,45 +47,23 @@ pub enum Mismatch {
     Target,
 }
 
-/// One side of a call, in numbers. A name that the policy does not mention has none.
-#[derive(Debug, Default)]
-struct Subject {
-    kind: Kind,
-    qube: Known,
-    class: Option<Symbol>,
-    container: Option<Symbol>,
-    /// What a disposable is, or will be, made from.
-    base: Option<Known>,
-}
+/// The tokens of a policy that match one side of a call.
+#[derive(Debug)]
+struct Matching(Vec<u64>);
 
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// The caller named no target.
-    #[default]
-    Default,
-    AdminVm,
-    Qube,
-    Container,
-    /// A new disposable: of the caller's kind, or of one that it named.
-    New {
-        named: bool,
-    },
-}
-
-#[derive(Debug, Default)]
-struct Known {
-    name: Option<Symbol>,
-    uuid: Option<Symbol>,
-    tags: Vec<Symbol>,
+impl Matching {
+    fn has(&self, token: usize) -> bool {
+        self.0.get(token / 64).is_some_and(|word| word >> (token % 64) & 1 == 1)
+    }
 }
 
 /// A call in numbers.
 #[derive(Debug)]
 pub(super) struct Prepared<'p> {
     own: &'p [usize],
-    argument: Option<Symbol>,
-    source: Subject,
-    target: Subject,
+    argument: Option<usize>,
+    source: Matching,
+    target: Matching,
 }
 
 impl Policy {
@@ -118,14 +77,17 @@ impl Policy {
             }
             let argument = match &rule.argument {
                 ArgumentColumn::Any => None,
-                ArgumentColumn::One(argument) => Some(policy.intern(argument)),
+                ArgumentColumn::One(argument) => {
+                    let next = policy.arguments.len();
+                    Some(*policy.arguments.entry(argument.clone()).or_insert(next))
+                }
             };
-            let columns = Columns {
-                argument,
-                source: policy.pattern(&rule.source),
-                target: policy.pattern(&rule.target),
+            let mut number = |token: &Token| {
+                let next = policy.tokens.len();
+                *policy.tokens.entry(token.clone()).or_insert(next)
             };
-            policy.patterns.push(columns);
+            let (source, target) = (number(&rule.source), number(&rule.target));
+            policy.columns.push(Columns { argument, source, target });
         }
         policy.rules = rules;
         policy
@@ -136,114 +98,20 @@ impl Policy {
         &self.rules
     }
 
-    fn intern(&mut self, text: &str) -> Symbol {
-        let next = self.names.len() as Symbol;
-        *self.names.entry(text.into()).or_insert(next)
-    }
-
-    fn intern_uuid(&mut self, uuid: Uuid) -> Symbol {
-        let next = self.uuids.len() as Symbol;
-        *self.uuids.entry(uuid).or_insert(next)
-    }
-
-    fn pattern(&mut self, token: &Token) -> Pattern {
-        match token {
-            Token::Any => Pattern::Any,
-            Token::AnyVm => Pattern::AnyVm,
-            Token::Default => Pattern::Default,
-            Token::Tag(tag) => Pattern::Tag(self.intern(tag.as_str())),
-            Token::Type(class) => Pattern::Type(self.intern(class.as_str())),
-            Token::DispVmTag(tag) => Pattern::DispVmTag(self.intern(tag.as_str())),
-            Token::Containers(qube) => Pattern::Containers(self.intern(qube.as_str())),
-            Token::Place(Place::AdminVm) => Pattern::AdminVm,
-            Token::Place(Place::DispVm) => Pattern::DispVm,
-            Token::Place(Place::Qube(Qube::Name(name))) => Pattern::Name(self.intern(name.as_str())),
-            Token::Place(Place::Qube(Qube::Uuid(uuid))) => Pattern::Uuid(self.intern_uuid(*uuid)),
-            Token::Place(Place::DispVmOf(Qube::Name(name))) => Pattern::DispVmOf(self.intern(name.as_str())),
-            Token::Place(Place::DispVmOf(Qube::Uuid(uuid))) => Pattern::DispVmOfUuid(self.intern_uuid(*uuid)),
-            Token::Place(Place::Container { qube, container }) => {
-                Pattern::Container(self.intern(qube.as_str()), self.intern(container.as_str()))
-            }
+    fn matching(&self, tokens: &[Token]) -> Matching {
+        let mut words = vec![0; self.tokens.len().div_ceil(64)];
+        for number in tokens.iter().filter_map(|token| self.tokens.get(token)) {
+            words[number / 64] |= 1 << (number % 64);
         }
-    }
-
-    fn symbol(&self, text: &str) -> Option<Symbol> {
-        self.names.get(text).copied()
-    }
-
-    fn known(&self, name: &Name, info: Option<&QubeInfo>) -> Known {
-        Known {
-            name: self.symbol(name.as_str()),
-            uuid: info.and_then(|info| info.uuid).and_then(|uuid| self.uuids.get(&uuid).copied()),
-            tags: info.map_or_else(Vec::new, |info| {
-                info.tags.iter().filter_map(|tag| self.symbol(tag.as_str())).collect()
-            }),
-        }
-    }
-
-    fn caller(&self, source: &Principal, system: &System) -> Subject {
-        match source {
-            Principal::AdminVm => Subject { kind: Kind::AdminVm, ..Subject::default() },
-            Principal::Qube(name) => {
-                let info = system.qubes.get(name);
-                let base = info.and_then(|info| info.disposable_of.as_ref());
-                Subject {
-                    base: base.map(|base| self.known(base, system.qubes.get(base))),
-                    ..self.existing(name, info)
-                }
-            }
-            Principal::Container { qube, container } => self.container(qube, container),
-        }
-    }
-
-    fn existing(&self, name: &Name, info: Option<&QubeInfo>) -> Subject {
-        Subject {
-            kind: Kind::Qube,
-            qube: self.known(name, info),
-            class: info.and_then(|info| self.symbol(info.class.as_str())),
-            ..Subject::default()
-        }
-    }
-
-    /// Nothing of the qube but its name: its tags and its type are not its containers'.
-    fn container(&self, qube: &Name, container: &Name) -> Subject {
-        Subject {
-            kind: Kind::Container,
-            qube: Known { name: self.symbol(qube.as_str()), ..Known::default() },
-            container: self.symbol(container.as_str()),
-            ..Subject::default()
-        }
-    }
-
-    fn called(&self, target: Option<&Place>, source: &Principal, system: &System) -> Subject {
-        match target {
-            None => Subject::default(),
-            Some(Place::AdminVm) => Subject { kind: Kind::AdminVm, ..Subject::default() },
-            Some(Place::Qube(qube)) => match system.qube(qube) {
-                Some((name, _)) if *name == DOM0 => Subject { kind: Kind::AdminVm, ..Subject::default() },
-                Some((name, info)) => self.existing(name, Some(info)),
-                None => Subject::default(),
-            },
-            Some(Place::Container { qube, container }) => self.container(qube, container),
-            Some(place @ (Place::DispVm | Place::DispVmOf(_))) => {
-                let base = match system.resolve(place, source) {
-                    Some(Place::DispVmOf(Qube::Name(name))) => {
-                        Some(self.known(&name, system.qubes.get(&name)))
-                    }
-                    _ => None,
-                };
-                let named = matches!(place, Place::DispVmOf(_));
-                Subject { kind: Kind::New { named }, base, ..Subject::default() }
-            }
-        }
+        Matching(words)
     }
 
     pub(super) fn prepare(&self, call: &Call, system: &System) -> Prepared<'_> {
         Prepared {
             own: self.by_service.get(call.service.name()).map_or(&[], Vec::as_slice),
-            argument: self.symbol(call.service.argument()),
-            source: self.caller(&call.source, system),
-            target: self.called(call.target.as_ref(), &call.source, system),
+            argument: self.arguments.get(call.service.argument()).copied(),
+            source: self.matching(&of_caller(&call.source, system)),
+            target: self.matching(&of_target(call.target.as_ref(), &call.source, system)),
         }
     }
 
@@ -255,7 +123,7 @@ impl Policy {
         source: &Principal,
         system: &System,
     ) {
-        call.target = self.called(target, source, system);
+        call.target = self.matching(&of_target(target, source, system));
     }
 
     /// The rules of a call's service and those of any service, in the order of the policy.
@@ -276,12 +144,12 @@ impl Policy {
 
     /// Why a candidate does not match, if it does not.
     pub(super) fn mismatch(&self, rule: usize, call: &Prepared<'_>) -> Option<Mismatch> {
-        let Columns { argument, source, target } = self.patterns[rule];
+        let Columns { argument, source, target } = self.columns[rule];
         if argument.is_some() && argument != call.argument {
             Some(Mismatch::Argument)
-        } else if !source.matches_caller(&call.source) {
+        } else if !call.source.has(source) {
             Some(Mismatch::Source)
-        } else if !target.matches_called(&call.target) {
+        } else if !call.target.has(target) {
             Some(Mismatch::Target)
         } else {
             None
@@ -301,57 +169,68 @@ impl Policy {
     }
 }
 
-impl Pattern {
-    fn matches_caller(self, subject: &Subject) -> bool {
-        match self {
-            // A disposable that exists: it is known what it was made from.
-            Pattern::DispVmOf(name) => {
-                subject.kind == Kind::Qube && subject.is_from(|base| base.name == Some(name))
+/// Every token that matches a caller.
+fn of_caller(source: &Principal, system: &System) -> Vec<Token> {
+    match source {
+        Principal::AdminVm => vec![Token::Any, Token::Place(Place::AdminVm)],
+        Principal::Container { qube, container } => of_container(qube, container),
+        Principal::Qube(name) => {
+            let info = system.qubes.get(name);
+            let mut tokens = of_qube(name, info);
+            if let Some(base) = info.and_then(|info| info.disposable_of.as_ref()) {
+                tokens.extend(of_disposable(base, system.qubes.get(base)));
             }
-            Pattern::DispVmOfUuid(uuid) => {
-                subject.kind == Kind::Qube && subject.is_from(|base| base.uuid == Some(uuid))
-            }
-            Pattern::DispVmTag(tag) => {
-                subject.kind == Kind::Qube && subject.is_from(|base| base.tags.contains(&tag))
-            }
-            _ => self.matches(subject),
-        }
-    }
-
-    fn matches_called(self, subject: &Subject) -> bool {
-        let new = matches!(subject.kind, Kind::New { .. });
-        match self {
-            Pattern::DispVmOf(name) => new && subject.is_from(|base| base.name == Some(name)),
-            Pattern::DispVmOfUuid(uuid) => new && subject.is_from(|base| base.uuid == Some(uuid)),
-            Pattern::DispVmTag(tag) => new && subject.is_from(|base| base.tags.contains(&tag)),
-            _ => self.matches(subject),
-        }
-    }
-
-    /// What is the same on both sides.
-    fn matches(self, subject: &Subject) -> bool {
-        let Subject { kind, qube, class, container, .. } = subject;
-        match self {
-            Pattern::Any => *kind != Kind::Container,
-            Pattern::AnyVm => !matches!(kind, Kind::Container | Kind::AdminVm),
-            Pattern::AdminVm => *kind == Kind::AdminVm,
-            Pattern::Default => *kind == Kind::Default,
-            Pattern::Name(name) => *kind == Kind::Qube && qube.name == Some(name),
-            Pattern::Uuid(uuid) => *kind == Kind::Qube && qube.uuid == Some(uuid),
-            Pattern::Tag(tag) => *kind == Kind::Qube && qube.tags.contains(&tag),
-            Pattern::Type(name) => *kind == Kind::Qube && *class == Some(name),
-            Pattern::DispVm => *kind == (Kind::New { named: false }),
-            Pattern::Container(of, name) => {
-                *kind == Kind::Container && qube.name == Some(of) && *container == Some(name)
-            }
-            Pattern::Containers(of) => *kind == Kind::Container && qube.name == Some(of),
-            Pattern::DispVmOf(_) | Pattern::DispVmOfUuid(_) | Pattern::DispVmTag(_) => false,
+            tokens
         }
     }
 }
 
-impl Subject {
-    fn is_from(&self, base: impl Fn(&Known) -> bool) -> bool {
-        self.base.as_ref().is_some_and(base)
+/// Every token that matches a target.
+fn of_target(target: Option<&Place>, source: &Principal, system: &System) -> Vec<Token> {
+    match target {
+        None => vec![Token::Any, Token::AnyVm, Token::Default],
+        Some(Place::AdminVm) => vec![Token::Any, Token::Place(Place::AdminVm)],
+        Some(Place::Container { qube, container }) => of_container(qube, container),
+        Some(Place::Qube(qube)) => match system.qube(qube) {
+            Some((name, _)) if *name == DOM0 => vec![Token::Any, Token::Place(Place::AdminVm)],
+            Some((name, info)) => of_qube(name, Some(info)),
+            None => Vec::new(),
+        },
+        Some(place @ (Place::DispVm | Place::DispVmOf(_))) => {
+            let mut tokens = vec![Token::Any, Token::AnyVm];
+            if *place == Place::DispVm {
+                tokens.push(Token::Place(Place::DispVm));
+            }
+            if let Some(Place::DispVmOf(Qube::Name(base))) = system.resolve(place, source) {
+                tokens.extend(of_disposable(&base, system.qubes.get(&base)));
+            }
+            tokens
+        }
     }
+}
+
+fn of_qube(name: &Name, info: Option<&QubeInfo>) -> Vec<Token> {
+    let mut tokens = vec![Token::Any, Token::AnyVm, Token::Place(Place::Qube(Qube::Name(name.clone())))];
+    if let Some(info) = info {
+        tokens.push(Token::Type(info.class.clone()));
+        tokens.extend(info.uuid.map(|uuid| Token::Place(Place::Qube(Qube::Uuid(uuid)))));
+        tokens.extend(info.tags.iter().cloned().map(Token::Tag));
+    }
+    tokens
+}
+
+/// Neither `*` nor `@anyvm`, nor its qube's tags or type: what was written for qubes says nothing of containers.
+fn of_container(qube: &Name, container: &Name) -> Vec<Token> {
+    let place = Place::Container { qube: qube.clone(), container: container.clone() };
+    vec![Token::Place(place), Token::Containers(qube.clone())]
+}
+
+/// What a disposable qube is besides: made from this one.
+fn of_disposable(base: &Name, info: Option<&QubeInfo>) -> Vec<Token> {
+    let mut tokens = vec![Token::Place(Place::DispVmOf(Qube::Name(base.clone())))];
+    if let Some(info) = info {
+        tokens.extend(info.uuid.map(|uuid| Token::Place(Place::DispVmOf(Qube::Uuid(uuid)))));
+        tokens.extend(info.tags.iter().cloned().map(Token::DispVmTag));
+    }
+    tokens
 }
