@@ -27,6 +27,9 @@ fn policy(count: usize, rule: impl Fn(usize) -> String) -> Policy {
     Policy::new(rules(&text, "bench.policy").expect("a policy"))
 }
 
+/// What 999 rules say.
+type Kind = (&'static str, fn(usize) -> String);
+
 fn decide(criterion: &mut Criterion) {
     let system = system();
     let call = Call {
@@ -35,7 +38,7 @@ fn decide(criterion: &mut Criterion) {
         service: Service::parse("q.Service+argument").expect("a service"),
     };
     let mut group = criterion.benchmark_group("decide");
-    let kinds: [(&str, fn(usize) -> String); 4] = [
+    let kinds: [Kind; 4] = [
         ("other services", |n| format!("q.Service{n} * qube1 qube2 deny")),
         ("one service, other qubes", |n| format!("q.Service * qube{} qube2 deny", n % 90 + 10)),
         ("one service, tags", |n| format!("q.Service * @tag:tag1 @tag:none{n} deny")),

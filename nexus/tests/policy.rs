@@ -25,7 +25,7 @@ fn system() -> System {
             "disp1": {{ "type": "DispVM", "disposable_of": "office-dvm" }}
         }} }}"#
     ))
-    .unwrap()
+    .expect("a fixture")
 }
 
 fn policy(text: &str) -> Policy {
@@ -34,9 +34,9 @@ fn policy(text: &str) -> Policy {
 
 fn call(source: &str, target: &str, service: &str) -> Call {
     Call {
-        source: Principal::parse(source).unwrap(),
-        target: Place::intended(target).unwrap(),
-        service: Service::parse(service).unwrap(),
+        source: Principal::parse(source).expect("a fixture"),
+        target: Place::intended(target).expect("a fixture"),
+        service: Service::parse(service).expect("a fixture"),
     }
 }
 
@@ -576,16 +576,16 @@ fn a_graph_has_an_edge_for_every_call_that_is_not_denied() {
 fn write(folder: &Path, files: &[(&str, &str)]) {
     for (name, text) in files {
         let path = folder.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
+        fs::create_dir_all(path.parent().expect("a fixture")).expect("a fixture");
+        fs::write(path, text).expect("a fixture");
     }
 }
 
 /// Folders `run`, `etc` and `older` in a temporary one.
 fn folders(files: &[(&str, &str)]) -> (tempfile::TempDir, PolicyFolders) {
-    let root = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().expect("a fixture");
     for folder in ["run", "etc", "older"] {
-        fs::create_dir(root.path().join(folder)).unwrap();
+        fs::create_dir(root.path().join(folder)).expect("a fixture");
     }
     write(root.path(), files);
     let folders = PolicyFolders {

@@ -16,11 +16,11 @@ fn folders(root: &Path) -> PolicyFolders {
 fn decide(store: &PolicyStore) -> String {
     let system: System =
         serde_json::from_str(r#"{ "qubes": { "work": { "type": "AppVM" }, "vault": { "type": "AppVM" } } }"#)
-            .unwrap();
+            .expect("a fixture");
     let call = Call {
-        source: Principal::parse("work").unwrap(),
-        target: Place::intended("vault").unwrap(),
-        service: Service::parse("q.A").unwrap(),
+        source: Principal::parse("work").expect("a fixture"),
+        target: Place::intended("vault").expect("a fixture"),
+        service: Service::parse("q.A").expect("a fixture"),
     };
     store.decide(&call, &system).verdict.to_string()
 }
@@ -38,8 +38,8 @@ const ALLOW: &str = "q.A * work vault allow\n";
 const DENY: &str = "q.A * work vault deny\n";
 
 fn write(path: PathBuf, text: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
+    fs::create_dir_all(path.parent().expect("a fixture")).expect("a fixture");
+    fs::write(path, text).expect("a fixture");
 }
 
 #[test]

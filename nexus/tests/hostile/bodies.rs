@@ -3,6 +3,7 @@
 use nexus::policy::parser::{Language, Statement, parse};
 use nexus::policy::service::{ArgumentColumn, ServiceColumn};
 use nexus::policy::{Call, Place, Policy, Principal, Service, System, Verdict};
+use nexus::wire::{Channel, Decoder, Frame, Message, WireError};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -65,4 +66,54 @@ pub(crate) fn policy(bytes: &[u8]) {
             }
         }
     }
+}
+
+/// Any bytes are messages or a breach of the protocol, in any pieces; what was understood is what it is when sent anew.
+/// The first byte says which way the messages go, the second how long the pieces are.
+pub(crate) fn messages(bytes: &[u8]) {
+    let [way, piece, stream @ ..] = bytes else { return };
+    let channels = [Channel::ToAgent, Channel::FromAgent, Channel::ToService, Channel::ToCaller];
+    let channel = channels[usize::from(way % 4)];
+    let mut whole = Decoder::new(channel);
+    let mut pieces = Decoder::new(channel);
+    let (seen, ended) = read(&mut whole, &mut std::iter::once(stream));
+    let (again, ended_again) = read(&mut pieces, &mut stream.chunks(usize::from(*piece) + 1));
+    assert_eq!((seen, ended), (again, ended_again));
+    // After a breach, nothing is understood.
+    if pieces.decode(&mut &[][..]).is_err() {
+        assert!(pieces.decode(&mut &[0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0][..]).is_err());
+        assert_eq!(pieces.kept(), 0);
+    }
+}
+
+/// What was understood, sent anew, and what ended it.
+fn read(decoder: &mut Decoder, pieces: &mut dyn Iterator<Item = &[u8]>) -> (Vec<Vec<u8>>, Option<WireError>) {
+    let mut seen = Vec::new();
+    for mut piece in pieces {
+        loop {
+            let length = piece.len();
+            let frame = match decoder.decode(&mut piece) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => return (seen, Some(error)),
+            };
+            assert!(piece.len() < length || frame.payload.is_empty());
+            match Message::parse(&frame) {
+                Ok(message) => {
+                    if let Message::TriggerService(trigger) | Message::TriggerService3(trigger) = &message {
+                        // A request for anything has an answer.
+                        let _ = (trigger.target(), trigger.service());
+                    }
+                    let mut out = Vec::new();
+                    message.encode(&mut out).expect("what was understood");
+                    let same = Frame { kind: frame.kind, payload: &out[8..] };
+                    assert_eq!(Message::parse(&same).as_ref(), Ok(&message));
+                    seen.push(out);
+                }
+                Err(error) => return (seen, Some(error)),
+            }
+            assert!(decoder.kept() <= 8 + 65_543, "{} bytes", decoder.kept());
+        }
+    }
+    (seen, None)
 }

@@ -52,6 +52,11 @@ fn any_text_is_a_policy_or_wrong() {
     run("policy", bodies::policy);
 }
 
+#[test]
+fn any_bytes_are_messages_or_a_breach() {
+    run("messages", bodies::messages);
+}
+
 proptest! {
     /// Lines of the right words in any order.
     #[test]
