@@ -3,7 +3,7 @@
 use super::call::Call;
 use super::compiled::Policy;
 use super::decision::Decision;
-use super::error::PolicyError;
+use super::error::{Fault, PolicyError};
 use super::files::{PolicyFolders, Reading};
 use super::system::System;
 use super::watch::Watch;
@@ -71,12 +71,16 @@ impl PolicyStore {
         let thread = std::thread::Builder::new().name("policy".to_owned()).spawn({
             let (shared, watch) = (shared.clone(), watch.clone());
             move || {
-                while let Ok(true) = watch.wait() {
-                    // Without watches a change would go unseen: nothing is allowed by what may be old.
-                    if let Err(error) = shared.read(&watch) {
-                        let fault = super::error::Fault::io(&error);
-                        let file = shared.folders.folders.first().cloned().unwrap_or_default();
-                        shared.swap(Current::Wrong([fault.of(file)].into()));
+                // Without watches a change would go unseen: nothing is allowed by what may be old.
+                let lost = |error: &io::Error| {
+                    let file = shared.folders.folders.first().cloned().unwrap_or_default();
+                    shared.swap(Current::Wrong([Fault::io(error).of(file)].into()));
+                };
+                loop {
+                    match watch.wait() {
+                        Ok(true) => shared.read(&watch).unwrap_or_else(|error| lost(&error)),
+                        Ok(false) => return,
+                        Err(error) => return lost(&error),
                     }
                 }
             }
