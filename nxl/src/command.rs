@@ -260,6 +260,9 @@ pub(crate) enum Command {
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Who may call what in which qube or container: the policy in /run/qubes/policy.d and /etc/qubes/policy.d.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
@@ -386,6 +389,59 @@ pub(crate) enum CacheCommand {
         /// Say what was removed as JSON: sizes in bytes, times in seconds since 1970.
         #[arg(long)]
         json: bool,
+    },
+}
+
+/// Which policy, and of which qubes.
+#[derive(Debug, Args)]
+pub(crate) struct PolicySource {
+    /// A folder of .policy files instead of the host's; several are read together, the first one's file before another's
+    /// of the same name.
+    #[arg(long = "dir", value_name = "FOLDER")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// A JSON file that says what qubes there are, with type, tags and containers (docs/policy.md). Without it they are
+    /// those that the policy names.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) system: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say what is wrong with a policy, by file, line and column. Exit status 1 if anything is.
+    Check {
+        /// Folders of .policy files, instead of the host's.
+        #[arg(value_name = "FOLDER")]
+        folders: Vec<PathBuf>,
+        /// A JSON file of the qubes that there are: names in the policy that are none of theirs are told of, too.
+        #[arg(long, value_name = "FILE")]
+        system: Option<PathBuf>,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is decided of a call, by which rule, and why those before it do not match.
+    #[command(after_help = "Example:\n  nxl policy explain work:mail vault:gpg nexus.Sign+key")]
+    Explain {
+        #[command(flatten)]
+        policy: PolicySource,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Who calls: QUBE, QUBE:CONTAINER or dom0.
+        source: String,
+        /// Whom: QUBE, QUBE:CONTAINER, dom0, @dispvm, @dispvm:QUBE or @default.
+        target: String,
+        /// What: SERVICE or SERVICE+ARGUMENT.
+        service: String,
+    },
+    /// Draw who may call whom, as Graphviz's text. Lines are broken where somebody is asked first; a service * is one
+    /// that no rule names.
+    Graph {
+        #[command(flatten)]
+        policy: PolicySource,
+        /// Have Graphviz draw it.
+        #[arg(long)]
+        svg: bool,
     },
 }
 
@@ -583,6 +639,10 @@ mod tests {
             "nxl pool drain work",
             "nxl migrate -s ssh work host",
             "nxl cpupool-list -c",
+            "nxl policy check",
+            "nxl policy check /a /b --system /s --json",
+            "nxl policy explain --dir /a --dir /b --json work:mail @default q.A+x",
+            "nxl policy graph --svg --system /s",
             "nxl cache list --json",
             "nxl cache ls",
             "nxl cache prune --all --json",
@@ -612,6 +672,8 @@ mod tests {
             "nxl sysrq work",
             "nxl trigger work",
             "nxl create",
+            "nxl policy",
+            "nxl policy explain work vault",
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",

@@ -87,6 +87,24 @@ pub(crate) enum Error {
     NoTrigger(String),
     #[error("s3resume is for HVM domains, which have a device model to be resumed: `xl trigger` does that")]
     S3Resume,
+    #[error("{0} faults: with one of them, every call is denied")]
+    WrongPolicy(usize),
+    #[error("{first}{}", more(*.others))]
+    Policy { first: String, others: usize },
+    #[error(transparent)]
+    Token(#[from] nexus::policy::token::TokenError),
+    #[error(transparent)]
+    Name(#[from] nexus::name::NameError),
+    #[error("dot: {source}; the Debian package graphviz has it, and without --svg its input is printed")]
+    Graphviz { source: io::Error },
     #[error("output: {0}")]
     Output(#[source] io::Error),
+}
+
+/// What else a policy has wrong.
+fn more(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        others => format!(" (and {others} more; `nxl policy check` has them all)"),
+    }
 }

@@ -15,6 +15,7 @@ mod manage;
 mod manual;
 mod memory;
 mod network;
+mod policy;
 mod pool;
 mod scheduler;
 mod stock;
@@ -101,6 +102,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
+        Command::Policy(command) => policy::policy(&command),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),
     }
