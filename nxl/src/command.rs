@@ -1,5 +1,6 @@
 //! The command line: spelled as `xl` spells it.
 
+use crate::bootloader::BootloaderOptions;
 use crate::diagnose::{DumpOptions, TriggerOptions};
 use crate::memory::MemoryOptions;
 use crate::scheduler::Credit2Options;
@@ -260,6 +261,9 @@ pub(crate) enum Command {
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
+    /// own, nxl-bootloader.
+    Bootloader(Box<BootloaderOptions>),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
@@ -587,6 +591,9 @@ mod tests {
             "nxl cache ls",
             "nxl cache prune --all --json",
             "nxl cache prune --max-size 256",
+            "nxl bootloader --output=/o --output-format=simple0 --output-directory=/d --args=-x --generation=4 /disk",
+            "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
+            "nxl bootloader -l /disk",
         ] {
             Arguments::of(line.split(' ').map(OsString::from))
                 .unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -615,6 +622,9 @@ mod tests {
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",
+            "nxl bootloader",
+            "nxl bootloader --entry a --generation 4 /disk",
+            "nxl bootloader --output-format=sxp /disk",
         ] {
             assert_eq!(
                 Arguments::of(line.split(' ').map(OsString::from)).unwrap_err().exit_code(),

@@ -1,6 +1,7 @@
 //! Builds Xen domains from kernels and NixOS closures, without libxl.
 
 pub mod boot;
+pub mod bootloader;
 mod cache;
 pub mod config;
 pub mod create;

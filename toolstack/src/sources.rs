@@ -45,7 +45,7 @@ pub enum SourceError {
 /// A file that is not the one that a lanzaboote stub names.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{path}: its SHA-256 is {is}, but {stub} was made for a {what} with {said}: install the generation's boot files anew",
+    "{path}: its SHA-256 is {is}, but {stub} was made for the {what} with {said}: install the generation's boot files anew",
     path = .path.display(), stub = .stub.display()
 )]
 pub struct HashMismatch {

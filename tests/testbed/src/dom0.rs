@@ -1,10 +1,12 @@
 //! What QEMU boots: Xen, dom0's kernel, and dom0's initrd as a cached base followed by a run's overlay.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::archive::Archive;
+use crate::assets::Assets;
 use crate::cache::Cache;
 use crate::checks::Check;
 use crate::closure::Closure;
@@ -143,6 +145,7 @@ pub fn overlay(
     debian: &Debian,
     products: &Products,
     closures: &[Closure],
+    assets: &Assets,
     task: &Task<'_>,
 ) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
@@ -175,6 +178,9 @@ pub fn overlay(
                 order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
             }
             archive.file("testbed/order", 0o644, order.as_bytes());
+            for name in checks.iter().filter_map(|check| check.asset).collect::<BTreeSet<_>>() {
+                archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
+            }
         }
         Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),
         Task::Shell => archive.file("testbed/task", 0o644, b"shell\n"),
