@@ -27,7 +27,7 @@ mod script;
 mod sharing;
 pub mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vdev;
 
 pub use crate::config::{Mac, NicRate};
