@@ -91,9 +91,14 @@ install-c: toolchain
 	done
 	ln -sf vchan-xen.pc $(LIBDIR)/pkgconfig/vchan.pc
 
+# Where libxl looks for the scripts of disks.
+XEN_SCRIPTS ?= /etc/xen/scripts
+
 install-programs: toolchain
 	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
+	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
+	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d

@@ -4,6 +4,7 @@
 //! hold one system's files: [`SYSTEM`]'s.
 
 use std::fs;
+use std::io::{self, Cursor, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,7 +23,7 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 2] = ["unified", "esp"];
+pub const NAMES: [&str; 3] = ["unified", "esp", "disk"];
 
 /// Where the added sections of an image begin: behind those of the stub.
 const FIRST_ADDRESS: u64 = 0x100_0000;
@@ -45,6 +46,7 @@ impl Assets {
         let stub = Tree::of_package(cache, STUB.0)?.file(STUB.1)?;
         make_unified(&stub, &files, &folder.join(NAMES[0]))?;
         make_esp(&stub, &files, &folder.join(NAMES[1]))?;
+        make_disk(&files, &folder.join(NAMES[2]))?;
         Ok(Self { folder })
     }
 
@@ -111,6 +113,55 @@ fn make_esp(stub: &Path, files: &Files, place: &Path) -> Result<()> {
         sections.push((hash_section, text(place, hash_section, Sha256::digest(&bytes))?));
     }
     add_sections(stub, &sections, &linux.join("nixos-generation-7.efi"))
+}
+
+/// `boot.img`: a disk with one partition, the EFI system partition of a NixOS with systemd-boot. Of its generations 7
+/// and 8 the newer one is the default; its command line begins with `generation=8`, and that of its specialisation
+/// `rescue` with `rescue`.
+fn make_disk(files: &Files, place: &Path) -> Result<()> {
+    let entry = |options: &str| {
+        format!(
+            "title NixOS\nlinux /EFI/nixos/kernel.efi\ninitrd /EFI/nixos/initrd.efi\noptions {options}{}\n",
+            files.cmdline
+        )
+    };
+    let [kernel, initrd] = [&files.kernel, &files.initrd].map(|path| fs::read(path).at(path));
+    let (kernel, initrd) = (kernel?, initrd?);
+    let [seven, eight, rescue] = ["", "generation=8 ", "rescue "].map(entry);
+    // Room for the file system's own.
+    let size = (kernel.len() + initrd.len() + (2 << 20)).next_multiple_of(1 << 20);
+    let contents: [(&[&str], &str, &[u8]); 6] = [
+        (&["loader"], "loader.conf", b"timeout 5\ndefault nixos-generation-8.conf\n"),
+        (&["loader", "entries"], "nixos-generation-7.conf", seven.as_bytes()),
+        (&["loader", "entries"], "nixos-generation-8.conf", eight.as_bytes()),
+        (&["loader", "entries"], "nixos-generation-8-specialisation-rescue.conf", rescue.as_bytes()),
+        (&["EFI", "nixos"], "kernel.efi", &kernel),
+        (&["EFI", "nixos"], "initrd.efi", &initrd),
+    ];
+    fs::create_dir_all(place).at(place)?;
+    let image = place.join("boot.img");
+    let write = || -> io::Result<()> {
+        let mut partition = Cursor::new(vec![0; size]);
+        fatfs::format_volume(&mut partition, fatfs::FormatVolumeOptions::new())?;
+        let volume = fatfs::FileSystem::new(&mut partition, fatfs::FsOptions::new())?;
+        for (folders, name, bytes) in contents {
+            let mut folder = volume.root_dir();
+            for name in folders {
+                folder = folder.create_dir(name)?;
+            }
+            folder.create_file(name)?.write_all(bytes)?;
+        }
+        drop(volume);
+        // A master boot record: one partition of type 0xef from the second MiB on.
+        let mut disk = vec![0; 1 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[450] = 0xef;
+        disk[454..458].copy_from_slice(&(1_u32 << 11).to_le_bytes());
+        disk[458..462].copy_from_slice(&u32::try_from(size / 512).unwrap_or(u32::MAX).to_le_bytes());
+        disk.extend_from_slice(&partition.into_inner());
+        fs::write(&image, disk)
+    };
+    write().at(&image)
 }
 
 fn texts(files: &Files, place: &Path) -> Result<[PathBuf; 2]> {

@@ -10,7 +10,7 @@ use crate::assets::Assets;
 use crate::cache::Cache;
 use crate::checks::Check;
 use crate::closure::Closure;
-use crate::debian::{BACKENDS, Debian, MODULES};
+use crate::debian::{BACKENDS, Debian, MODULES, Tree};
 use crate::error::At as _;
 use crate::products::Products;
 use crate::{Error, Result, elf, process};
@@ -43,6 +43,9 @@ const PROGRAMS: [(&str, &str); 20] = [
 
 /// Libraries that are loaded without being asked for by name in an ELF header.
 const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
+
+/// What packs the images of `block-nix`, and shows what is in them.
+const SQUASHFS_PROGRAMS: [&str; 2] = ["usr/bin/mksquashfs", "usr/bin/unsquashfs"];
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
 const REVISION: u32 = 3;
@@ -154,13 +157,22 @@ pub fn overlay(
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
 
+    // Where libxl looks for the scripts of disks.
+    archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
     let mut binaries = Vec::new();
+    for program in SQUASHFS_PROGRAMS {
+        let source = debian.squashfs[0].file(program)?;
+        archive.copy(program, &source)?;
+        binaries.push(source);
+    }
     for (path, source) in products.in_dom0() {
         archive.copy(path, source)?;
         binaries.push(source.to_owned());
     }
     // The base has the libraries of stock tools; ours may use another of the same packages.
-    for (name, path) in elf::libraries(&binaries, &debian.tree.library_folders())? {
+    let trees = debian.squashfs.iter().chain([&debian.tree]);
+    let folders: Vec<PathBuf> = trees.flat_map(Tree::library_folders).collect();
+    for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;
         archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
     }
