@@ -2,10 +2,12 @@
 //!
 //! The system comes from dom0's own store (a closure, or a profile's generation) or out of the qube's disk, where
 //! NixOS' boot loaders have left [entries](entries). Nothing here needs Xen. libxl's side of it is
-//! `make_bootloader_args` and `parse_bootloader_result` in libxl_bootloader.c; pygrub's options are understood.
+//! `make_bootloader_args` and `parse_bootloader_result` in libxl_bootloader.c; pygrub's options are understood. That side
+//! is here, too: a configuration's `bootloader` is [run](ProgramError) as libxl runs it.
 
 mod entries;
 mod handover;
+mod program;
 mod volume;
 
 use crate::config::{Closure, ClosureError, generation, generations};
@@ -13,6 +15,8 @@ use crate::image::{EspFile, Part, Unified, UnifiedError, hex};
 use crate::secrets::{self, SecretsError};
 use entries::{Boots, Found};
 pub use handover::{Copies, Format, Handover};
+pub use program::ProgramError;
+pub(crate) use program::run;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};

@@ -43,6 +43,7 @@ pub use vdev::Vdev;
 
 pub(crate) use attach::{Devices, check};
 pub(crate) use plumbing::lock;
+pub(crate) use script::wait;
 
 /// Where libxl looks for a script that is named without its folder.
 const SCRIPTS: &str = "/etc/xen/scripts";
