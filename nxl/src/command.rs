@@ -268,6 +268,9 @@ pub(crate) enum Command {
     Completions {
         /// For which shell.
         shell: Shell,
+        /// Of which program.
+        #[arg(default_value = "nxl", value_parser = ["nxl", "nxl-bootloader"])]
+        program: String,
     },
     /// Write the manual pages into a folder.
     #[command(hide = true)]
@@ -594,6 +597,8 @@ mod tests {
             "nxl bootloader --output=/o --output-format=simple0 --output-directory=/d --args=-x --generation=4 /disk",
             "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
             "nxl bootloader -l /disk",
+            "nxl completions bash",
+            "nxl completions fish nxl-bootloader",
         ] {
             Arguments::of(line.split(' ').map(OsString::from))
                 .unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -103,7 +103,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
-        Command::Completions { shell } => manual::completions(shell),
+        Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
     }
 }

@@ -88,9 +88,9 @@ fn a_failure_leaves_nothing_and_says_why() {
 #[test]
 fn it_needs_none_of_xens_libraries() {
     let program = fs::read(PROGRAM).unwrap();
-    let names = |library: &[u8]| program.windows(library.len()).any(|window| window == library);
-    assert!(names(b"libc.so.6"), "the names of the libraries that it needs are there to be found");
-    for library in [&b"libxenctrl.so"[..], b"libxenstore.so", b"libxengnttab.so", b"libxenevtchn.so"] {
-        assert!(!names(library), "{}", String::from_utf8_lossy(library));
+    let text = String::from_utf8_lossy(&program);
+    assert!(text.contains("libc.so.6"), "the names of the libraries that it needs are there to be found");
+    for library in ["libxenctrl.so", "libxenstore.so", "libxengnttab.so", "libxenevtchn.so"] {
+        assert!(!text.contains(library), "{library}");
     }
 }
