@@ -91,16 +91,24 @@ install-c: toolchain
 	done
 	ln -sf vchan-xen.pc $(LIBDIR)/pkgconfig/vchan.pc
 
+# Where libxl looks for the scripts of disks.
+XEN_SCRIPTS ?= /etc/xen/scripts
+
 install-programs: toolchain
 	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
+	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
+	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
-	target/release/nxl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nxl
-	target/release/nxl completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_nxl
-	target/release/nxl completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/nxl.fish
+	for program in nxl nxl-bootloader; do \
+	    share=$(DESTDIR)$(PREFIX)/share; \
+	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
+	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
+	    target/release/nxl completions fish $$program > $$share/fish/vendor_completions.d/$$program.fish || exit 1; \
+	done
 
 clean:
 	$(CARGO) clean

@@ -1,5 +1,6 @@
 //! The command line: spelled as `xl` spells it.
 
+use crate::bootloader::BootloaderOptions;
 use crate::diagnose::{DumpOptions, TriggerOptions};
 use crate::memory::MemoryOptions;
 use crate::scheduler::Credit2Options;
@@ -263,10 +264,16 @@ pub(crate) enum Command {
     /// Who may call what in which qube or container: the policy in /run/qubes/policy.d and /etc/qubes/policy.d.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
+    /// own, nxl-bootloader.
+    Bootloader(Box<BootloaderOptions>),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
         shell: Shell,
+        /// Of which program.
+        #[arg(default_value = "nxl", value_parser = ["nxl", "nxl-bootloader"])]
+        program: String,
     },
     /// Write the manual pages into a folder.
     #[command(hide = true)]
@@ -647,6 +654,11 @@ mod tests {
             "nxl cache ls",
             "nxl cache prune --all --json",
             "nxl cache prune --max-size 256",
+            "nxl bootloader --output=/o --output-format=simple0 --output-directory=/d --args=-x --generation=4 /disk",
+            "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
+            "nxl bootloader -l /disk",
+            "nxl completions bash",
+            "nxl completions fish nxl-bootloader",
         ] {
             Arguments::of(line.split(' ').map(OsString::from))
                 .unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -677,6 +689,9 @@ mod tests {
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",
+            "nxl bootloader",
+            "nxl bootloader --entry a --generation 4 /disk",
+            "nxl bootloader --output-format=sxp /disk",
         ] {
             assert_eq!(
                 Arguments::of(line.split(' ').map(OsString::from)).unwrap_err().exit_code(),

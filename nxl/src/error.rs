@@ -1,5 +1,6 @@
 //! Why a command failed, in one line.
 
+use crate::bootloader::BootError;
 use std::io;
 use std::path::PathBuf;
 use toolstack::CacheError;
@@ -21,6 +22,8 @@ pub(crate) enum Error {
     Create(#[from] CreateError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Bootloader(#[from] BootError),
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]

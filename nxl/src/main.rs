@@ -1,6 +1,7 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
 mod block;
+mod bootloader;
 mod cache;
 mod command;
 mod console;
@@ -63,6 +64,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Create(options) => create::create(&options, dryrun),
         Command::ConfigUpdate(options) => create::update(&options, dryrun),
         Command::VcpuPin(options) => vcpu::pin(&qubes()?, &options, dryrun),
+        Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
         Command::List { long, columns, qubes: which } => list::list(&qubes()?, long, columns, &which),
@@ -103,7 +105,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Watch => watch::watch(qubes()?),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
-        Command::Completions { shell } => manual::completions(shell),
+        Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
     }
 }

@@ -33,6 +33,9 @@ const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 const QEMU: &str = "qemu-system-x86";
 const QEMU_VERSION: &str = "1:7.2";
 
+/// What makes images of closures in dom0.
+const SQUASHFS: [&str; 2] = ["squashfs-tools", "liblzo2-2"];
+
 /// The kernels: by the codec of their payload, the metapackage that stands for the newest of its kind.
 const KERNELS: [(&str, &str); 3] = [
     ("xz", "linux-image-amd64"),
@@ -76,6 +79,8 @@ pub struct Debian {
     pub tree: Tree,
     /// A folder with one folder for each codec (xz, lz4, zstd), holding `vmlinuz`, `version` and `modules/`.
     pub kernels: PathBuf,
+    /// mksquashfs, and a library of its that nothing else needs.
+    pub squashfs: [Tree; 2],
 }
 
 /// A folder that packages were unpacked into.
@@ -90,7 +95,8 @@ impl Debian {
         let modules = (MODULES, FRONTENDS, BACKENDS);
         let recipe = format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
-        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels") })
+        let squashfs = [Tree::of_package(cache, SQUASHFS[0])?, Tree::of_package(cache, SQUASHFS[1])?];
+        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels"), squashfs })
     }
 }
 

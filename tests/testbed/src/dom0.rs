@@ -1,14 +1,16 @@
 //! What QEMU boots: Xen, dom0's kernel, and dom0's initrd as a cached base followed by a run's overlay.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::archive::Archive;
+use crate::assets::Assets;
 use crate::cache::Cache;
 use crate::checks::Check;
 use crate::closure::Closure;
-use crate::debian::{BACKENDS, Debian, MODULES};
+use crate::debian::{BACKENDS, Debian, MODULES, Tree};
 use crate::error::At as _;
 use crate::products::Products;
 use crate::{Error, Result, elf, process};
@@ -41,6 +43,9 @@ const PROGRAMS: [(&str, &str); 20] = [
 
 /// Libraries that are loaded without being asked for by name in an ELF header.
 const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
+
+/// What packs the images of `block-nix`, and shows what is in them.
+const SQUASHFS_PROGRAMS: [&str; 2] = ["usr/bin/mksquashfs", "usr/bin/unsquashfs"];
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
 const REVISION: u32 = 3;
@@ -143,6 +148,7 @@ pub fn overlay(
     debian: &Debian,
     products: &Products,
     closures: &[Closure],
+    assets: &Assets,
     task: &Task<'_>,
 ) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
@@ -151,13 +157,22 @@ pub fn overlay(
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
 
+    // Where libxl looks for the scripts of disks.
+    archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
     let mut binaries = Vec::new();
+    for program in SQUASHFS_PROGRAMS {
+        let source = debian.squashfs[0].file(program)?;
+        archive.copy(program, &source)?;
+        binaries.push(source);
+    }
     for (path, source) in products.in_dom0() {
         archive.copy(path, source)?;
         binaries.push(source.to_owned());
     }
     // The base has the libraries of stock tools; ours may use another of the same packages.
-    for (name, path) in elf::libraries(&binaries, &debian.tree.library_folders())? {
+    let trees = debian.squashfs.iter().chain([&debian.tree]);
+    let folders: Vec<PathBuf> = trees.flat_map(Tree::library_folders).collect();
+    for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;
         archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
     }
@@ -175,6 +190,9 @@ pub fn overlay(
                 order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
             }
             archive.file("testbed/order", 0o644, order.as_bytes());
+            for name in checks.iter().filter_map(|check| check.asset).collect::<BTreeSet<_>>() {
+                archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
+            }
         }
         Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),
         Task::Shell => archive.file("testbed/task", 0o644, b"shell\n"),

@@ -8,8 +8,10 @@ use crate::cache::checkout;
 use crate::{Error, Result, process};
 
 /// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 6] = [
+const PROGRAMS: [(&str, &[&str], &str); 8] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
+    ("nxl", &["--bin", "nxl-bootloader"], "nxl-bootloader"),
+    ("nxl", &["--bin", "block-nix"], "block-nix"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
     ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),

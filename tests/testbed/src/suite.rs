@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::assets::Assets;
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check};
 use crate::closure::{self, Closure, Store};
@@ -56,6 +57,7 @@ pub struct Testbed {
     base: Base,
     products: Products,
     closures: Vec<Closure>,
+    assets: Assets,
     scratch: Scratch,
     boots: AtomicU32,
 }
@@ -82,7 +84,8 @@ impl Testbed {
         let products = step("our programs", || Products::build(scratch.path()))?;
         let closures =
             step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
-        Ok(Self { debian, base, products, closures, scratch, boots: AtomicU32::new(0) })
+        let assets = Assets::make(&cache, &closures, scratch.path())?;
+        Ok(Self { debian, base, products, closures, assets, scratch, boots: AtomicU32::new(0) })
     }
 
     /// Leaves the logs of this run in place, and says where.
@@ -224,7 +227,7 @@ impl Testbed {
             log("no nested virtualisation here: software emulation");
         }
         let folder = self.scratch.path().join(format!("boot-{}", before + 1));
-        let overlay = dom0::overlay(&self.debian, &self.products, &self.closures, task)?;
+        let overlay = dom0::overlay(&self.debian, &self.products, &self.closures, &self.assets, task)?;
         Machine::boot(&self.debian, &self.base, &overlay, &folder, boot, console)
     }
 

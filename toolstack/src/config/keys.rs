@@ -55,7 +55,6 @@ const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
 const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
 const NO_HARDWARE: Support =
     Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
-const NO_BOOTLOADER: Support = Unbuilt("nxl runs no boot loaders; kernel= names a kernel");
 const NO_QEMU: Support = Refused("nxl starts no QEMU");
 const NO_SHIM: Support = Refused("nxl starts no PV guests within a shim");
 const NO_USB: Support = Refused("nxl starts no QEMU, which serves USB devices");
@@ -73,8 +72,8 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("bios", Both, HVM),
     ("bios_path_override", Both, HVM),
     ("boot", Both, HVM),
-    ("bootloader", Both, NO_BOOTLOADER),
-    ("bootloader_args", Both, NO_BOOTLOADER),
+    ("bootloader", Both, Built),
+    ("bootloader_args", Both, Built),
     ("builder", Both, Built),
     ("cap", Both, NO_SCHEDULING),
     ("channel", Both, Unbuilt("nxl makes no consoles but the first one")),

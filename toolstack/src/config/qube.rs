@@ -187,7 +187,7 @@ pub enum ConfigError {
         hint: &'static str,
     },
     /// A key that a closure answers itself.
-    #[error("{position}: `{key}' comes from the closure")]
+    #[error("{position}: `{key}' is for the closure to say")]
     FromClosure {
         /// Where.
         position: Position,
@@ -1120,7 +1120,9 @@ impl Reader<'_> {
         let Some((guests, support)) = keys::find(&key) else {
             return Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key });
         };
-        if by_closure && matches!(key.as_str(), "kernel" | "ramdisk" | "root") {
+        if by_closure
+            && matches!(key.as_str(), "bootloader" | "bootloader_args" | "kernel" | "ramdisk" | "root")
+        {
             return Err(ConfigError::FromClosure { position, key });
         }
         if support != Support::Built && keys::asks_for_nothing(&setting.value.data) {
@@ -1508,7 +1510,7 @@ mod tests {
         assert_eq!(from_closure(&["cmdline='c'"]).unwrap().cmdline, "c");
         from_closure(&["type='pvh'"]).unwrap();
         let error = |argument| from_closure(&["vcpus=2", argument]).unwrap_err().to_string();
-        assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' comes from the closure");
+        assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' is for the closure to say");
         assert_eq!(error("memry=1"), "command line:2:1: unknown key `memry' (did you mean `memory'?)");
         assert!(error("type='hvm'").contains("other guests are not supported"));
     }

@@ -27,7 +27,7 @@ mod script;
 mod sharing;
 pub mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vdev;
 
 pub use crate::config::{Mac, NicRate};
@@ -42,6 +42,7 @@ pub use script::{Action, Script};
 pub use vdev::Vdev;
 
 pub(crate) use attach::{Devices, check};
+pub(crate) use script::wait;
 
 /// Where libxl looks for a script that is named without its folder.
 const SCRIPTS: &str = "/etc/xen/scripts";
