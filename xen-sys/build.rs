@@ -13,7 +13,7 @@ const LIBRARIES: &[(&str, &str)] = &[
          |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
          |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
          |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger|dumpcore)|get_nodemap_size|cpupool_(getinfo|infofree)\
-         |sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
+         |sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
     ),
     // For the one domctl of a builder that libxenctrl has no function for.
     ("xencall", "xencall_(open|close|alloc_buffer|free_buffer)|xencall1"),

@@ -419,9 +419,9 @@ pub(crate) struct CreateOptions {
     /// Refused: nxl has no VNC viewer.
     #[arg(short = 'A', long, hide = true)]
     pub(crate) vncviewer_autopass: bool,
-    /// Accepted for xl's sake: no masks of xl.conf are applied here.
-    #[arg(long, hide = true)]
-    ignore_global_affinity_masks: bool,
+    /// Leave vm.cpumask and its like in xl.conf out of account.
+    #[arg(long)]
+    pub(crate) ignore_global_affinity_masks: bool,
     /// Say what would be created, as JSON, and create nothing.
     #[arg(short = 'n', long)]
     pub(crate) dryrun: bool,

@@ -3,14 +3,16 @@
 use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
-use crate::watch;
+use crate::{watch, xl_conf};
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use toolstack::KernelCache;
-use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, HostCpus, QubeConfig, Settings};
+use toolstack::config::{
+    self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, GuestType, HostCpus, QubeConfig, Settings,
+};
 use xen::Platform;
 use xen::host::Host;
 
@@ -82,7 +84,8 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
     let source_name = path.display().to_string();
     let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let settings = Settings::parse(&source_name, &text, &settings)?;
-    let (config, warnings) = QubeConfig::from_settings(&source_name, &settings)?;
+    let (config, warnings) =
+        QubeConfig::from_settings(&source_name, &settings, host_cpus(&settings).as_ref())?;
     for warning in warnings {
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
     }
@@ -98,7 +101,10 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
 /// The configuration out of whatever was named, and of the settings of the command line. With `describe` it may be one that
 /// no qube can be made with.
 pub(crate) fn read(options: &CreateOptions, describe: bool) -> Result<QubeConfig, Error> {
-    let (config, warnings) = read_with_warnings(options, describe)?;
+    let (mut config, warnings) = read_with_warnings(options, describe)?;
+    if !options.ignore_global_affinity_masks {
+        mask_cpus(&mut config)?;
+    }
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
@@ -135,7 +141,7 @@ fn read_with_warnings(
         }
         let closure = Closure { initrd_secrets: secrets, ..closure.clone() };
         let settings = Settings::parse(COMMAND_LINE, b"", &settings)?;
-        return Ok(QubeConfig::from_closure(&closure, &settings)?);
+        return Ok(QubeConfig::from_closure(&closure, &settings, host_cpus(&settings).as_ref())?);
     }
     for (given, option) in
         [(options.specialisation.is_some(), "--specialisation"), (options.initrd_secrets, "--initrd-secrets")]
@@ -148,19 +154,26 @@ fn read_with_warnings(
     let source_name = path.display().to_string();
     let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
     let settings = Settings::parse(&source_name, &text, &settings)?;
-    if describe {
-        return Ok(QubeConfig::described(&source_name, &settings, host_cpus().as_ref())?);
-    }
-    Ok(QubeConfig::from_settings(&source_name, &settings)?)
+    let host = host_cpus(&settings);
+    let read = if describe { QubeConfig::described } else { QubeConfig::from_settings };
+    Ok(read(&source_name, &settings, host.as_ref())?)
 }
 
-/// The host's CPUs; `None` where there is no Xen to ask.
-fn host_cpus() -> Option<HostCpus> {
-    let control = Host.domain_control().ok()?;
-    // A CPU that is off is on no node that one could name.
-    let node = |core: Option<xen::Core>| core.map_or(u32::MAX, |core| core.node);
-    let nodes = control.cpu_topology().ok().map(|cores| cores.into_iter().map(node).collect());
-    Some(HostCpus::new(control.phys_info().ok()?.max_cpu_id + 1, nodes))
+/// The host's CPUs, where the settings speak of CPUs; `None` where there is no Xen to ask.
+fn host_cpus(settings: &Settings) -> Option<HostCpus> {
+    settings.get("cpus").or_else(|| settings.get("cpus_soft"))?;
+    HostCpus::of(&*Host.domain_control().ok()?).ok()
+}
+
+/// Has the vCPUs keep to what xl.conf says.
+fn mask_cpus(config: &mut QubeConfig) -> Result<(), Error> {
+    let masks = xl_conf::cpu_masks(config.guest == GuestType::Pvh)?;
+    if masks.is_empty() {
+        return Ok(());
+    }
+    let control = Host.domain_control().map_err(Error::NotDom0)?;
+    let host = HostCpus::of(&*control)?;
+    Ok(masks.iter().try_for_each(|mask| config.mask_cpus(mask, &host))?)
 }
 
 /// A configuration file, which may be a pipe; `None` for what begins as a unified kernel image does.

@@ -33,6 +33,8 @@ pub(crate) enum Error {
     NotAClosure { path: PathBuf, option: &'static str },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
+    #[error("/etc/xen/xl.conf: {0}; --ignore-global-affinity-masks passes it over")]
+    Mask(#[from] toolstack::config::CpusError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]

@@ -6,6 +6,7 @@ use crate::config::{GuestType, NicConfig, QubeConfig};
 use crate::device::{self, DeviceError, Devices, Disk, Nic};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
+use crate::scheduler::SchedulerError;
 use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
 use crate::userdata::{Beginning, Kind};
@@ -48,6 +49,9 @@ pub enum CreateError {
     /// What was asked for is not possible.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// It cannot run where it is to run, or get what it is to get of the CPUs.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
     /// The domain could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -155,6 +159,7 @@ impl Qubes {
                 return Err(CreateError::UuidTaken { uuid: *uuid, domid });
             }
         }
+        let placement = self.placement(config)?;
         device::check(&*self.plumbing, &disks, &nics)?;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
@@ -204,6 +209,7 @@ impl Qubes {
             cmdline: &sources.cmdline,
             kernel: kernel.footprint(),
             initrd: initrd_len,
+            placement,
             guest,
         })?;
 
@@ -300,7 +306,7 @@ pub(crate) mod tests {
                 "type='pvh'\nname='{name}'\nmemory=512\nkernel='{folder}/kernel'\nramdisk='{folder}/initrd'\n{more}\n"
             );
             let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
-            QubeConfig::from_settings("test.cfg", &settings).unwrap().0
+            QubeConfig::from_settings("test.cfg", &settings, None).unwrap().0
         }
 
         fn create(&self, config: &QubeConfig) -> Result<Qube, CreateError> {

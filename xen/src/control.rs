@@ -27,6 +27,8 @@ pub struct CreateDomain {
     pub max_grant_frames: Option<u32>,
     /// Frames for tracking mapped grants; `None` for the hypervisor's default (1,024).
     pub max_maptrack_frames: Option<u32>,
+    /// The pool of CPUs that it belongs to, by number.
+    pub cpupool: u32,
 }
 
 /// The HVM parameters that a builder sets (xen/include/public/hvm/params.h).

@@ -40,9 +40,10 @@ pub struct CpuPool {
     pub cpus: CpuSet,
 }
 
-/// A domain's part of the CPUs under the credit2 scheduler (`xen_domctl_sched_credit2`).
+/// A domain's part of the CPUs under the schedulers credit and credit2 (`xen_domctl_sched_credit`,
+/// `xen_domctl_sched_credit2`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Credit2 {
+pub struct CpuShare {
     /// Relative to the other domains': 1 to 65,535, 256 by default.
     pub weight: u16,
     /// The most it may use, in per cent of one CPU; 0 for no limit.
@@ -140,10 +141,14 @@ pub trait Scheduling {
     fn node_affinity(&self, domid: DomId) -> Result<CpuSet>;
     /// All CPU pools, by number. One hypercall for each, and one more.
     fn cpu_pools(&self) -> Result<Vec<CpuPool>>;
+    /// A domain's part under credit; [`Invalid`](crate::ErrorKind::Invalid) when its pool has another scheduler.
+    fn credit(&self, domid: DomId) -> Result<CpuShare>;
+    /// Gives a domain its part under credit.
+    fn set_credit(&self, domid: DomId, part: CpuShare) -> Result<()>;
     /// A domain's part under credit2; [`Invalid`](crate::ErrorKind::Invalid) when its pool has another scheduler.
-    fn credit2(&self, domid: DomId) -> Result<Credit2>;
+    fn credit2(&self, domid: DomId) -> Result<CpuShare>;
     /// Gives a domain its part under credit2.
-    fn set_credit2(&self, domid: DomId, part: Credit2) -> Result<()>;
+    fn set_credit2(&self, domid: DomId, part: CpuShare) -> Result<()>;
     /// How long credit2 lets a vCPU of the pool run undisturbed, in microseconds.
     fn credit2_rate_limit(&self, pool: u32) -> Result<u32>;
     /// Sets how long credit2 lets a vCPU run undisturbed: 0 for as short as may be, else 100 to 500,000 microseconds.

@@ -237,9 +237,11 @@ pub fn build(
         max_event_channel_port: limits.max_event_channel_port,
         max_grant_frames: limits.max_grant_frames,
         max_maptrack_frames: limits.max_maptrack_frames,
+        cpupool: plan.placement().pool,
     })?;
     let unfinished = Unfinished { control, domid };
     control.set_max_vcpus(domid, sizes.max_vcpus)?;
+    plan.placement().apply(domid, control)?;
     control.set_max_mem(domid, sizes.max_mem_kib())?;
     control.apply_default_cpu_policy(domid)?;
     control.set_memory_map(domid, plan.memory_map())?;

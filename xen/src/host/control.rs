@@ -183,6 +183,7 @@ impl DomainControl for Control {
             max_maptrack_frames: frames(domain.max_maptrack_frames),
             // Both versions of the grant table, as libxl allows by default.
             grant_opts: 2,
+            cpupool_id: domain.cpupool,
             arch: sys::xen_arch_domainconfig { emulation_flags, misc_flags: 0 },
             ..Default::default()
         };

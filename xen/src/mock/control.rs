@@ -57,6 +57,7 @@ pub(super) struct Domain {
     uuid: [u8; 16],
     max_vcpus: u32,
     pub(super) vcpus: u32,
+    pub(super) cpupool: u32,
     pub(super) scheduling: super::scheduling::Part,
     /// Runs from their first frame, not overlapping.
     populated: BTreeMap<u64, u64>,
@@ -231,7 +232,7 @@ impl Domain {
             max_vcpu_id: self.vcpus.checked_sub(1),
             shared_info: self.shared_info,
             ssidref: 0,
-            cpupool: 0,
+            cpupool: self.cpupool,
         }
     }
 }
@@ -315,6 +316,9 @@ impl DomainControl for Control {
         let memory = Arc::new(Frames::new(SHARED_INFO + 1)?);
         let grant_table = Arc::new(Frames::new(GRANT_TABLE_FRAMES)?);
         let mut state = self.0.0.state.lock();
+        if state.pools.scheduler(domain.cpupool).is_none() {
+            return Err(Error::errno("xc_domain_create", args(), libc::ESRCH));
+        }
         let domid = (1..DomId::FIRST_RESERVED).map(DomId).find(|domid| !state.domains.contains_key(domid));
         let domid = domid.ok_or_else(|| Error::errno("xc_domain_create", args(), libc::ENOMEM))?;
         let (pv, shared_info) = match domain.kind {
@@ -332,6 +336,7 @@ impl DomainControl for Control {
                 uuid: domain.uuid,
                 max_vcpus: domain.max_vcpus,
                 vcpus: 0,
+                cpupool: domain.cpupool,
                 scheduling: super::scheduling::Part::default(),
                 populated: BTreeMap::new(),
                 pages: 0,
@@ -639,6 +644,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();

@@ -49,7 +49,7 @@ struct State {
     store: store::Tree,
     domains: BTreeMap<DomId, control::Domain>,
     host: control::HostMemory,
-    rate_limit: u32,
+    pools: scheduling::Pools,
     console: diagnostics::Console,
 }
 
@@ -87,7 +87,7 @@ impl Machine {
                 store: store::Tree::default(),
                 domains: BTreeMap::new(),
                 host: control::HostMemory::new(pages),
-                rate_limit: scheduling::DEFAULT_RATE_LIMIT,
+                pools: scheduling::Pools::default(),
                 console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
@@ -151,6 +151,11 @@ impl Machine {
     #[must_use]
     pub fn guest(&self, domid: DomId) -> Option<Guest> {
         self.0.state.lock().domains.get(&domid).map(control::Domain::guest)
+    }
+
+    /// Makes a pool with another scheduler (`XEN_SCHEDULER_*`), which has all CPUs too; returns its number.
+    pub fn add_cpu_pool(&self, scheduler: u32) -> u32 {
+        self.0.state.lock().pools.add(scheduler)
     }
 
     /// Lets a domain shut down, as its kernel would; xenstored tells those who watch `@releaseDomain`.

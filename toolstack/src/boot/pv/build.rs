@@ -126,7 +126,7 @@ fn load(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Built, Guest as GuestRequest, Initrd, Limits, Plan, Request, build};
+    use crate::boot::{Built, Guest as GuestRequest, Initrd, Limits, Placement, Plan, Request, build};
     use crate::image::Kernel;
     use crate::image::synthetic::{PV_ENTRY, PV_VIRT_BASE, SyntheticElf};
     use std::fs::File;
@@ -164,6 +164,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
+            placement: Placement::default(),
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
@@ -375,6 +376,7 @@ mod tests {
             cmdline: "",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64 + 1),
+            placement: Placement::default(),
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
@@ -400,6 +402,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         // Room for one large extent and a half.

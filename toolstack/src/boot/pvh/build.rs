@@ -126,7 +126,7 @@ fn load_pages(plan: &PvhPlan, domid: DomId, foreign: &dyn ForeignMemory) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Built, Guest, Initrd, Limits, Plan, PvhOptions, Request, build};
+    use crate::boot::{Built, Guest, Initrd, Limits, Placement, Plan, PvhOptions, Request, build};
     use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage, xen_note};
     use crate::image::{Codec, Kernel};
     use std::fs::File;
@@ -154,6 +154,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
+            placement: Placement::default(),
             guest: Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }),
         })
         .unwrap()
@@ -338,6 +339,7 @@ mod tests {
                 max_event_channel_port: 1_023,
                 max_grant_frames: None,
                 max_maptrack_frames: None,
+                cpupool: 0,
             })
             .unwrap();
         // Room for one extent and a half: what is left over of the second comes as pages, until there are no more.
