@@ -327,6 +327,18 @@ pub(crate) mod tests {
         }
     }
 
+    /// The next program on the same host: what the last one had open is closed.
+    pub(crate) fn next_program(host: Host) -> Host {
+        host.machine.revive();
+        let Host { machine, folder, qubes, foreign } = host;
+        drop((qubes, foreign));
+        let dom0 = machine.domain(DomId::DOM0);
+        let userdata = UserData::in_folder(folder.path().join("userdata"));
+        let qubes = Qubes::open(&dom0, userdata).unwrap();
+        let foreign = dom0.foreign_memory().unwrap();
+        Host { machine, folder, qubes, foreign }
+    }
+
     /// Where the start_info of the synthetic kernel is: behind its segments.
     fn start_info() -> u64 {
         let elf = SyntheticElf::pvh();

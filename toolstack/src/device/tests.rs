@@ -1,5 +1,7 @@
 //! Devices against mock backends, and mock plumbing behind them.
 
+mod soak;
+
 use super::*;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
