@@ -3,21 +3,27 @@
 use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
-use crate::{watch, xl_conf};
+use crate::watch;
+use crate::xl_conf::XlConf;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use toolstack::KernelCache;
+use toolstack::boot::BuildError;
 use toolstack::config::{
     self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, GuestType, HostCpus, QubeConfig, Settings,
 };
-use xen::Platform;
+use toolstack::create::CreateError;
+use toolstack::qubes::Qubes;
 use xen::host::Host;
+use xen::{DomId, Platform};
 
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
+/// How long dom0 may take to give memory back: xl's 30 s.
+const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error> {
     if options.vncviewer || options.vncviewer_autopass {
@@ -47,7 +53,13 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
     let attended = !options.unattended && !options.foreground;
-    let qube = qubes.create(&config, attended, &*foreign)?;
+    let qube = match qubes.create(&config, attended, &*foreign) {
+        Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) => {
+            make_room(&qubes, needed_kib)?;
+            qubes.create(&config, attended, &*foreign)?
+        }
+        made => made?,
+    };
     if !options.paused {
         qubes.unpause(&qube)?;
     }
@@ -76,6 +88,17 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
     Ok(())
 }
 
+/// Has dom0 give memory to a new domain, where xl.conf lets it.
+fn make_room(qubes: &Qubes, needed_kib: u64) -> Result<(), Error> {
+    let conf = XlConf::open()?;
+    let dom0 = qubes.get(DomId::DOM0)?;
+    if !conf.balloons_dom0(qubes.control())? {
+        return Ok(());
+    }
+    let _lock = conf.lock()?;
+    Ok(qubes.make_room(&dom0, needed_kib, ROOM_PATIENCE)?)
+}
+
 /// `nxl config-update`: what the watcher makes a qube of when it restarts.
 pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error> {
     let qubes = crate::qubes()?;
@@ -102,8 +125,10 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
 /// no qube can be made with.
 pub(crate) fn read(options: &CreateOptions, describe: bool) -> Result<QubeConfig, Error> {
     let (mut config, warnings) = read_with_warnings(options, describe)?;
+    let conf = XlConf::open()?;
+    conf.complete(&mut config)?;
     if !options.ignore_global_affinity_masks {
-        mask_cpus(&mut config)?;
+        mask_cpus(&mut config, &conf)?;
     }
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.
@@ -166,8 +191,8 @@ fn host_cpus(settings: &Settings) -> Option<HostCpus> {
 }
 
 /// Has the vCPUs keep to what xl.conf says.
-fn mask_cpus(config: &mut QubeConfig) -> Result<(), Error> {
-    let masks = xl_conf::cpu_masks(config.guest == GuestType::Pvh)?;
+fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
+    let masks = conf.cpu_masks(config.guest == GuestType::Pvh);
     if masks.is_empty() {
         return Ok(());
     }

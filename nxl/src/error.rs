@@ -33,6 +33,8 @@ pub(crate) enum Error {
     NotAClosure { path: PathBuf, option: &'static str },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
+    #[error("{path}: `{key}' is {expected}, not {given:?}", path = path.display())]
+    XlConf { path: PathBuf, key: &'static str, expected: &'static str, given: String },
     #[error("/etc/xen/xl.conf: {0}; --ignore-global-affinity-masks passes it over")]
     Mask(#[from] toolstack::config::CpusError),
     #[error(transparent)]

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::manage::say;
-use crate::xl_conf;
+use crate::xl_conf::XlConf;
 use clap::Args;
 use std::io::{self, Write};
 use toolstack::config::CpusError;
@@ -105,7 +105,7 @@ pub(crate) fn pin(qubes: &Qubes, options: &PinOptions, dryrun: bool) -> Result<(
     if !options.ignore_masks
         && let Some(wanted) = &mut hard
     {
-        for mask in xl_conf::cpu_masks(qube.info.hvm)? {
+        for mask in XlConf::open()?.cpu_masks(qube.info.hvm) {
             *wanted = wanted.intersection(&qubes.cpu_set(&mask)?);
             if wanted.is_empty() {
                 return Err(CpusError::Masked(mask).into());

@@ -16,6 +16,9 @@ use std::time::SystemTime;
 use uuid::Uuid;
 use xen::{DomId, ForeignMemory};
 
+/// libxl's default on a host that has both versions of the grant table's interface.
+const MAX_GRANT_VERSION: u32 = 2;
+
 /// Why a qube could not be created. Whatever was made is gone.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
@@ -223,6 +226,7 @@ impl Qubes {
             max_event_channel_port: config.max_event_channels,
             max_grant_frames: config.max_grant_frames,
             max_maptrack_frames: config.max_maptrack_frames,
+            max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
         };
         let begun = Begun::new(self, *uuid)?;
         let built = boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
@@ -332,6 +336,11 @@ pub(crate) mod tests {
         host.machine.revive();
         let Host { machine, folder, qubes, foreign } = host;
         drop((qubes, foreign));
+        // A program that another test is just starting has this one's descriptors until it runs, and the locks with them.
+        for lock in std::fs::read_dir(folder.path().join("userdata/locks")).into_iter().flatten() {
+            let file = File::open(lock.unwrap().path()).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        }
         let dom0 = machine.domain(DomId::DOM0);
         let userdata = UserData::in_folder(folder.path().join("userdata"));
         let qubes = Qubes::open(&dom0, userdata).unwrap();

@@ -27,6 +27,8 @@ pub struct CreateDomain {
     pub max_grant_frames: Option<u32>,
     /// Frames for tracking mapped grants; `None` for the hypervisor's default (1,024).
     pub max_maptrack_frames: Option<u32>,
+    /// The highest version of the grant table's interface that it may use: 1 or 2, which is libxl's default.
+    pub max_grant_version: u32,
     /// The pool of CPUs that it belongs to, by number.
     pub cpupool: u32,
 }

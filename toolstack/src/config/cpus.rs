@@ -62,7 +62,8 @@ pub(crate) fn cpu_set(text: &str, host: Option<&HostCpus>) -> Result<BTreeSet<u3
         let count = host.map(|host| host.count);
         let cpus: Vec<u32> = match (nodes.unwrap_or(rest), nodes) {
             ("all", _) if away => return Err(wrong()),
-            ("all", _) => (0..count.ok_or_else(unknown)?).collect(),
+            // libxl's "any" is all bits of the bytes that its bit map has, and shows so in its JSON. Xen knows better.
+            ("all", _) => (0..count.ok_or_else(unknown)?.next_multiple_of(8)).collect(),
             (range, None) => {
                 let (first, last) = parse_range(range).ok_or_else(wrong)?;
                 match count {
@@ -127,6 +128,11 @@ mod tests {
         for empty in ["", ",", "8", "^1", "1,^1", "node:2"] {
             assert_eq!(cpu_set(empty, Some(&host)), Err(CpusError::Empty(empty.to_owned())));
         }
+        assert_eq!(
+            cpu_set("all,^0", Some(&HostCpus::new(2, None))),
+            Ok((1..8).collect()),
+            "as in libxl's JSON"
+        );
         assert_eq!(cpu_set("7", Some(&HostCpus::new(7, None))), Err(CpusError::Empty("7".to_owned())));
     }
 

@@ -118,7 +118,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("localtime", Both, CLEAR),
     ("max_event_channels", Both, Built),
     ("max_grant_frames", Both, Built),
-    ("max_grant_version", Both, Only(&["2"])),
+    ("max_grant_version", Both, Only(&["1", "2"])),
     ("max_maptrack_frames", Both, Built),
     ("maxmem", Both, Built),
     ("maxvcpus", Both, Built),

@@ -181,8 +181,8 @@ impl DomainControl for Control {
             max_evtchn_port: domain.max_event_channel_port,
             max_grant_frames: frames(domain.max_grant_frames),
             max_maptrack_frames: frames(domain.max_maptrack_frames),
-            // Both versions of the grant table, as libxl allows by default.
-            grant_opts: 2,
+            // XEN_DOMCTL_GRANT_version
+            grant_opts: domain.max_grant_version & sys::XEN_DOMCTL_GRANT_version_mask,
             cpupool_id: domain.cpupool,
             arch: sys::xen_arch_domainconfig { emulation_flags, misc_flags: 0 },
             ..Default::default()

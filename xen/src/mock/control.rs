@@ -310,7 +310,7 @@ impl DomainControl for Control {
             GuestKind::Pvh => MAX_VCPUS,
             GuestKind::Pv => MAX_PV_VCPUS,
         };
-        if domain.max_vcpus == 0 || domain.max_vcpus > most {
+        if domain.max_vcpus == 0 || domain.max_vcpus > most || !(1..=2).contains(&domain.max_grant_version) {
             return Err(Error::errno("xc_domain_create", args(), libc::EINVAL));
         }
         let memory = Arc::new(Frames::new(SHARED_INFO + 1)?);
@@ -644,6 +644,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
             cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();

@@ -244,6 +244,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
             cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
@@ -379,6 +380,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
             cpupool: 0,
         };
         let pvh = control.create_domain(&create).unwrap();

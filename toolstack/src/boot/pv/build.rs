@@ -134,8 +134,12 @@ mod tests {
     use xen::mock::{Guest, Machine};
     use xen::{CreateDomain, DomId, ErrorKind, GuestKind, Platform};
 
-    const LIMITS: Limits =
-        Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
+    const LIMITS: Limits = Limits {
+        max_event_channel_port: 1_023,
+        max_grant_frames: None,
+        max_maptrack_frames: None,
+        max_grant_version: 2,
+    };
     const INITRD: &[u8] = b"070701 an initrd";
 
     fn initrd() -> File {
@@ -402,6 +406,7 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
             cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
