@@ -3,7 +3,7 @@
 use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
 use crate::config::{GuestType, NicConfig, QubeConfig};
-use crate::device::{self, DeviceError, Devices, Disk, Nic};
+use crate::device::{self, DeviceError, Devices, Disk, Nic, Requested};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::scheduler::SchedulerError;
@@ -242,7 +242,9 @@ impl Qubes {
             ramdisk: config.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        let mut devices = Devices::prepare(self, built.domid, pv.is_some(), &disks, &nics)?;
+        let (vkbs, channels) = (&*config.vkbs, &*config.channels);
+        let requested = Requested { pv: pv.is_some(), disks: &disks, nics: &nics, vkbs, channels };
+        let mut devices = Devices::prepare(self, built.domid, requested)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
         store::write(&*self.store, &records)?;
@@ -599,10 +601,10 @@ pub(crate) mod tests {
     fn dom0_is_left_alone_and_foreign_devices_to_their_toolstack() {
         let host = host();
         let qube = host.create(&host.config("work")).unwrap();
-        let vkbd = format!("{}/device/vkbd/0", store::libxl_path(qube.info.domid));
-        host.qubes.store.write(xen::Transaction::NONE, &vkbd, b"").unwrap();
+        let vfb = format!("{}/device/vfb/0", store::libxl_path(qube.info.domid));
+        host.qubes.store.write(xen::Transaction::NONE, &vfb, b"").unwrap();
         let error = host.qubes.destroy(&qube).unwrap_err();
-        assert!(error.to_string().contains("vkbd"), "{error}");
+        assert!(error.to_string().contains("vfb"), "{error}");
         let dom0 = Qube { info: xen::DomainInfo { domid: DomId::DOM0, ..qube.info.clone() }, name: None };
         assert!(matches!(host.qubes.destroy(&dom0), Err(QubeError::Dom0(_))));
         assert!(matches!(host.qubes.pause(&dom0), Err(QubeError::Dom0(_))));

@@ -48,7 +48,7 @@ const CLEAR: Support = Only(&["0"]);
 /// Flags that must be set.
 const SET: Support = Only(&["1"]);
 
-const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays and keyboards");
+const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays");
 const NO_SCHEDULING: Support =
     Unbuilt("nxl knows the parameters of the schedulers credit and credit2: cpu_weight and cap");
 const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
@@ -77,7 +77,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("bootloader_args", Both, NO_BOOTLOADER),
     ("builder", Both, Built),
     ("cap", Both, Built),
-    ("channel", Both, Unbuilt("nxl makes no consoles but the first one")),
+    ("channel", Both, Built),
     ("cmdline", Both, Built),
     ("cpu_weight", Both, Built),
     ("cpuid", Both, Refused("a qube has the CPU features that Xen gives to all of its kind")),
@@ -202,7 +202,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("vif", Both, Built),
     ("vif2", Both, Refused("xl passes it over, too; the interfaces are in vif=")),
     ("viridian", Both, HVM),
-    ("vkb", Both, NO_DISPLAY),
+    ("vkb", Both, Built),
     ("vkb_device", Both, HVM),
     ("vmtrace_buf_kb", Both, CLEAR),
     ("vnc", Pv, NO_DISPLAY),

@@ -205,7 +205,7 @@ pub enum ItemError {
     /// An item of `vif`.
     #[error(transparent)]
     Nic(#[from] NicError),
-    /// An item of `disk` or `vif` that cannot be attached.
+    /// An item of `disk`, `vif`, `vkb` or `channel` that cannot be attached.
     #[error("{0}")]
     Device(String),
     /// An item of `pci`.
@@ -806,7 +806,7 @@ impl Reader<'_> {
             vkbs,
             vtpms: self.items("vtpm", VtpmConfig::parse)?,
             p9s: self.items("p9", P9Config::parse)?,
-            channels: self.items("channel", ChannelConfig::parse)?,
+            channels: self.checked("channel", ChannelConfig::parse, device::channel::check)?,
             stated,
         };
         Ok((config, warnings))
@@ -933,7 +933,7 @@ impl Reader<'_> {
             }
         }
         let mut vkbs = vec![VkbConfig::default(); vfbs.len()];
-        vkbs.extend(self.items("vkb", VkbConfig::parse)?);
+        vkbs.extend(self.checked("vkb", VkbConfig::parse, device::vkb::check)?);
         Ok((vfbs, vkbs))
     }
 
@@ -1072,10 +1072,20 @@ impl Reader<'_> {
     where
         for<'a> D: TryFrom<&'a T, Error = device::DeviceError>,
     {
+        self.checked(key, parse, |device| D::try_from(device).map(drop))
+    }
+
+    /// The same, by what `check` says of them.
+    fn checked<T, E: Into<ItemError>>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+        check: impl Fn(&T) -> Result<(), device::DeviceError>,
+    ) -> Result<Vec<T>, ConfigError> {
         self.items(key, |text| {
             let device = parse(text).map_err(Into::into)?;
             if self.build {
-                D::try_from(&device).map_err(|error| ItemError::Device(error.to_string()))?;
+                check(&device).map_err(|error| ItemError::Device(error.to_string()))?;
             }
             Ok::<_, ItemError>(device)
         })
