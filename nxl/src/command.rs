@@ -238,6 +238,28 @@ pub(crate) enum Command {
         #[arg(value_name = "QUBE", required = true)]
         qubes: Vec<String>,
     },
+    /// Take a PCI device from its driver, so that a qube can be given it.
+    PciAssignableAdd {
+        /// Call it so, for pci-assignable-remove and in a configuration's pci.
+        #[arg(short, long)]
+        name: Option<String>,
+        /// Its address: 03:00.0 or 0000:03:00.0.
+        device: String,
+    },
+    /// Take a PCI device back, so that no qube can be given it.
+    PciAssignableRemove {
+        /// Give it to the driver that it was taken from.
+        #[arg(short)]
+        rebind: bool,
+        /// Its address or name.
+        device: String,
+    },
+    /// List the PCI devices that a qube can be given.
+    PciAssignableList {
+        /// With their names.
+        #[arg(short = 'n', long)]
+        show_names: bool,
+    },
     /// Watch the domains as top(1) does processes: xentop.
     Top,
     /// Set what a qube is made of when it restarts.
@@ -575,6 +597,9 @@ mod tests {
             "nxl trigger work nmi 1",
             "nxl dump-core work /tmp/core",
             "nxl channel-list work",
+            "nxl pci-assignable-add -n wan 03:00.0",
+            "nxl pci-assignable-remove -r wan",
+            "nxl pci-assignable-list --show-names",
             "nxl config-update work work.cfg memory=512",
             "nxl doctor --repair --json",
             "nxl pool fill work --count 3 work.cfg memory=512",
@@ -610,6 +635,7 @@ mod tests {
             "nxl block-list",
             "nxl network-detach work",
             "nxl sysrq work",
+            "nxl pci-assignable-add",
             "nxl trigger work",
             "nxl create",
             "nxl cache",

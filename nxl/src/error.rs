@@ -62,6 +62,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
     #[error(transparent)]
+    Pciback(#[from] toolstack::pciback::PcibackError),
+    #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),
     #[error(transparent)]
     Pool(#[from] toolstack::pool::PoolError),

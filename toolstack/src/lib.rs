@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod host;
 pub mod image;
 pub mod memory;
+pub mod pciback;
 pub mod pool;
 pub mod qubes;
 pub mod scheduler;

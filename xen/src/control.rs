@@ -1,6 +1,6 @@
 //! Domain control: how dom0 makes, fills, inspects and ends domains.
 
-use crate::{Diagnostics, DomId, Gfn, Pfn, Port, Result, Scheduling};
+use crate::{Diagnostics, DomId, Gfn, PciAddress, Pfn, Port, Result, Scheduling};
 
 /// How a guest's privileged instructions and page tables come about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -329,6 +329,11 @@ pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
     fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()>;
     /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
+    /// Gives a PCI device, which must be nobody else's, to a domain, so that it reaches that domain's memory alone;
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) without an IOMMU. Given to [`DomId::IO`] it reaches none.
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
+    /// Takes a PCI device from a domain.
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
     /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>>;
     /// Loads HVM save records.

@@ -73,7 +73,7 @@ pub struct NumaNode {
 }
 
 /// A PCI device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PciAddress {
     /// Segment (domain).
     pub segment: u16,
@@ -91,6 +91,11 @@ impl fmt::Display for PciAddress {
 }
 
 impl PciAddress {
+    /// As hypercalls have it: segment, bus, device and function in one number.
+    pub(crate) fn sbdf(self) -> u32 {
+        u32::from(self.segment) << 16 | u32::from(self.bus) << 8 | u32::from(self.devfn)
+    }
+
     /// From the notation of `/sys/bus/pci/devices`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -169,7 +174,7 @@ mod tests {
     fn a_pci_address_is_read_and_written() {
         let address = PciAddress::parse("0000:3a:1f.2").unwrap();
         assert_eq!(address, PciAddress { segment: 0, bus: 0x3a, devfn: 0xfa });
-        assert_eq!(address.to_string(), "0000:3a:1f.2");
+        assert_eq!((address.to_string().as_str(), address.sbdf()), ("0000:3a:1f.2", 0x3afa));
         for bad in ["", "0000:00:20.0", "0000:00:00.8", "00:00.0", "0000:100:00.0", "0000:00:00"] {
             assert_eq!(PciAddress::parse(bad), None, "{bad}");
         }

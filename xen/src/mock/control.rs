@@ -5,7 +5,8 @@ use super::pv::{MachineFrames, Pv};
 use crate::memory::Frames;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, GuestKind, HostInfo, HvmParam,
-    PAGE_SHIFT, PAGE_SIZE, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
+    PAGE_SHIFT, PAGE_SIZE, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason,
+    XenVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -240,6 +241,22 @@ impl Domain {
 pub(super) struct Control(pub(super) Machine);
 
 impl Control {
+    /// Runs `body` on whose each PCI device is, after counting the call; its error is an errno.
+    fn on_device(
+        &self,
+        call: &'static str,
+        domid: DomId,
+        device: PciAddress,
+        body: impl FnOnce(&mut BTreeMap<PciAddress, DomId>) -> std::result::Result<(), i32>,
+    ) -> Result<()> {
+        let args = || format!("domid {domid}, {device}");
+        self.0.enter(call, args)?;
+        let mut state = self.0.0.state.lock();
+        let known = domid == DomId::IO || state.domains.contains_key(&domid);
+        let result = if known { body(&mut state.devices) } else { Err(libc::ESRCH) };
+        result.map_err(|errno| Error::errno(call, args(), errno))
+    }
+
     /// Runs `body` on a domain, after counting the call; its error is an errno.
     pub(super) fn on_domain<T>(
         &self,
@@ -536,6 +553,29 @@ impl DomainControl for Control {
                 return Err(libc::EINVAL);
             }
             domain.pv.as_mut().ok_or(libc::EINVAL)?.set_start(start)
+        })
+    }
+
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        self.on_device("xc_assign_device", domid, device, |devices| {
+            // One that nobody has but the quarantine can be given away.
+            match devices.get(&device).copied() {
+                Some(other) if other != DomId::IO => Err(libc::EBUSY),
+                _ => {
+                    devices.insert(device, domid);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        self.on_device("xc_deassign_device", domid, device, |devices| {
+            if devices.get(&device) != Some(&domid) {
+                return Err(libc::ENODEV);
+            }
+            devices.remove(&device);
+            Ok(())
         })
     }
 

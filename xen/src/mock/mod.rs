@@ -21,8 +21,8 @@ pub use fault::Counts;
 
 use crate::memory::Frames;
 use crate::{
-    DomId, DomainControl, ErrorKind, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result,
-    ShutdownReason, Xenstore,
+    DomId, DomainControl, ErrorKind, EventChannels, ForeignMemory, GrantMap, GrantShare, PciAddress,
+    Platform, Result, ShutdownReason, Xenstore,
 };
 use fault::Faults;
 use parking_lot::Mutex;
@@ -50,6 +50,8 @@ struct State {
     domains: BTreeMap<DomId, control::Domain>,
     host: control::HostMemory,
     pools: scheduling::Pools,
+    /// Whose each PCI device is that is somebody's.
+    devices: BTreeMap<PciAddress, DomId>,
     console: diagnostics::Console,
 }
 
@@ -88,6 +90,7 @@ impl Machine {
                 domains: BTreeMap::new(),
                 host: control::HostMemory::new(pages),
                 pools: scheduling::Pools::default(),
+                devices: BTreeMap::new(),
                 console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
@@ -156,6 +159,12 @@ impl Machine {
     /// Makes a pool with another scheduler (`XEN_SCHEDULER_*`), which has all CPUs too; returns its number.
     pub fn add_cpu_pool(&self, scheduler: u32) -> u32 {
         self.0.state.lock().pools.add(scheduler)
+    }
+
+    /// The PCI devices that are somebody's, and whose.
+    #[must_use]
+    pub fn assigned_devices(&self) -> Vec<(DomId, PciAddress)> {
+        self.0.state.lock().devices.iter().map(|(device, domid)| (*domid, *device)).collect()
     }
 
     /// Lets a domain shut down, as its kernel would; xenstored tells those who watch `@releaseDomain`.
