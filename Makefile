@@ -30,6 +30,7 @@ testbed: toolchain
 
 # All 300 cycles of the soak on real Xen; the testbed has as many of them as go into a minute and a half.
 soak: toolchain
+	.ci/deps
 	TESSERAQT_SOAK_CYCLES=300 $(CARGO) run --release --quiet -p testbed -- run --check 'qubes_are_made_ended_and_killed*'
 
 # The shared pages and what is over them, under AddressSanitizer. Needs a nightly toolchain, and fails where there is none.
