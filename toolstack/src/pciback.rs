@@ -200,7 +200,11 @@ impl<'a> Pciback<'a> {
         if !self.held()?.contains(&device) {
             return Err(PcibackError::NotAssignable(device));
         }
-        self.qubes.control.deassign_device(DomId::IO, device)?;
+        match self.qubes.control.deassign_device(DomId::IO, device) {
+            // Never in quarantine, or no IOMMU for one: it can be given back all the same.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {}
+            other => other?,
+        }
         self.release(device)?;
         if rebind {
             let driver = self.qubes.read(&format!("{}/driver_path", record(device)))?;
@@ -494,7 +498,11 @@ mod tests {
         pciback.add(address(DISK), None).unwrap();
         pciback.remove("00:1f.2", false).unwrap();
         assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
-        // Its driver is still known.
+        // Its driver is still known. Whoever else took it has not put it into quarantine.
+        kernel.0.borrow_mut().slots.push(DISK.to_owned());
+        kernel.write(&Path::new(PCIBACK).join("bind"), DISK).unwrap();
+        pciback.remove(DISK, false).unwrap();
+        assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
         pciback.add(address(DISK), None).unwrap();
         pciback.remove("00:1f.2", true).unwrap();
         assert_eq!((kernel.driver(DISK), host.inventory()), (Some("ahci"), before));
