@@ -5,7 +5,7 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
 
 demo: toolchain
 	.ci/deps
@@ -27,6 +27,11 @@ unit: toolchain
 testbed: toolchain
 	.ci/deps
 	$(CARGO) test -p testbed --locked
+
+# All 300 cycles of the soak on real Xen; the testbed has as many of them as go into a minute and a half.
+soak: toolchain
+	.ci/deps
+	TESSERAQT_SOAK_CYCLES=300 $(CARGO) run --release --quiet -p testbed -- run --check 'qubes_are_made_ended_and_killed*'
 
 # The shared pages and what is over them, under AddressSanitizer. Needs a nightly toolchain, and fails where there is none.
 # (Not the models: they have no shared pages, and loom leaves the threads behind that it proved to be deadlocked.)

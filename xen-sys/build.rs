@@ -13,7 +13,7 @@ const LIBRARIES: &[(&str, &str)] = &[
          |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
          |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
          |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger|dumpcore)|get_nodemap_size|cpupool_(getinfo|infofree)\
-         |sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
+         |(assign|deassign)_device|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
     ),
     // For the one domctl of a builder that libxenctrl has no function for.
     ("xencall", "xencall_(open|close|alloc_buffer|free_buffer)|xencall1"),
@@ -43,7 +43,7 @@ const TYPES: &str = "xentoollog_logger|xc_physinfo_t|xc_domaininfo_t|xen_domctl|
 
 const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_(INTERFACE_VERSION|hypercall_init)|__HYPERVISOR_domctl|MMUEXT_PIN_L4_TABLE|VGCF_.*|FLAT_RING3_.*|SIF_.*|MAX_GUEST_CMDLINE|XEN_LEGACY_MAX_VCPUS|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
     |GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
-    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*\
+    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*|XEN_DOMCTL_DEV_RDM_RELAXED\
     |__XEN_LATEST_INTERFACE_VERSION__";
 
 fn main() {

@@ -239,6 +239,28 @@ pub(crate) enum Command {
         #[arg(value_name = "QUBE", required = true)]
         qubes: Vec<String>,
     },
+    /// Take a PCI device from its driver, so that a qube can be given it.
+    PciAssignableAdd {
+        /// Call it so, for pci-assignable-remove and in a configuration's pci.
+        #[arg(short, long)]
+        name: Option<String>,
+        /// Its address: 03:00.0 or 0000:03:00.0.
+        device: String,
+    },
+    /// Take a PCI device back, so that no qube can be given it.
+    PciAssignableRemove {
+        /// Give it to the driver that it was taken from.
+        #[arg(short)]
+        rebind: bool,
+        /// Its address or name.
+        device: String,
+    },
+    /// List the PCI devices that a qube can be given.
+    PciAssignableList {
+        /// With their names.
+        #[arg(short = 'n', long)]
+        show_names: bool,
+    },
     /// Watch the domains as top(1) does processes: xentop.
     Top,
     /// Set what a qube is made of when it restarts.
@@ -482,9 +504,9 @@ pub(crate) struct CreateOptions {
     /// Refused: nxl has no VNC viewer.
     #[arg(short = 'A', long, hide = true)]
     pub(crate) vncviewer_autopass: bool,
-    /// Accepted for xl's sake: no masks of xl.conf are applied here.
-    #[arg(long, hide = true)]
-    ignore_global_affinity_masks: bool,
+    /// Leave vm.cpumask and its like in xl.conf out of account.
+    #[arg(long)]
+    pub(crate) ignore_global_affinity_masks: bool,
     /// Say what would be created, as JSON, and create nothing.
     #[arg(short = 'n', long)]
     pub(crate) dryrun: bool,
@@ -638,6 +660,9 @@ mod tests {
             "nxl trigger work nmi 1",
             "nxl dump-core work /tmp/core",
             "nxl channel-list work",
+            "nxl pci-assignable-add -n wan 03:00.0",
+            "nxl pci-assignable-remove -r wan",
+            "nxl pci-assignable-list --show-names",
             "nxl config-update work work.cfg memory=512",
             "nxl doctor --repair --json",
             "nxl pool fill work --count 3 work.cfg memory=512",
@@ -682,6 +707,7 @@ mod tests {
             "nxl block-list",
             "nxl network-detach work",
             "nxl sysrq work",
+            "nxl pci-assignable-add",
             "nxl trigger work",
             "nxl create",
             "nxl policy",

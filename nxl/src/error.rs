@@ -36,6 +36,10 @@ pub(crate) enum Error {
     NotAClosure { path: PathBuf, option: &'static str },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
+    #[error("{path}: `{key}' is {expected}, not {given:?}", path = path.display())]
+    XlConf { path: PathBuf, key: &'static str, expected: &'static str, given: String },
+    #[error("/etc/xen/xl.conf: {0}; --ignore-global-affinity-masks passes it over")]
+    Mask(#[from] toolstack::config::CpusError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -60,6 +64,8 @@ pub(crate) enum Error {
     Size(String),
     #[error(transparent)]
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
+    #[error(transparent)]
+    Pciback(#[from] toolstack::pciback::PcibackError),
     #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),
     #[error(transparent)]

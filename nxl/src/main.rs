@@ -16,6 +16,7 @@ mod manage;
 mod manual;
 mod memory;
 mod network;
+mod pci;
 mod policy;
 mod pool;
 mod scheduler;
@@ -93,6 +94,9 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Trigger(options) => diagnose::trigger(&qubes()?, &options),
         Command::DumpCore(options) => diagnose::dump_core(&qubes()?, &options),
         Command::ChannelList { qubes: which } => host::channel_list(&qubes()?, &which),
+        Command::PciAssignableAdd { name, device } => pci::add(&qubes()?, &device, name.as_deref()),
+        Command::PciAssignableRemove { rebind, device } => pci::remove(&qubes()?, &device, rebind),
+        Command::PciAssignableList { show_names } => pci::list(&qubes()?, show_names),
         Command::Top => Err(host::top()),
         Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
         Command::Pool(command) => pool::pool(qubes()?, &command),

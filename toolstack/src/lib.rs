@@ -12,6 +12,7 @@ pub mod host;
 pub mod image;
 mod lock;
 pub mod memory;
+pub mod pciback;
 pub mod pool;
 pub mod qubes;
 pub mod scheduler;

@@ -282,7 +282,10 @@ mod tests {
     fn open(kernel: &Path, more: &str) -> Result<Sources, SourceError> {
         let text = format!("type='pvh'\nname='work'\nkernel='{}'\n{more}\n", kernel.display());
         let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
-        Sources::open(&QubeConfig::from_settings("test.cfg", &settings).unwrap().0, Path::new("/nonexistent"))
+        Sources::open(
+            &QubeConfig::from_settings("test.cfg", &settings, None).unwrap().0,
+            Path::new("/nonexistent"),
+        )
     }
 
     fn initrd(sources: &mut Sources) -> Vec<u8> {

@@ -315,7 +315,7 @@ pub(crate) fn directory_if_there(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Guest, PvhOptions, Request, SpecialPage};
+    use crate::boot::{Guest, Placement, PvhOptions, Request, SpecialPage};
     use crate::image::{Footprint, PvKernel};
     use std::collections::BTreeMap;
     use std::time::Duration;
@@ -355,6 +355,7 @@ mod tests {
             cmdline: "",
             kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None },
             initrd: None,
+            placement: Placement::default(),
             guest,
         })
         .unwrap()

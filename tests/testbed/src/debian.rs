@@ -57,13 +57,14 @@ pub const MODULES: [(&str, &str); 5] = [
 const FRONTENDS: [(&str, &str); 2] = [("xen-blkfront", "drivers/block"), ("xen-netfront", "drivers/net")];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
-pub const BACKENDS: [(&str, &str); 6] = [
+pub const BACKENDS: [(&str, &str); 7] = [
     ("loop", "drivers/block"),
     ("xen-blkback", "drivers/block/xen-blkback"),
     ("llc", "net/llc"),
     ("stp", "net/802"),
     ("bridge", "net/bridge"),
     ("xen-netback", "drivers/net/xen-netback"),
+    ("xen-pciback", "drivers/xen/xen-pciback"),
 ];
 
 /// The kernel that dom0 has, by its codec.

@@ -16,7 +16,7 @@ use crate::products::Products;
 use crate::{Error, Result, elf, process};
 
 /// Programs of the packages: where they lie there, and where they go in dom0.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
     // busybox has a losetup, too, but libxl's block script reads this one's output.
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 20] = [
     // Debian puts a wrapper at /usr/sbin/xl that picks the version of the running Xen. Here there is one.
     ("usr/lib/xen-4.17/bin/xl", "usr/sbin/xl"),
     ("usr/lib/xen-4.17/bin/xenconsole", "usr/lib/xen-4.17/bin/xenconsole"),
+    ("usr/lib/xen-4.17/bin/lsevtchn", "usr/sbin/lsevtchn"),
     ("usr/lib/xen-4.17/bin/libxl-save-helper", "usr/lib/xen-4.17/bin/libxl-save-helper"),
     ("usr/lib/xen-4.17/bin/vchan-socket-proxy", "usr/bin/vchan-socket-proxy"),
     ("usr/lib/xen-4.17/bin/xen-init-dom0", "usr/sbin/xen-init-dom0"),
@@ -46,6 +47,9 @@ const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
 
 /// What packs the images of `block-nix`, and shows what is in them.
 const SQUASHFS_PROGRAMS: [&str; 2] = ["usr/bin/mksquashfs", "usr/bin/unsquashfs"];
+
+/// How many cycles the soak has, where that is not as many as go into a minute and a half.
+const SOAK_CYCLES: &str = "TESSERAQT_SOAK_CYCLES";
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
 const REVISION: u32 = 3;
@@ -192,6 +196,9 @@ pub fn overlay(
             archive.file("testbed/order", 0o644, order.as_bytes());
             for name in checks.iter().filter_map(|check| check.asset).collect::<BTreeSet<_>>() {
                 archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
+            }
+            if let Ok(cycles) = std::env::var(SOAK_CYCLES) {
+                archive.file("testbed/soak-cycles", 0o644, cycles.as_bytes());
             }
         }
         Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),

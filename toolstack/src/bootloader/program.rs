@@ -187,7 +187,10 @@ mod tests {
             let program = self.0.path().join("loader");
             let text = format!("type='pv'\nname='work'\nbootloader='{}'\n{more}\n", program.display());
             let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
-            run(&QubeConfig::from_settings("test.cfg", &settings).unwrap().0, &self.0.path().join("scratch"))
+            run(
+                &QubeConfig::from_settings("test.cfg", &settings, None).unwrap().0,
+                &self.0.path().join("scratch"),
+            )
         }
 
         fn left(&self) -> usize {

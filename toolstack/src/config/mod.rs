@@ -5,7 +5,7 @@
 //!
 //! let text = b"type = 'pvh'\nname = 'work'\nkernel = '/boot/vmlinuz'\nmemory = 512\n";
 //! let settings = Settings::parse("work.cfg", text, &["vcpus=2"])?;
-//! let (config, warnings) = QubeConfig::from_settings("work.cfg", &settings)?;
+//! let (config, warnings) = QubeConfig::from_settings("work.cfg", &settings, None)?;
 //! assert_eq!((config.memory_mib, config.vcpus), (512, 2));
 //! assert!(warnings.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -29,6 +29,7 @@ mod resources;
 mod xl_cfg;
 
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
+pub(crate) use cpus::cpu_set;
 pub use cpus::{CpusError, HostCpus};
 pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
 pub use keys::known_keys;

@@ -38,6 +38,8 @@ impl Script {
             (Kind::Vbd, Action::Remove) => &["remove"],
             (Kind::Vif, Action::Add) => &["online", "type_if=vif"],
             (Kind::Vif, Action::Remove) => &["offline", "type_if=vif"],
+            // Nothing stands behind them that a script could set up.
+            (Kind::Vkb | Kind::Channel, _) => &[],
         }
     }
 

@@ -1,5 +1,7 @@
 //! Devices against mock backends, and mock plumbing behind them.
 
+mod soak;
+
 use super::*;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
@@ -623,4 +625,71 @@ fn qubes_made_at_once_share_an_image_and_each_waits_for_its_own_backends() {
         }
     });
     assert_eq!((host.inventory(), kernel.loop_count(), host.files()), (before, 0, 0));
+}
+
+/// A keyboard and two channels that the domain `files` serves, and nobody as yet.
+const SERVED_BY_PROGRAMS: &str = "vkb=['backend-type=linux,unique-id=T0,feature-abs-pointer=1,width=800,height=600,backend=files']\n\
+    channel=['connection=pty,name=org.example.a,backend=files','connection=socket,path=/run/b,name=org.example.b,backend=files']";
+
+#[test]
+fn what_programs_serve_is_recorded_and_not_waited_for() {
+    let (host, _) = with_backends(Backends::Absent);
+    let files = create(&host, "files", "").unwrap();
+    let before = host.inventory();
+    let qube = create(&host, "work", SERVED_BY_PROGRAMS).unwrap();
+    let back = "/local/domain/1/backend";
+    for (path, expected) in [
+        (format!("{back}/vinput/2/0/unique-id"), "T0"),
+        (format!("{back}/vinput/2/0/feature-abs-pointer"), "1"),
+        (format!("{back}/vinput/2/0/width"), "800"),
+        ("/local/domain/2/device/vkbd/0/backend-id".to_owned(), "1"),
+        ("/libxl/2/device/vkbd/0/backend".to_owned(), "/local/domain/1/backend/vinput/2/0"),
+        (format!("{back}/console/2/1/connection"), "pty"),
+        (format!("{back}/console/2/2/path"), "/run/b"),
+        ("/local/domain/2/device/console/1/name".to_owned(), "org.example.a"),
+        ("/local/domain/2/device/console/1/output".to_owned(), "pty"),
+        ("/local/domain/2/device/console/2/output".to_owned(), "chardev:libxl-channel2"),
+    ] {
+        assert_eq!(value(&host, &path).as_deref(), Some(expected), "{path}");
+    }
+    assert_eq!(value(&host, &format!("{back}/vinput/2/0/feature-raw-pointer")), None);
+    let channels = host.qubes.channels(&qube).unwrap();
+    assert_eq!(channels.iter().map(|channel| channel.backend).collect::<Vec<_>>(), [1, 1]);
+    let begun = std::time::Instant::now();
+    host.qubes.destroy(&qube).unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(500), "nobody was to be waited for");
+    assert_eq!(host.inventory(), before);
+    host.qubes.destroy(&files).unwrap();
+}
+
+#[test]
+fn what_only_qemu_serves_is_refused_before_anything_is_made() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let refused = |more: &str| {
+        let text = format!("type='pvh'\nname='work'\nkernel='/k'\n{more}\n");
+        let settings = crate::config::Settings::parse("work.cfg", text.as_bytes(), &[""; 0]).unwrap();
+        QubeConfig::from_settings("work.cfg", &settings, None).unwrap_err().to_string()
+    };
+    let error = refused("vkb=['backend-type=qemu']");
+    assert!(error.contains("nxl starts no QEMU") && error.starts_with("work.cfg:4:6: "), "{error}");
+    let error = refused("channel=['connection=pty,name=a']");
+    assert!(error.contains("nxl starts no QEMU, which serves the channels of domain 0"), "{error}");
+    let error = refused("channel=['connection=pty,backend=files']");
+    assert!(error.contains("a channel needs a name"), "{error}");
+    // Whose the channel is to be is known only now.
+    let before = host.inventory();
+    let error =
+        create(&host, "work", "channel=['connection=pty,name=a,backend=nobody']").unwrap_err().to_string();
+    assert!(error.contains("nobody is an invalid domain identifier"), "{error}");
+    assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn a_channel_of_dom0s_is_its_toolstacks_to_take_away() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let qube = create(&host, "work", "").unwrap();
+    let channel = "/libxl/1/device/console/1/backend";
+    host.qubes.store.write(Transaction::NONE, channel, b"/local/domain/0/backend/console/1/1").unwrap();
+    let error = host.qubes.destroy(&qube).unwrap_err().to_string();
+    assert_eq!(error, "domain 1 has devices that nxl does not manage (channel): use `xl destroy 1`");
 }

@@ -5,7 +5,7 @@
 use super::logger;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, GuestKind, HostInfo,
-    HvmParam, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
+    HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
@@ -181,8 +181,9 @@ impl DomainControl for Control {
             max_evtchn_port: domain.max_event_channel_port,
             max_grant_frames: frames(domain.max_grant_frames),
             max_maptrack_frames: frames(domain.max_maptrack_frames),
-            // Both versions of the grant table, as libxl allows by default.
-            grant_opts: 2,
+            // XEN_DOMCTL_GRANT_version
+            grant_opts: domain.max_grant_version & sys::XEN_DOMCTL_GRANT_version_mask,
+            cpupool_id: domain.cpupool,
             arch: sys::xen_arch_domainconfig { emulation_flags, misc_flags: 0 },
             ..Default::default()
         };
@@ -379,6 +380,20 @@ impl DomainControl for Control {
         // SAFETY: the function reads the context of a 64-bit vCPU, which is the native one.
         let result = unsafe { sys::xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
         done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
+    }
+
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        // What is reserved in a domain's address space for a device is no matter to one that has none.
+        let flags = if domid == DomId::IO { sys::XEN_DOMCTL_DEV_RDM_RELAXED } else { 0 };
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_assign_device(self.handle(), domid.0.into(), device.sbdf(), flags) };
+        done(result, "xc_assign_device", || format!("domid {domid}, {device}"))
+    }
+
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_deassign_device(self.handle(), domid.0.into(), device.sbdf()) };
+        done(result, "xc_deassign_device", || format!("domid {domid}, {device}"))
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
