@@ -251,9 +251,13 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
-    /// `create` starts it; a second one ends at once.
-    Watch,
+    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until a minute after the last of them is
+    /// gone. `create` starts it where none runs; a second one ends at once.
+    Watch {
+        /// Stay so long after the last of them is gone.
+        #[arg(long, value_name = "SECONDS")]
+        linger: Option<u64>,
+    },
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),

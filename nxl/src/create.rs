@@ -54,7 +54,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
     if attended {
-        watch::start().map_err(Error::Watcher)?;
+        watch::ensure(&qubes)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(

@@ -99,7 +99,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkAttach { qube, nic } => network::attach(&qubes()?, &qube, &nic),
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
-        Command::Watch => watch::watch(qubes()?),
+        Command::Watch { linger } => watch::watch(qubes()?, linger),
         Command::Cache(command) => cache::cache(&command),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(&folder),

@@ -24,7 +24,7 @@ pub(crate) fn pool(qubes: Qubes, command: &PoolCommand) -> Result<(), Error> {
         PoolCommand::Take { pool, name, unattended } => {
             let qube = qubes.take_from_pool(pool, name, !unattended)?;
             if !unattended {
-                watch::start().map_err(Error::Watcher)?;
+                watch::ensure(&qubes)?;
             }
             say(&qube.info.domid.to_string())
         }
