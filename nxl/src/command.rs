@@ -53,9 +53,14 @@ pub(crate) fn description() -> clap::Command {
 impl Arguments {
     /// What was typed, or why it is none; that ends the program with help, or with status 2.
     pub(crate) fn of(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut description = description();
-        let matches = description.clone().try_get_matches_from(line)?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut description))
+        let line: Vec<OsString> = line.into_iter().collect();
+        let parsed =
+            Self::command().try_get_matches_from(&line).and_then(|matches| Self::from_arg_matches(&matches));
+        // All that help says is put together only for those who get to read it.
+        parsed.map_err(|error| match description().try_get_matches_from(line) {
+            Ok(_) => error.format(&mut description()),
+            Err(error) => error,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 use toolstack::KernelCache;
 use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, HostCpus, QubeConfig, Settings};
 use xen::Platform;
-use xen::host::Host;
+use xen::host::Dom0;
 
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
@@ -33,7 +33,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         move |error| drop(uncached.set(error.to_string()))
     });
     let qubes = crate::qubes()?.with_kernel_cache(kernels);
-    let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
     let begun = Instant::now();
     let config = read(options, false)?;
     if !options.quiet {
@@ -156,7 +156,7 @@ fn read_with_warnings(
 
 /// The host's CPUs; `None` where there is no Xen to ask.
 fn host_cpus() -> Option<HostCpus> {
-    let control = Host.domain_control().ok()?;
+    let control = Dom0.domain_control().ok()?;
     // A CPU that is off is on no node that one could name.
     let node = |core: Option<xen::Core>| core.map_or(u32::MAX, |core| core.node);
     let nodes = control.cpu_topology().ok().map(|cores| cores.into_iter().map(node).collect());

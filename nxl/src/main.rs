@@ -28,7 +28,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use toolstack::UserData;
 use toolstack::qubes::Qubes;
-use xen::host::Host;
+use xen::host::Dom0;
 
 fn main() -> ExitCode {
     if let Some(command) = stock::asked_for_help() {
@@ -53,7 +53,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
+    Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)
 }
 
 fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
