@@ -183,7 +183,18 @@ impl Qubes {
     /// # Errors
     /// What Xen or xenstored says.
     pub fn list(&self) -> Result<Vec<Qube>, QubeError> {
-        self.control.domains()?.into_iter().map(|info| Ok(self.named(info)?)).collect()
+        let domains = self.control.domains()?;
+        let paths: Vec<String> = domains.iter().map(|info| format!("{}/name", home(info.domid))).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let names = self.store.read_all(Transaction::NONE, &paths)?;
+        let name = |value: Vec<u8>| {
+            Some(String::from_utf8_lossy(&value).into_owned()).filter(|name| !name.is_empty())
+        };
+        Ok(domains
+            .into_iter()
+            .zip(names)
+            .map(|(info, value)| Qube { info, name: value.and_then(name) })
+            .collect())
     }
 
     /// The domain of an id.

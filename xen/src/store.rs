@@ -90,6 +90,10 @@ pub enum Change<'a> {
 /// Paths are absolute (`/local/domain/3/name`) or relative to the own domain's home. A value is any sequence of at
 /// most 4,096 bytes less the path; it comes from another domain and is to be treated so.
 pub trait Xenstore: AsFd + Send + Sync {
+    /// Whether xenstored is known to run in this very domain, without a request.
+    fn is_local(&self) -> bool {
+        false
+    }
     /// The value of a node. [`NotFound`](ErrorKind::NotFound) when there is none.
     fn read(&self, tx: Transaction, path: &str) -> Result<Vec<u8>>;
     /// Writes a value, making the node and its parents where they are missing.

@@ -402,6 +402,10 @@ impl AsFd for Connection {
 }
 
 impl Xenstore for Connection {
+    fn is_local(&self) -> bool {
+        !self.is_device
+    }
+
     fn read(&self, tx: Transaction, path: &str) -> Result<Vec<u8>> {
         let call = "xs_read";
         self.one(call, sys::xsd_sockmsg_type_XS_READ, tx, joined(call, &[path])?)
