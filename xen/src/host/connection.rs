@@ -59,8 +59,8 @@ const ERRORS: [(&str, i32); 16] = [
 
 pub(super) struct Connection {
     wire: OwnedFd,
-    /// The kernel's device takes one message in each call, and answers watches with request id 0
-    /// (drivers/xen/xenbus/xenbus_dev_frontend.c).
+    /// The kernel's device takes one message in each call, was seen to refuse the next before it had answered some, and
+    /// answers watches with request id 0 (drivers/xen/xenbus/xenbus_dev_frontend.c).
     is_device: bool,
     line: Mutex<Line>,
     /// From the first watch on.
@@ -196,7 +196,7 @@ impl Connection {
             let mut count = 0;
             for request in rest {
                 bytes += HEADER + request.payload.len();
-                if count > 0 && bytes > IN_FLIGHT {
+                if count > 0 && (bytes > IN_FLIGHT || self.is_device) {
                     break;
                 }
                 count += 1;
@@ -248,10 +248,6 @@ impl Connection {
                 bytes.extend(word.to_ne_bytes());
             }
             bytes.extend(&request.payload);
-            if self.is_device {
-                self.put(&bytes)?;
-                bytes.clear();
-            }
         }
         self.put(&bytes)
     }
