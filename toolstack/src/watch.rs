@@ -320,7 +320,7 @@ impl<'a> Watcher<'a> {
 
     /// What is left behind of a domain is no reason not to make it again.
     fn destroy(&self, qube: &Qube) -> Result<Option<String>, WatchError> {
-        match self.qubes.destroy(qube) {
+        match self.qubes.destroy_attended(qube) {
             Ok(()) => Ok(None),
             Err(QubeError::LeftBehind { source, .. }) => Ok(Some(source.to_string())),
             Err(error) => Err(error.into()),
