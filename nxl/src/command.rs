@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 }
 
 /// What `xl` takes before the command. Commands that are `xl`'s get them, too.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Global {
     /// Say what the command would do and do nothing: create, config-update, vcpu-pin.
     #[arg(short = 'N')]
@@ -54,9 +54,40 @@ pub(crate) fn description() -> clap::Command {
 impl Arguments {
     /// What was typed, or why it is none; that ends the program with help, or with status 2.
     pub(crate) fn of(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut description = description();
-        let matches = description.clone().try_get_matches_from(line)?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut description))
+        let line: Vec<OsString> = line.into_iter().collect();
+        if let Some(command) = alone(&line) {
+            return Ok(Self { global: Global::default(), command });
+        }
+        let parsed =
+            Self::command().try_get_matches_from(&line).and_then(|matches| Self::from_arg_matches(&matches));
+        // All that help says is put together only for those who get to read it.
+        parsed.map_err(|error| match description().try_get_matches_from(line) {
+            Ok(_) => error.format(&mut description()),
+            Err(error) => error,
+        })
+    }
+}
+
+/// Reads a line of one of the commands that are run the most, by the description of that command alone: to describe all
+/// sixty takes longer than to list the domains. A line that is not understood so is left to the whole description.
+fn alone(line: &[OsString]) -> Option<Command> {
+    /// The command with its arguments, and nothing of the program's.
+    fn arguments<T: Args>(line: &[OsString]) -> Option<T> {
+        let description = T::augment_args(clap::Command::new("nxl"));
+        T::from_arg_matches(&description.try_get_matches_from(line).ok()?).ok()
+    }
+    let line = line.get(1..)?;
+    match line.first()?.to_str()? {
+        "create" => arguments(line).map(Command::Create),
+        "list" | "ls" => arguments(line).map(Command::List),
+        "destroy" => arguments(line).map(Command::Destroy),
+        "watch" => arguments(line).map(Command::Watch),
+        "pool" => {
+            let description = PoolCommand::augment_subcommands(clap::Command::new("nxl"));
+            let matches = description.try_get_matches_from(line).ok()?;
+            PoolCommand::from_arg_matches(&matches).ok().map(Command::Pool)
+        }
+        _ => None,
     }
 }
 
@@ -66,24 +97,9 @@ pub(crate) enum Command {
     Create(CreateOptions),
     /// List the domains of this host.
     #[command(visible_alias = "ls")]
-    List {
-        /// All that is known of each, as JSON.
-        #[arg(short, long)]
-        long: bool,
-        #[command(flatten)]
-        columns: ListColumns,
-        /// Only these.
-        #[arg(value_name = "QUBE")]
-        qubes: Vec<String>,
-    },
+    List(ListOptions),
     /// End a qube at once, as pulling the plug would.
-    Destroy {
-        /// Accepted for xl's sake; domain 0 is never destroyed.
-        #[arg(short)]
-        force: bool,
-        /// Which.
-        qube: String,
-    },
+    Destroy(DestroyOptions),
     /// Ask a qube to power off.
     Shutdown(RequestOptions),
     /// Ask a qube to restart.
@@ -274,9 +290,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
-    /// `create` starts it; a second one ends at once.
-    Watch,
+    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until a minute after the last of them is
+    /// gone. `create` starts it where none runs; a second one ends at once.
+    Watch(WatchOptions),
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -306,6 +322,34 @@ pub(crate) enum Command {
     /// A command of the host's xl. Last: what stands above is ours.
     #[command(flatten)]
     Stock(Stock),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListOptions {
+    /// All that is known of each, as JSON.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+    #[command(flatten)]
+    pub(crate) columns: ListColumns,
+    /// Only these.
+    #[arg(value_name = "QUBE")]
+    pub(crate) qubes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DestroyOptions {
+    /// Accepted for xl's sake; domain 0 is never destroyed.
+    #[arg(short)]
+    pub(crate) force: bool,
+    /// Which.
+    pub(crate) qube: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchOptions {
+    /// Stay so long after the last of them is gone.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) linger: Option<u64>,
 }
 
 /// What `list` shows beyond its usual columns.
@@ -581,6 +625,44 @@ mod tests {
         for command in ["migrate", "save", "cpupool-list", "sched-credit,"] {
             assert!(xls.contains(command), "{command}: {xls}");
         }
+    }
+
+    #[test]
+    fn a_line_means_the_same_by_the_description_of_its_command_alone() {
+        let mut understood = 0;
+        for line in [
+            "nxl create -p -q work.cfg memory=512",
+            "nxl create -d -f work.cfg memory=512",
+            "nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue",
+            "nxl create -F -p work.cfg",
+            "nxl create",
+            "nxl list",
+            "nxl ls -l work vault",
+            "nxl list -Zvcn",
+            "nxl list --frobnicate",
+            "nxl destroy -f 3",
+            "nxl destroy",
+            "nxl destroy --help",
+            "nxl destroy --version",
+            "nxl watch",
+            "nxl watch --linger 0",
+            "nxl watch --linger soon",
+            "nxl pool fill work --count 3 work.cfg memory=512",
+            "nxl pool take work mail",
+            "nxl pool",
+        ] {
+            let line: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let whole = Arguments::command().try_get_matches_from(&line);
+            let whole = whole.and_then(|matches| Arguments::from_arg_matches(&matches));
+            let alone = alone(&line);
+            understood += usize::from(alone.is_some());
+            assert_eq!(
+                alone.map(|command| format!("{command:?}")),
+                whole.ok().map(|whole| format!("{:?}", whole.command)),
+                "{line:?}"
+            );
+        }
+        assert_eq!(understood, 11);
     }
 
     #[test]

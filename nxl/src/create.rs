@@ -17,7 +17,7 @@ use toolstack::config::{
 };
 use toolstack::create::CreateError;
 use toolstack::qubes::Qubes;
-use xen::host::Host;
+use xen::host::Dom0;
 use xen::{DomId, Platform};
 
 /// What the settings of the command line are called in messages.
@@ -41,7 +41,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         move |error| drop(uncached.set(error.to_string()))
     });
     let qubes = crate::qubes()?.with_kernel_cache(kernels);
-    let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
     let begun = Instant::now();
     let config = read(options, false)?;
     if !options.quiet {
@@ -68,7 +68,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
     if attended {
-        watch::start().map_err(Error::Watcher)?;
+        watch::ensure(&qubes)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(
@@ -187,7 +187,7 @@ fn read_with_warnings(
 /// The host's CPUs, where the settings speak of CPUs; `None` where there is no Xen to ask.
 fn host_cpus(settings: &Settings) -> Option<HostCpus> {
     settings.get("cpus").or_else(|| settings.get("cpus_soft"))?;
-    HostCpus::of(&*Host.domain_control().ok()?).ok()
+    HostCpus::of(&*Dom0.domain_control().ok()?).ok()
 }
 
 /// Has the vCPUs keep to what xl.conf says.
@@ -196,7 +196,7 @@ fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
     if masks.is_empty() {
         return Ok(());
     }
-    let control = Host.domain_control().map_err(Error::NotDom0)?;
+    let control = Dom0.domain_control().map_err(Error::NotDom0)?;
     let host = HostCpus::of(&*control)?;
     Ok(masks.iter().try_for_each(|mask| config.mask_cpus(mask, &host))?)
 }

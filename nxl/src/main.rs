@@ -31,7 +31,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use toolstack::UserData;
 use toolstack::qubes::Qubes;
-use xen::host::Host;
+use xen::host::Dom0;
 
 fn main() -> ExitCode {
     if let Some(command) = stock::asked_for_help() {
@@ -56,7 +56,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
+    Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)
 }
 
 fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
@@ -68,8 +68,8 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
-        Command::List { long, columns, qubes: which } => list::list(&qubes()?, long, columns, &which),
-        Command::Destroy { force, qube } => manage::destroy(&qubes()?, &qube, force),
+        Command::List(options) => list::list(&qubes()?, options.long, options.columns, &options.qubes),
+        Command::Destroy(options) => manage::destroy(&qubes()?, &options.qube, options.force),
         Command::Shutdown(options) => manage::shutdown(&qubes()?, &options),
         Command::Reboot(options) => manage::reboot(&qubes()?, &options),
         Command::Pause { qube } => manage::pause(&qubes()?, &qube),
@@ -106,7 +106,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkAttach { qube, nic } => network::attach(&qubes()?, &qube, &nic),
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
-        Command::Watch => watch::watch(qubes()?),
+        Command::Watch(options) => watch::watch(qubes()?, options.linger),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
         Command::Completions { shell, program } => manual::completions(shell, &program),

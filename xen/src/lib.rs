@@ -59,7 +59,7 @@ pub use memory::{
 pub use scheduling::{
     Affinity, Core, CpuPool, CpuShare, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,
 };
-pub use store::{Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
+pub use store::{Change, Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
 
 use std::sync::Arc;
 

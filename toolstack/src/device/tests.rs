@@ -159,7 +159,7 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
     let counts = host.machine.counts();
     // What it is today, so that a change is noticed.
     assert_eq!((counts.xenstore_transactions(), counts.hypercalls), (1, 33), "{:?}", counts.calls);
-    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (200, 3), "{:?}", counts.calls);
+    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (187, 3), "{:?}", counts.calls);
     let early = kernel.calls();
     assert_eq!(
         early,

@@ -1,4 +1,4 @@
-//! Domain control through libxenctrl, libxenguest for the CPUID policy, and libxencall for a domctl that libxenctrl has
+//! Domain control through libxenctrl, libxenguest for the CPUID policy (and cores), and libxencall for a domctl that libxenctrl has
 //! no function for.
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
@@ -8,7 +8,9 @@ use crate::{
     HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
+use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use xen_sys::{self as sys, xc_interface};
 
 pub(super) struct Control(NonNull<xc_interface>);
@@ -122,6 +124,19 @@ impl Hypercalls {
     }
 }
 
+/// libxenguest, which is opened once and stays.
+pub(super) fn guest_library() -> Result<&'static sys::GuestLibrary> {
+    static LIBRARY: OnceLock<sys::GuestLibrary> = OnceLock::new();
+    if let Some(library) = LIBRARY.get() {
+        return Ok(library);
+    }
+    // SAFETY: the library's constructors do nothing but what the C compiler puts there, and its functions have the types of
+    // the headers, which are of the release that is in the file's name.
+    let opened = unsafe { sys::GuestLibrary::new(sys::GUEST_LIBRARY) };
+    let opened = opened.map_err(|error| Error::new("dlopen", sys::GUEST_LIBRARY, io::Error::other(error)))?;
+    Ok(LIBRARY.get_or_init(|| opened))
+}
+
 /// The text before the first NUL.
 pub(super) fn text_of(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map_or_else(
@@ -232,9 +247,10 @@ impl DomainControl for Control {
     }
 
     fn apply_default_cpu_policy(&self, domid: DomId) -> Result<()> {
+        let library = guest_library()?;
         // SAFETY: the null pointers stand for "no featureset, no CPUID edits, no MSR edits", as the function documents.
         let result = unsafe {
-            sys::xc_cpuid_apply_policy(
+            library.xc_cpuid_apply_policy(
                 self.handle(),
                 domid.0.into(),
                 false,
