@@ -64,6 +64,9 @@ pub struct Container {
     pub socket: PathBuf,
     /// The folder in which its services' sockets are.
     pub services: PathBuf,
+    /// The folder of the settings of its services; none: that of the qube's.
+    #[serde(default)]
+    pub rpc_config: Option<PathBuf>,
 }
 
 fn service_folders() -> Vec<PathBuf> {

@@ -78,9 +78,42 @@ impl OutgoingCall {
     /// # Errors
     /// It was refused, or an end is gone.
     pub fn run(
-        mut self,
+        self,
         input: impl Read + Send + 'static,
         output: &mut impl Write,
+        errors: &mut impl Write,
+    ) -> Result<i32, CallError> {
+        self.carry(input, |data| output.write_all(data).and_then(|()| output.flush()), errors)
+    }
+
+    /// The same with a socket for both, such as a client's that knows nothing of calls: either end may say that it has no
+    /// more to say, and still listen.
+    ///
+    /// # Errors
+    /// As those of [`Self::run`].
+    pub fn join(self, socket: &UnixStream, errors: &mut impl Write) -> Result<i32, CallError> {
+        let input = socket.try_clone().map_err(CallError::Input)?;
+        let result = self.carry(
+            input,
+            |data| match data {
+                [] => socket.shutdown(Shutdown::Write),
+                data => (&*socket).write_all(data),
+            },
+            errors,
+        );
+        // Whatever happened: there is nobody at the other end any more.
+        let _ = socket.shutdown(Shutdown::Both);
+        result
+    }
+
+    /// The same with a function that gets what the service writes, and nothing when that is all.
+    ///
+    /// # Errors
+    /// As those of [`Self::run`].
+    pub fn carry(
+        mut self,
+        input: impl Read + Send + 'static,
+        output: impl FnMut(&[u8]) -> io::Result<()>,
         errors: &mut impl Write,
     ) -> Result<i32, CallError> {
         let socket = self.incoming.socket().try_clone().map_err(ConversationError::Io)?;
@@ -95,13 +128,14 @@ impl OutgoingCall {
         result
     }
 
-    fn receive(&mut self, output: &mut impl Write, errors: &mut impl Write) -> Result<i32, CallError> {
+    fn receive(
+        &mut self,
+        mut output: impl FnMut(&[u8]) -> io::Result<()>,
+        errors: &mut impl Write,
+    ) -> Result<i32, CallError> {
         loop {
             let end = self.incoming.next(|message| match message {
-                Message::Stdout(data) => {
-                    output.write_all(data).and_then(|()| output.flush()).map_err(CallError::Output)?;
-                    Ok(None)
-                }
+                Message::Stdout(data) => output(data).map(|()| None).map_err(CallError::Output),
                 Message::Stderr(data) => {
                     errors.write_all(data).and_then(|()| errors.flush()).map_err(CallError::Output)?;
                     Ok(None)

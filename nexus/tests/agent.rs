@@ -313,3 +313,67 @@ fn a_caller_that_breaks_the_protocol_hurts_nobody() {
     assert_eq!(qube.broken(), 1 + 3, "{}", qube.log());
     assert_eq!(text(&qube.call("web", "work", "q.A", b"x").stdout), "ran\n");
 }
+
+#[test]
+fn a_program_talks_to_the_service() {
+    let qube = Qube::new("q.Upper * work:web work allow\n");
+    qube.service("q.Upper", "tr a-z A-Z; exit 9");
+    let run = |service: &str, script: &str| {
+        let mut command = qube.command("web", "work", service);
+        command.args(["--", "sh", "-c", script]).output().expect("a caller")
+    };
+    let output = run("q.Upper", "echo hello; exec >&-; cat >&2; exit 4");
+    assert_eq!(text(&output.stderr), "HELLO\n");
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(run("q.None+refused", "cat").status.code(), Some(126));
+    let output = qube.command("web", "work", "q.Upper").args(["--", "/nonexistent"]).output();
+    assert_eq!(output.expect("a caller").status.code(), Some(125));
+}
+
+/// An HTTP server that answers one request on each connection, as such do.
+fn http(path: PathBuf) {
+    let listener = UnixListener::bind(path).expect("a service");
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.expect("a call");
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") && socket.read_exact(&mut byte).is_ok() {
+                request.push(byte[0]);
+            }
+            let request = text(&request);
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
+            // A client that has gone is not told.
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_client_that_knows_nothing_of_calls_is_connected() {
+    let qube = Qube::new("q.Http * work:web work:db allow\n");
+    // A container's socket, which wants nothing but HTTP.
+    fs::write(qube.path("rpc-config/q.Http"), "skip-service-descriptor = true\nexit-on-service-eof = true\n")
+        .expect("settings");
+    http(qube.path("db/q.Http"));
+    let mut forwarder = qube
+        .command("web", "work:db", "q.Http")
+        .arg("--listen")
+        .arg(qube.path("local.sock"))
+        .spawn()
+        .expect("a caller");
+    qube.until(|| UnixStream::connect(qube.path("local.sock")).is_ok());
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            let qube = &qube;
+            scope.spawn(move || {
+                let mut socket = UnixStream::connect(qube.path("local.sock")).expect("a socket");
+                write!(socket, "GET /{n} HTTP/1.1\r\nHost: web\r\n\r\n").expect("a server");
+                let mut answer = String::new();
+                socket.read_to_string(&mut answer).expect("an answer");
+                assert_eq!(answer, format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n/{n}"));
+            });
+        }
+    });
+    forwarder.kill().and_then(|()| forwarder.wait()).expect("the forwarder");
+}

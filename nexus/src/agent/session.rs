@@ -136,22 +136,23 @@ fn run(
 ) -> Ended {
     let settings = &shared.settings;
     let problem = |reason: String| Ended::early(EXIT_PROBLEM, reason);
-    let (found, config) = match target {
-        Place::Container { container, .. } => {
-            let Some(container) = settings.containers.get(container) else {
-                return problem(format!("{target} is not here"));
-            };
-            // Whom a container's service runs as is the container's to say.
-            match services::of_container(&call.service, &container.services) {
-                Ok(found) => (found.map(services::Found::Socket), RpcConfig::default()),
-                Err(error) => return problem(error.to_string()),
-            }
-        }
-        _ => {
-            let config = match RpcConfig::of(&call.service, &settings.rpc_config) {
-                Ok(config) => config,
-                Err(error) => return problem(format!("rpc-config: {error}")),
-            };
+    let container = match target {
+        Place::Container { container, .. } => match settings.containers.get(container) {
+            Some(container) => Some(container),
+            None => return problem(format!("{target} is not here")),
+        },
+        _ => None,
+    };
+    let rpc_config = container.and_then(|container| container.rpc_config.as_ref());
+    let config = match RpcConfig::of(&call.service, rpc_config.unwrap_or(&settings.rpc_config)) {
+        Ok(config) => config,
+        Err(error) => return problem(format!("rpc-config: {error}")),
+    };
+    let found = match container {
+        // Whom a container's service runs as is the container's to say.
+        Some(container) => services::of_container(&call.service, &container.services)
+            .map(|found| found.map(services::Found::Socket)),
+        None => {
             // The agent has one user. To run a service as another than the one that it is to have would be a grant.
             if let Some(user) = config.force_user.as_deref().or(user).filter(|user| *user != settings.user) {
                 return problem(format!(
@@ -159,11 +160,12 @@ fn run(
                     settings.user
                 ));
             }
-            match services::of_qube(&call.service, &settings.services) {
-                Ok(found) => (found, config),
-                Err(error) => return problem(error.to_string()),
-            }
+            services::of_qube(&call.service, &settings.services)
         }
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return problem(error.to_string()),
     };
     match found {
         None => Ended::early(EXIT_NO_SERVICE, "there is no such service".to_owned()),
