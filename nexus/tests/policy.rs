@@ -683,7 +683,8 @@ fn files_are_included_in_their_place() {
                 "* * a one deny\n!include include/more\n!include-dir include/dir\n* * a last deny\n"
             ),
             ("etc/include/more", "* * a two deny\n!include-service q.S +x include/service\n"),
-            ("etc/include/service", "a three allow\n!include lines\n"),
+            ("etc/include/service", "a three allow\n!include lines\n!include include/lines\n"),
+            ("etc/include/lines", "b @dispvm deny\n"),
             ("older/lines", "a @dispvm deny\n"),
             ("etc/include/dir/2.policy", "* * a five deny\n"),
             ("etc/include/dir/1.policy", "* * a four deny\n"),
@@ -696,12 +697,14 @@ fn files_are_included_in_their_place() {
             "etc/include/more:1: * * a two deny",
             "etc/include/service:1: q.S +x a three allow",
             "older/lines:1: q.S +x a @dispvm deny",
+            "etc/include/lines:1: q.S +x b @dispvm deny",
             "etc/include/dir/1.policy:1: * * a four deny",
             "etc/include/dir/2.policy:1: * * a five deny",
             "etc/30-a.policy:4: * * a last deny",
             "etc/include/more:1: * * a two deny",
             "etc/include/service:1: q.S +x a three allow",
             "older/lines:1: q.S +x a @dispvm deny",
+            "etc/include/lines:1: q.S +x b @dispvm deny",
         ]
     );
 }
