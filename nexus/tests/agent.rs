@@ -53,11 +53,11 @@ impl Qube {
         self.root.path().join(name)
     }
 
-    /// Waits, for 5 s at most.
+    /// Waits, for 20 s at most.
     fn until(&self, condition: impl Fn() -> bool) {
         let begin = Instant::now();
         while !condition() {
-            assert!(begin.elapsed() < Duration::from_secs(5), "{}", self.log());
+            assert!(begin.elapsed() < Duration::from_secs(20), "{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -304,7 +304,7 @@ fn a_caller_that_breaks_the_protocol_hurts_nobody() {
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 3, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0], &[0xff; 100]] {
         let mut socket = UnixStream::connect(qube.path("web.sock")).expect("the agent");
         socket.write_all(bytes).expect("the agent");
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a time");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
         let mut answer = Vec::new();
         // It is hung up, with what was not read left behind.
         let _ = socket.read_to_end(&mut answer);

@@ -3,6 +3,7 @@
 use nexus::policy::{
     Call, Decision, Denial, Place, Policy, PolicyFolders, Principal, Service, System, Verdict, rules,
 };
+use rustix::fs::{FileType, Mode};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -672,6 +673,11 @@ fn one_wrong_file_is_a_wrong_policy() {
     assert!(errors[0].to_string().ends_with("40.policy: not UTF-8 from byte 6 on"), "{}", errors[0]);
     std::os::unix::fs::symlink("gone", root.path().join("etc/40-gone.policy")).unwrap();
     assert_eq!(folders.read().policy.unwrap_err().len(), 2);
+    // Nobody writes to it, and it is not waited for.
+    let fifo = root.path().join("etc/40-fifo.policy");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let errors = folders.read().policy.unwrap_err();
+    assert!(errors.iter().any(|error| error.to_string().ends_with("40-fifo.policy: not a file")));
 }
 
 #[test]

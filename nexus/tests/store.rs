@@ -26,11 +26,11 @@ fn decide(store: &PolicyStore) -> String {
     store.decide(&call, &system).verdict.to_string()
 }
 
-/// Waits until the decision begins so; a change is followed within 2 s, or this fails.
+/// Waits until the decision begins so; a change that is not followed fails after 10 s.
 fn becomes(store: &PolicyStore, expected: &str) {
     let begin = Instant::now();
     while !decide(store).starts_with(expected) {
-        assert!(begin.elapsed() < Duration::from_secs(2), "{expected}: still {}", decide(store));
+        assert!(begin.elapsed() < Duration::from_secs(10), "{expected}: still {}", decide(store));
         std::thread::sleep(Duration::from_millis(5));
     }
 }

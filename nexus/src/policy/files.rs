@@ -6,6 +6,7 @@ use super::parser::{self, Include, Language, Statement};
 use super::rule::{Action, Origin, Rule};
 use super::service::{ArgumentColumn, ServiceColumn};
 use super::token::Token;
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
@@ -188,7 +189,10 @@ impl<'f> Reader<'f> {
     }
 
     fn text(&mut self, path: &Path) -> Result<String, Fault> {
-        let file = File::open(path).map_err(|error| Fault::io(&error))?;
+        // Without NONBLOCK, a FIFO would be waited for until somebody writes to it.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, Mode::empty());
+        let file = opened.map(File::from).map_err(|error| Fault::io(&error.into()))?;
         if !file.metadata().map_err(|error| Fault::io(&error))?.is_file() {
             return Err(Fault::Unreadable("not a file".to_owned()));
         }
