@@ -5,6 +5,8 @@ use crate::conversation::{Incoming, send};
 use crate::policy::Call;
 use crate::wire::{EXIT_PROBLEM, Message};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
+use rustix::net::SendFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -12,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -78,22 +80,46 @@ enum Handed {
     Gone,
 }
 
-/// How many bytes a pipe takes, once it takes any, without keeping whoever writes (`PIPE_BUF`); a socket takes more.
-const AT_ONCE: usize = 4_096;
+/// Where a service reads. Its writes do not wait.
+trait Ear: AsFd {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize>;
+}
+
+impl Ear for UnixStream {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        // Of this call alone: whoever reads from it may wait.
+        Ok(rustix::net::send(self, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+    }
+}
+
+/// A pipe that was made not to wait ([`not_waiting`]).
+impl Ear for ChildStdin {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Write::write(self, data)
+    }
+}
+
+/// The end of a pipe that is ours alone: the program's is not changed.
+fn not_waiting(pipe: &ChildStdin) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(pipe)?;
+    Ok(rustix::fs::fcntl_setfl(pipe, flags | OFlags::NONBLOCK)?)
+}
 
 /// Writes to a service that may read slowly or never, without missing that the caller goes.
-fn hand_on(mut data: &[u8], caller: &UnixStream, service: &mut (impl Write + AsFd)) -> Handed {
+fn hand_on(mut data: &[u8], caller: &UnixStream, service: &mut impl Ear) -> Handed {
     while !data.is_empty() {
-        let mut fds = [PollFd::new(caller, PollFlags::empty()), PollFd::new(&*service, PollFlags::OUT)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(_) => return Handed::Deaf,
-            Ok(_) if !fds[0].revents().is_empty() => return Handed::Gone,
-            Ok(_) => {}
-        }
-        match service.write(&data[..data.len().min(AT_ONCE)]) {
+        match service.write(data) {
             Ok(written) => data = &data[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut fds =
+                    [PollFd::new(caller, PollFlags::empty()), PollFd::new(&*service, PollFlags::OUT)];
+                match poll(&mut fds, None) {
+                    Ok(_) if !fds[0].revents().is_empty() => return Handed::Gone,
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => return Handed::Deaf,
+                }
+            }
             Err(_) => return Handed::Deaf,
         }
     }
@@ -102,11 +128,7 @@ fn hand_on(mut data: &[u8], caller: &UnixStream, service: &mut (impl Write + AsF
 
 /// Hands on what the caller says, until it says no more. A service that does not listen is not told, and the caller not
 /// held up.
-fn receive(
-    incoming: &mut Incoming,
-    caller: &UnixStream,
-    service: &mut (impl Write + AsFd),
-) -> (CallerEnd, u64) {
+fn receive(incoming: &mut Incoming, caller: &UnixStream, service: &mut impl Ear) -> (CallerEnd, u64) {
     let (mut bytes, mut listens) = (0, true);
     loop {
         let more = incoming.next(|message| match message {
@@ -197,6 +219,10 @@ pub(super) fn program(path: &Path, call: &Call, incoming: &mut Incoming, socket:
     thread::scope(|scope| {
         let to_service = scope.spawn(|| {
             let Some(mut stdin) = stdin else { return 0 };
+            if not_waiting(&stdin).is_err() {
+                // It has no reason to fail; and if it does, the program has no stdin.
+                return 0;
+            }
             let (end, bytes) = receive(incoming, socket, &mut stdin);
             drop(stdin);
             if end == CallerEnd::Eof {
