@@ -71,6 +71,7 @@ fuzz: toolchain
 bench: toolchain
 	.ci/deps build
 	$(CARGO) bench --locked
+	$(CARGO) bench -p tesseraqt-nexus --benches --locked
 
 # The C libraries take their names from a release of Xen.
 XEN_SONAME ?= 4.17

@@ -2,11 +2,16 @@
 //!
 //! - [`policy`]: who may call what where, in policy format 5.0, with containers as principals.
 //! - [`wire`]: qrexec's messages, versions 2 and 3, read from bytes that a hostile qube may have written.
+//! - [`agent`]: calls within one qube, from container to container, without dom0.
+//! - [`client`]: whoever calls.
 //!
 //! Nothing here trusts a qube: names, lengths and orders that come from one are checked before they are used.
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod client;
+mod conversation;
 pub mod name;
 pub mod policy;
 pub mod wire;

@@ -3,6 +3,7 @@
 use nexus::policy::{
     Call, Decision, Denial, Place, Policy, PolicyFolders, Principal, Service, System, Verdict, rules,
 };
+use rustix::fs::{FileType, Mode};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -672,6 +673,11 @@ fn one_wrong_file_is_a_wrong_policy() {
     assert!(errors[0].to_string().ends_with("40.policy: not UTF-8 from byte 6 on"), "{}", errors[0]);
     std::os::unix::fs::symlink("gone", root.path().join("etc/40-gone.policy")).unwrap();
     assert_eq!(folders.read().policy.unwrap_err().len(), 2);
+    // Nobody writes to it, and it is not waited for.
+    let fifo = root.path().join("etc/40-fifo.policy");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let errors = folders.read().policy.unwrap_err();
+    assert!(errors.iter().any(|error| error.to_string().ends_with("40-fifo.policy: not a file")));
 }
 
 #[test]
@@ -683,7 +689,8 @@ fn files_are_included_in_their_place() {
                 "* * a one deny\n!include include/more\n!include-dir include/dir\n* * a last deny\n"
             ),
             ("etc/include/more", "* * a two deny\n!include-service q.S +x include/service\n"),
-            ("etc/include/service", "a three allow\n!include lines\n"),
+            ("etc/include/service", "a three allow\n!include lines\n!include include/lines\n"),
+            ("etc/include/lines", "b @dispvm deny\n"),
             ("older/lines", "a @dispvm deny\n"),
             ("etc/include/dir/2.policy", "* * a five deny\n"),
             ("etc/include/dir/1.policy", "* * a four deny\n"),
@@ -696,12 +703,14 @@ fn files_are_included_in_their_place() {
             "etc/include/more:1: * * a two deny",
             "etc/include/service:1: q.S +x a three allow",
             "older/lines:1: q.S +x a @dispvm deny",
+            "etc/include/lines:1: q.S +x b @dispvm deny",
             "etc/include/dir/1.policy:1: * * a four deny",
             "etc/include/dir/2.policy:1: * * a five deny",
             "etc/30-a.policy:4: * * a last deny",
             "etc/include/more:1: * * a two deny",
             "etc/include/service:1: q.S +x a three allow",
             "older/lines:1: q.S +x a @dispvm deny",
+            "etc/include/lines:1: q.S +x b @dispvm deny",
         ]
     );
 }

@@ -6,6 +6,7 @@ use super::parser::{self, Include, Language, Statement};
 use super::rule::{Action, Origin, Rule};
 use super::service::{ArgumentColumn, ServiceColumn};
 use super::token::Token;
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
@@ -65,7 +66,7 @@ impl PolicyFolders {
         // Bytes of ASCII names: the order of the C locale.
         files.sort();
         for (_, rank, path) in files {
-            reader.file(&path, &Base { folder: rank, depth: 0 }, &Language::Five, None);
+            reader.file(&path, &Base { folder: rank, depth: 0, older: false }, &Language::Five, None);
         }
         let Reader { rules, errors, seen, warnings, .. } = reader;
         let policy = if errors.is_empty() { Ok(Policy::new(rules)) } else { Err(errors) };
@@ -82,11 +83,12 @@ struct Reader<'f> {
     left: u64,
 }
 
-/// Which of the folders a file came in by, and through how many others.
+/// Which of the folders a file came in by, through how many others, and whether through the older folder.
 #[derive(Clone, Copy)]
 struct Base {
     folder: usize,
     depth: usize,
+    older: bool,
 }
 
 impl Base {
@@ -187,7 +189,10 @@ impl<'f> Reader<'f> {
     }
 
     fn text(&mut self, path: &Path) -> Result<String, Fault> {
-        let file = File::open(path).map_err(|error| Fault::io(&error))?;
+        // Without NONBLOCK, a FIFO would be waited for until somebody writes to it.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, Mode::empty());
+        let file = opened.map(File::from).map_err(|error| Fault::io(&error.into()))?;
         if !file.metadata().map_err(|error| Fault::io(&error))?.is_file() {
             return Err(Fault::Unreadable("not a file".to_owned()));
         }
@@ -232,23 +237,28 @@ impl<'f> Reader<'f> {
                     self.file(&folder.join(name), &base, language, asked);
                 }
             }
-            Include::Compat40 => self.older(base, asked),
+            Include::Compat40 => self.older(Base { older: true, ..base }, asked),
         }
     }
 
     /// An absolute path, or one relative to a policy folder: that which the including file came in by, or else the first
-    /// that has it. In the older language it is relative to the older folder.
+    /// that has it, and for a file of the older language that folder at last. What came in by the older folder has its
+    /// relative paths there.
     fn find(&mut self, path: &Path, base: Base, language: &Language) -> PathBuf {
-        if let Language::ForService(..) = language {
+        if base.older {
             return self.folders.older.join(path);
         }
         let own = self.folders.folders[base.folder].join(path);
-        self.seen.insert(own.clone());
-        if own.exists() {
-            return own;
-        }
         let others = self.folders.folders.iter().map(|folder| folder.join(path));
-        others.into_iter().find(|path| path.exists()).unwrap_or(own)
+        let older = matches!(language, Language::ForService(..)).then(|| self.folders.older.join(path));
+        for path in std::iter::once(own.clone()).chain(others).chain(older) {
+            if path.exists() {
+                return path;
+            }
+            // When it comes, it is this one.
+            self.seen.insert(path);
+        }
+        own
     }
 
     /// Every file of the older folder, those of an argument first, each with the denial that it had implied. Those of a

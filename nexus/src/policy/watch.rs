@@ -12,12 +12,13 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How long files are left alone after a change: who installs a package changes several.
-const QUIET: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const QUIET: Duration = Duration::from_millis(20);
 
-/// How often at most that begins anew: who changes files for ever does not keep the others from being read.
-const ROUNDS: usize = 10;
+/// How long at most: who changes files for ever does not keep the others from being read.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Symbolic links that lead to one file, at most; as the kernel has it.
 const LINKS: usize = 40;
@@ -110,19 +111,27 @@ impl Watch {
 
     /// Waits for a change, and until there is none for a while. False: it was stopped.
     pub(super) fn wait(&self) -> io::Result<bool> {
-        let mut rounds = 0;
+        let mut until: Option<Instant> = None;
+        let mut latest = None;
         loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(true);
+            }
+            // A duration that short is one of the kernel's, too.
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = [PollFd::new(&self.stop, PollFlags::IN), PollFd::new(&self.inotify, PollFlags::IN)];
-            match poll(&mut fds, (rounds > 0).then_some(&QUIET)) {
-                Ok(0) => return Ok(true),
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) if !fds[0].revents().is_empty() => return Ok(false),
-                Ok(_) if rounds == ROUNDS => return Ok(true),
                 Ok(_) => {
+                    // Files that do not count (in /tmp there may always be some) do not make it longer.
                     if self.drain()? {
-                        rounds += 1;
+                        let now = Instant::now();
+                        let latest = *latest.get_or_insert(now + PATIENCE);
+                        until = Some((now + QUIET).min(latest));
                     }
                 }
-                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -72,6 +72,10 @@ pub enum Channel {
     ToService,
     /// A call's data vchan, from the service to the caller.
     ToCaller,
+    /// A call's Unix socket, from a client to the agent of its qube: one request as of version 3, then data.
+    FromClient,
+    /// The same, from the agent: a refusal, or data.
+    ToClient,
 }
 
 impl fmt::Display for Channel {
@@ -81,6 +85,8 @@ impl fmt::Display for Channel {
             Channel::FromAgent => "from an agent to dom0",
             Channel::ToService => "from a caller to a service",
             Channel::ToCaller => "from a service to its caller",
+            Channel::FromClient => "from a client to an agent",
+            Channel::ToClient => "from an agent to a client",
         })
     }
 }
@@ -110,16 +116,15 @@ impl Channel {
         Ok(match (self, kind) {
             (Channel::ToAgent, Kind::ExecCmdline | Kind::JustExec) => command,
             (Channel::ToAgent, Kind::ServiceConnect) => LINK + 2..=LINK + IDENT,
-            (Channel::ToAgent, Kind::ServiceRefused) => IDENT..=IDENT,
+            (Channel::ToAgent | Channel::ToClient, Kind::ServiceRefused) => IDENT..=IDENT,
             (Channel::FromAgent, Kind::TriggerService) => SERVICE + TARGET + IDENT..=SERVICE + TARGET + IDENT,
-            (Channel::FromAgent, Kind::TriggerService3) if version >= Version::V3 => {
+            (Channel::FromAgent | Channel::FromClient, Kind::TriggerService3) if version >= Version::V3 => {
                 TARGET3 + IDENT + 1..=TARGET3 + IDENT + MAX_SERVICE + 1
             }
             (Channel::FromAgent, Kind::ConnectionTerminated) => LINK..=LINK,
-            (Channel::ToService, Kind::Stdin) | (Channel::ToCaller, Kind::Stdout | Kind::Stderr) => {
-                0..=version.max_chunk()
-            }
-            (Channel::ToCaller, Kind::ExitCode) => 4..=4,
+            (Channel::ToService | Channel::FromClient, Kind::Stdin)
+            | (Channel::ToCaller | Channel::ToClient, Kind::Stdout | Kind::Stderr) => 0..=version.max_chunk(),
+            (Channel::ToCaller | Channel::ToClient, Kind::ExitCode) => 4..=4,
             _ => return Err(WireError::Misplaced { kind, channel: self }),
         })
     }
@@ -132,23 +137,23 @@ mod tests {
     /// The table of which message goes where, worked out from the protocol's text.
     #[test]
     fn a_message_has_one_place() {
-        use Channel::{FromAgent, ToAgent, ToCaller, ToService};
+        use Channel::{FromAgent, FromClient, ToAgent, ToCaller, ToClient, ToService};
         let table = [
-            (0x190, vec![ToService]),
-            (0x191, vec![ToCaller]),
-            (0x192, vec![ToCaller]),
-            (0x193, vec![ToCaller]),
+            (0x190, vec![ToService, FromClient]),
+            (0x191, vec![ToCaller, ToClient]),
+            (0x192, vec![ToCaller, ToClient]),
+            (0x193, vec![ToCaller, ToClient]),
             (0x200, vec![ToAgent]),
             (0x201, vec![ToAgent]),
             (0x202, vec![ToAgent]),
-            (0x203, vec![ToAgent]),
+            (0x203, vec![ToAgent, ToClient]),
             (0x210, vec![FromAgent]),
             (0x211, vec![FromAgent]),
-            (0x212, vec![FromAgent]),
+            (0x212, vec![FromAgent, FromClient]),
         ];
         for (number, places) in table {
             let kind = Kind::of(number).unwrap();
-            for channel in [ToAgent, FromAgent, ToService, ToCaller] {
+            for channel in [ToAgent, FromAgent, ToService, ToCaller, FromClient, ToClient] {
                 let lengths = channel.lengths(kind, Some(Version::V3));
                 assert_eq!(lengths.is_ok(), places.contains(&channel), "{kind:?} {channel}");
                 assert_eq!(channel.lengths(kind, None), Err(WireError::Order(kind)));

@@ -72,8 +72,15 @@ pub(crate) fn policy(bytes: &[u8]) {
 /// The first byte says which way the messages go, the second how long the pieces are.
 pub(crate) fn messages(bytes: &[u8]) {
     let [way, piece, stream @ ..] = bytes else { return };
-    let channels = [Channel::ToAgent, Channel::FromAgent, Channel::ToService, Channel::ToCaller];
-    let channel = channels[usize::from(way % 4)];
+    let channels = [
+        Channel::ToAgent,
+        Channel::FromAgent,
+        Channel::ToService,
+        Channel::ToCaller,
+        Channel::FromClient,
+        Channel::ToClient,
+    ];
+    let channel = channels[usize::from(*way) % channels.len()];
     let mut whole = Decoder::new(channel);
     let mut pieces = Decoder::new(channel);
     let (seen, ended) = read(&mut whole, &mut std::iter::once(stream));

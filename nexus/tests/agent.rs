@@ -1,0 +1,379 @@
+//! Calls within a qube, with the agent, its callers and its services as processes.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A qube `work` with containers `web`, `db` and `mail`, in a folder.
+struct Qube {
+    root: tempfile::TempDir,
+    agent: Child,
+}
+
+impl Qube {
+    fn new(policy: &str) -> Self {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| root.path().join(name);
+        for folder in ["policy", "services", "rpc-config", "web", "db", "mail"] {
+            fs::create_dir(path(folder)).expect("a folder");
+        }
+        fs::write(path("policy/30-user.policy"), policy).expect("a policy");
+        let container = |name: &str| serde_json::json!({ "socket": path(&format!("{name}.sock")), "services": path(name) });
+        let settings = serde_json::json!({
+            "qube": "work",
+            "user": "user",
+            "socket": path("qube.sock"),
+            "services": [path("services")],
+            "rpc_config": path("rpc-config"),
+            "policy": [path("policy")],
+            "containers": { "web": container("web"), "db": container("db"), "mail": container("mail") },
+            "calls": 4,
+        });
+        fs::write(path("agent.json"), settings.to_string()).expect("a configuration");
+        let log = fs::File::create(path("log")).expect("a log");
+        let agent = Command::new(env!("CARGO_BIN_EXE_nexus-agent"))
+            .arg("--config")
+            .arg(path("agent.json"))
+            .env("QREXEC_LEFTOVER", "1")
+            .stderr(log)
+            .spawn()
+            .expect("an agent");
+        let qube = Self { root, agent };
+        // The last of its sockets. That somebody called and hung up is over when it is written down.
+        qube.until(|| UnixStream::connect(qube.path("web.sock")).is_ok());
+        qube.until(|| qube.broken() > 0);
+        qube
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Waits, for 20 s at most.
+    fn until(&self, condition: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).expect("a log")
+    }
+
+    /// How many callers broke off before they had said what they want.
+    fn broken(&self) -> usize {
+        self.log().matches(r#""event":"broken""#).count()
+    }
+
+    fn service(&self, name: &str, script: &str) {
+        let path = self.path("services").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a service");
+        fs::set_permissions(path, Permissions::from_mode(0o755)).expect("a program");
+    }
+
+    fn command(&self, from: &str, target: &str, service: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-call"));
+        command
+            .arg("--agent")
+            .arg(self.path(&format!("{from}.sock")))
+            .args([target, service])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn call(&self, from: &str, target: &str, service: &str, input: &[u8]) -> Output {
+        let mut child = self.command(from, target, service).spawn().expect("a caller");
+        let mut stdin = child.stdin.take().expect("stdin");
+        std::thread::scope(|scope| {
+            // A call that is refused reads nothing.
+            scope.spawn(move || _ = stdin.write_all(input));
+            child.wait_with_output().expect("its output")
+        })
+    }
+}
+
+impl Drop for Qube {
+    fn drop(&mut self) {
+        self.agent.kill().and_then(|()| self.agent.wait()).expect("the agent");
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_container_calls_a_program_of_its_qube() {
+    let qube = Qube::new("q.Echo * work:web work allow\nq.Echo + work work allow\n");
+    qube.service(
+        "q.Echo",
+        "read line; echo \"$line $1 $QREXEC_REMOTE_DOMAIN $QREXEC_SERVICE_FULL_NAME ${QREXEC_LEFTOVER-none}\"; echo bad >&2; exit 3",
+    );
+    let output = qube.call("web", "work", "q.Echo+arg", b"hello\n");
+    assert_eq!(text(&output.stdout), "hello arg work:web q.Echo+arg none\n");
+    assert_eq!(text(&output.stderr), "bad\n");
+    assert_eq!(output.status.code(), Some(3));
+    // One with an argument goes before that without.
+    qube.service("q.Echo+other", "echo other; kill -TERM $$");
+    let output = qube.call("web", "work", "q.Echo+other", b"");
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("other\n", Some(128 + 15)));
+    // The qube itself, on its own socket.
+    assert_eq!(text(&qube.call("qube", "work", "q.Echo", b"x\n").stdout), "x  work q.Echo+ none\n");
+}
+
+#[test]
+fn what_policy_does_not_allow_is_refused_and_written_down() {
+    let qube = Qube::new("q.A * work:web work allow\nq.A * work:db work ask\n");
+    qube.service("q.A", "echo ran");
+    for (from, target, service) in [
+        ("mail", "work", "q.A"),
+        ("qube", "work", "q.A"),
+        ("db", "work", "q.A"),
+        ("web", "work", "q.B"),
+        ("web", "vault", "q.A"),
+        ("web", "", "q.A"),
+        ("web", "@anyvm", "q.A"),
+        ("web", "work", "../q.A"),
+        ("web", "work\nx", "q.A"),
+    ] {
+        let output = qube.call(from, target, service, b"");
+        assert_eq!(output.status.code(), Some(126), "{from} {target} {service}");
+        assert_eq!(text(&output.stdout), "");
+    }
+    // Who calls is the socket's to say; and what does not fit a message is not sent.
+    assert_eq!(qube.call("web", &"x".repeat(64), "q.A", b"").status.code(), Some(125));
+    assert_eq!(qube.call("gone", "work", "q.A", b"").status.code(), Some(125));
+    let records: Vec<serde_json::Value> =
+        qube.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let denied = |source: &str, reason: &str| {
+        records.iter().any(|record| {
+            record["verdict"] == "deny"
+                && record["source"] == source
+                && record["reason"].as_str().is_some_and(|text| text.contains(reason))
+        })
+    };
+    assert!(denied("work:mail", "no rule matches"), "{records:?}");
+    assert!(denied("work:db", "the user refused it"), "{records:?}");
+    assert!(denied("work:web", "cannot be the target of a call"), "{records:?}");
+    // A policy that is made wrong denies what it allowed.
+    assert_eq!(qube.call("web", "work", "q.A", b"").status.code(), Some(0));
+    fs::write(qube.path("policy/40.policy"), "wrong").expect("a file");
+    qube.until(|| qube.call("web", "work", "q.A", b"").status.code() == Some(126));
+}
+
+/// A service behind a socket: it keeps what it reads to the end, and answers.
+fn serve(
+    path: PathBuf,
+    answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
+) -> std::thread::JoinHandle<Vec<u8>> {
+    let listener = UnixListener::bind(path).expect("a service");
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().expect("a call");
+        let mut bytes = Vec::new();
+        socket.read_to_end(&mut bytes).expect("what the caller says");
+        socket.write_all(&answer(&bytes)).expect("a caller");
+        bytes
+    })
+}
+
+#[test]
+fn a_container_calls_a_container() {
+    let qube = Qube::new("q.Query * work:web work:db allow\n");
+    let heard = serve(qube.path("db/q.Query"), |bytes| bytes.to_ascii_uppercase());
+    let output = qube.call("web", "work:db", "q.Query+orders", b"select");
+    assert_eq!(text(&output.stdout), "Q.QUERY+ORDERS WORK:WEB\0SELECT");
+    assert_eq!(output.status.code(), Some(0), "{}", qube.log());
+    assert_eq!(heard.join().expect("a service"), b"q.Query+orders work:web\0select");
+    // Not the other way round, and not another container.
+    assert_eq!(qube.call("db", "work:web", "q.Query", b"").status.code(), Some(126));
+    assert_eq!(qube.call("mail", "work:db", "q.Query", b"").status.code(), Some(126));
+}
+
+#[test]
+fn bytes_come_through_as_they_are() {
+    let qube = Qube::new("q.Copy * work:web @default allow target=work:db\nq.Cat * work:web work allow\n");
+    qube.service("q.Cat", "exec cat");
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let output = qube.call("web", "work", "q.Cat", &bytes);
+    assert!(output.stdout == bytes, "{} bytes of {}", output.stdout.len(), bytes.len());
+    let heard = serve(qube.path("db/q.Copy"), <[u8]>::to_vec);
+    let output = qube.call("web", "@default", "q.Copy", &bytes);
+    let sent = [b"q.Copy+ work:web\0", &bytes[..]].concat();
+    assert!(output.stdout == sent && heard.join().expect("a service") == sent);
+}
+
+#[test]
+fn a_service_that_is_none_is_told_apart_from_a_refusal() {
+    let qube = Qube::new("* * work:web work allow\n* * work:web work:db allow\n");
+    let long = format!("q.None+{}", "x".repeat(1_000));
+    let code = |target, service| qube.call("web", target, service, b"").status.code();
+    assert_eq!(code("work", "q.None"), Some(127));
+    assert_eq!(code("work:db", "q.None"), Some(127));
+    assert_eq!(code("work", &long), Some(127));
+    fs::write(qube.path("services/q.Text"), "no program").expect("a file");
+    assert_eq!(code("work", "q.Text"), Some(125));
+    // A container's folder is the container's: no program of it is run, and no link leads out of it.
+    fs::write(qube.path("db/q.Program"), "#!/bin/sh\necho out").expect("a file");
+    fs::set_permissions(qube.path("db/q.Program"), Permissions::from_mode(0o755)).expect("a program");
+    assert_eq!(code("work:db", "q.Program"), Some(125));
+    let _listener = UnixListener::bind(qube.path("secret.sock")).expect("a socket");
+    symlink(qube.path("secret.sock"), qube.path("db/q.Link")).expect("a link");
+    assert_eq!(code("work:db", "q.Link"), Some(125));
+    symlink("/dev/null", qube.path("db/q.Null")).expect("a link");
+    assert_eq!(code("work:db", "q.Null"), Some(125));
+}
+
+#[test]
+fn a_service_runs_as_nobody_else() {
+    let qube = Qube::new(
+        "q.User * work:web work allow user=root\nq.Own * work:web work allow user=user\nq.Force * work:web work allow\n",
+    );
+    for service in ["q.User", "q.Own", "q.Force"] {
+        qube.service(service, "echo ran");
+    }
+    fs::write(qube.path("rpc-config/q.Force"), "force-user = root\n").expect("settings");
+    let call = |service| qube.call("web", "work", service, b"");
+    assert_eq!(call("q.Own").status.code(), Some(0));
+    for service in ["q.User", "q.Force"] {
+        let output = call(service);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(125), ""), "{service}");
+    }
+}
+
+#[test]
+fn a_caller_that_goes_takes_its_program_along() {
+    let qube = Qube::new("q.Wait * work:web work allow\n");
+    qube.service(
+        "q.Wait",
+        &format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 1000 & wait", qube.path("pid").display()),
+    );
+    // One that may say more, one that has said all, and one that says more than the program ever reads.
+    for says in [Some(0), None, Some(1 << 20)] {
+        let mut caller = qube.command("web", "work", "q.Wait").spawn().expect("a caller");
+        let stdin = caller.stdin.take();
+        let stdin = says.and_then(|bytes| stdin.map(|stdin| (stdin, vec![0; bytes])));
+        let stdin = std::thread::spawn(move || {
+            stdin.map(|(mut stdin, bytes)| {
+                // The caller is killed before it has read all.
+                let _ = stdin.write_all(&bytes);
+                stdin
+            })
+        });
+        qube.until(|| qube.path("pid").exists());
+        let pid = fs::read_to_string(qube.path("pid")).expect("a number").trim().to_owned();
+        fs::remove_file(qube.path("pid")).expect("a file");
+        assert!(Path::new("/proc").join(&pid).exists());
+        caller.kill().and_then(|()| caller.wait()).expect("the caller");
+        qube.until(|| !Path::new("/proc").join(&pid).exists());
+        stdin.join().expect("a writer");
+    }
+    let ends = || qube.log().lines().filter(|line| line.contains(r#""event":"end""#)).count();
+    qube.until(|| ends() == 3);
+}
+
+#[test]
+fn one_container_cannot_take_the_places_of_another() {
+    let qube = Qube::new("q.Wait * work:* work allow\nq.A * work:* work allow\n");
+    qube.service("q.Wait", "exec sleep 1000");
+    qube.service("q.A", "echo ran");
+    let mut callers: Vec<_> =
+        (0..4).map(|_| qube.command("web", "work", "q.Wait").spawn().expect("a caller")).collect();
+    // The fifth is told so, and not held up; others are served.
+    let started = || qube.log().matches(r#""verdict":"allow""#).count();
+    qube.until(|| started() == 4);
+    assert_eq!(qube.call("web", "work", "q.A", b"").status.code(), Some(126));
+    assert_eq!(qube.call("db", "work", "q.A", b"").status.code(), Some(0));
+    for caller in &mut callers {
+        caller.kill().and_then(|()| caller.wait()).expect("a caller");
+    }
+    qube.until(|| qube.call("web", "work", "q.A", b"").status.code() == Some(0));
+}
+
+#[test]
+fn a_caller_that_breaks_the_protocol_hurts_nobody() {
+    let qube = Qube::new("q.A * work:web work allow\n");
+    qube.service("q.A", "cat > /dev/null; echo ran");
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0, 3, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0], &[0xff; 100]] {
+        let mut socket = UnixStream::connect(qube.path("web.sock")).expect("the agent");
+        socket.write_all(bytes).expect("the agent");
+        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
+        let mut answer = Vec::new();
+        // It is hung up, with what was not read left behind.
+        let _ = socket.read_to_end(&mut answer);
+        assert_eq!(answer, [0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0]);
+    }
+    assert_eq!(qube.broken(), 1 + 3, "{}", qube.log());
+    assert_eq!(text(&qube.call("web", "work", "q.A", b"x").stdout), "ran\n");
+}
+
+#[test]
+fn a_program_talks_to_the_service() {
+    let qube = Qube::new("q.Upper * work:web work allow\n");
+    qube.service("q.Upper", "tr a-z A-Z; exit 9");
+    let run = |service: &str, script: &str| {
+        let mut command = qube.command("web", "work", service);
+        command.args(["--", "sh", "-c", script]).output().expect("a caller")
+    };
+    let output = run("q.Upper", "echo hello; exec >&-; cat >&2; exit 4");
+    assert_eq!(text(&output.stderr), "HELLO\n");
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(run("q.None+refused", "cat").status.code(), Some(126));
+    let output = qube.command("web", "work", "q.Upper").args(["--", "/nonexistent"]).output();
+    assert_eq!(output.expect("a caller").status.code(), Some(125));
+}
+
+/// An HTTP server that answers one request on each connection, as such do.
+fn http(path: PathBuf) {
+    let listener = UnixListener::bind(path).expect("a service");
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.expect("a call");
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") && socket.read_exact(&mut byte).is_ok() {
+                request.push(byte[0]);
+            }
+            let request = text(&request);
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len());
+            // A client that has gone is not told.
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+}
+
+#[test]
+fn a_client_that_knows_nothing_of_calls_is_connected() {
+    let qube = Qube::new("q.Http * work:web work:db allow\n");
+    // A container's socket, which wants nothing but HTTP.
+    fs::write(qube.path("rpc-config/q.Http"), "skip-service-descriptor = true\nexit-on-service-eof = true\n")
+        .expect("settings");
+    http(qube.path("db/q.Http"));
+    let mut forwarder = qube
+        .command("web", "work:db", "q.Http")
+        .arg("--listen")
+        .arg(qube.path("local.sock"))
+        .spawn()
+        .expect("a caller");
+    qube.until(|| UnixStream::connect(qube.path("local.sock")).is_ok());
+    std::thread::scope(|scope| {
+        for n in 0..3 {
+            let qube = &qube;
+            scope.spawn(move || {
+                let mut socket = UnixStream::connect(qube.path("local.sock")).expect("a socket");
+                write!(socket, "GET /{n} HTTP/1.1\r\nHost: web\r\n\r\n").expect("a server");
+                let mut answer = String::new();
+                socket.read_to_string(&mut answer).expect("an answer");
+                assert_eq!(answer, format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n/{n}"));
+            });
+        }
+    });
+    forwarder.kill().and_then(|()| forwarder.wait()).expect("the forwarder");
+}
