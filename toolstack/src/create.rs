@@ -240,7 +240,7 @@ impl Qubes {
             console_domid: daemons.1,
             driver_domain: config.driver_domain,
             kernel: kernel_path,
-            ramdisk: config.ramdisk.as_deref(),
+            ramdisk: sources.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
         let (vkbs, channels) = (&*config.vkbs, &*config.channels);

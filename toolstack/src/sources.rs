@@ -123,6 +123,8 @@ pub(crate) struct Sources {
     /// Where the kernel is, for messages.
     pub(crate) kernel_path: PathBuf,
     pub(crate) initrd: Option<InitrdSource>,
+    /// The initrd's file, if it is one of its own.
+    pub(crate) ramdisk: Option<PathBuf>,
     pub(crate) cmdline: String,
 }
 
@@ -179,7 +181,7 @@ impl Sources {
             };
             initrd = Some(InitrdSource::File(file, path));
         }
-        Ok(Self { kernel, kernel_path, initrd, cmdline })
+        Ok(Self { kernel, kernel_path, initrd, ramdisk: ramdisk.cloned(), cmdline })
     }
 }
 
@@ -358,6 +360,31 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_boot_loader_chose_is_opened_and_gone() {
+        let esp = Esp::new();
+        let (program, scratch) = (esp.path("loader"), esp.path("scratch"));
+        let text = format!(
+            "#!/bin/sh\nfor word; do case $word in --output=*) out=${{word#*=}};; --output-directory=*) dir=${{word#*=}};; \
+             esac; done\ncp {0} $dir/k; cp {1} $dir/r; printf 'kernel %s/k\\0ramdisk %s/r\\0args chosen\\0\\0' $dir $dir > $out\n",
+            esp.path(KERNEL).display(),
+            esp.path(INITRD).display()
+        );
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let text = format!(
+            "type='pvh'\nname='work'\nextra='told'\nbootloader='{}'\ndisk=['/img/a,raw,xvda,w']\n",
+            program.display()
+        );
+        let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
+        let config = QubeConfig::from_settings("test.cfg", &settings, None).unwrap().0;
+        let mut sources = Sources::open(&config, &scratch).unwrap();
+        assert!(*sources.kernel == esp.kernel);
+        assert_eq!(initrd(&mut sources), b"070701 initrd");
+        assert_eq!(sources.cmdline, "chosen");
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
     }
 
     #[test]

@@ -142,3 +142,30 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<bool>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_maker_is_waited_for_and_left_alone() {
+        let shell = |script: &str| Command::new("sh").args(["-c", script]).spawn().unwrap();
+        assert_eq!(wait(&mut shell("exit 0"), Duration::from_secs(60)).unwrap(), Some(true));
+        assert_eq!(wait(&mut shell("exit 1"), Duration::from_secs(60)).unwrap(), Some(false));
+        let mut slow = shell("exec sleep 600");
+        assert_eq!(wait(&mut slow, Duration::from_millis(50)).unwrap(), None);
+        assert!(slow.try_wait().unwrap().is_none(), "it goes on");
+        slow.kill().unwrap();
+        slow.wait().unwrap();
+    }
+
+    #[test]
+    fn libxls_arguments_are_understood() {
+        for line in ["block-nix add", "block-nix remove", "block-nix prepare /nix/store/x"] {
+            Arguments::try_parse_from(line.split(' ')).unwrap();
+        }
+        for line in ["block-nix", "block-nix online", "block-nix prepare"] {
+            Arguments::try_parse_from(line.split(' ')).unwrap_err();
+        }
+    }
+}

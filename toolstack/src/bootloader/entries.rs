@@ -150,7 +150,9 @@ fn loader_entries(volume: &Volume, root: &Path) -> Vec<Found> {
         // Behind a plus sign stand the attempts that are left (automatic boot assessment).
         let id = id.split_once('+').map_or(id, |(id, _)| id).to_owned();
         let (generation, specialisation) = generation(&id);
-        let title = [title, version].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        let title =
+            [title, version].into_iter().flatten().reduce(|title, version| format!("{title}, {version}"));
+        let title = title.unwrap_or_else(|| id.clone());
         Some(Found { volume: 0, id, title, generation, specialisation, boots })
     };
     volume.names(&folder).into_iter().filter_map(read).collect()

@@ -6,6 +6,7 @@
 //! is here, too: a configuration's `bootloader` is [run](ProgramError) as libxl runs it.
 
 mod entries;
+mod fat;
 mod handover;
 mod program;
 mod volume;

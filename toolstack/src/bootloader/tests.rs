@@ -17,10 +17,19 @@ fn write(folder: &Path, files: &[(&str, &[u8])]) {
     }
 }
 
-/// A FAT file system of `size` bytes with these files.
+/// A FAT12 or FAT16 file system of `size` bytes with these files.
 fn fat(size: usize, files: &[(&str, &[u8])]) -> Vec<u8> {
+    formatted(size, fatfs::FormatVolumeOptions::new(), files)
+}
+
+fn fat32(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let options = fatfs::FormatVolumeOptions::new().fat_type(fatfs::FatType::Fat32).bytes_per_cluster(512);
+    formatted(40 * MIB, options, files)
+}
+
+fn formatted(size: usize, options: fatfs::FormatVolumeOptions, files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut disk = Cursor::new(vec![0; size]);
-    fatfs::format_volume(&mut disk, fatfs::FormatVolumeOptions::new()).unwrap();
+    fatfs::format_volume(&mut disk, options).unwrap();
     disk.set_position(0);
     let volume = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
     for (path, bytes) in files {
@@ -154,9 +163,12 @@ fn wish(entry: &str, generation: u64, specialisation: &str) -> Wish {
 fn systemd_boots_entries_are_read_from_each_kind_of_disk() {
     let place = Place::new();
     let volume = fat(4 * MIB, &SYSTEMD_BOOT);
-    let large = fat(40 * MIB, &SYSTEMD_BOOT);
+    let small = fat(MIB, &SYSTEMD_BOOT);
+    let large = fat32(&SYSTEMD_BOOT);
     let other = vec![0; MIB];
-    for disk in [volume.clone(), mbr(&volume), gpt(&[other, volume]), gpt(&[large]), ext4(&SYSTEMD_BOOT)] {
+    for disk in
+        [volume.clone(), mbr(&volume), gpt(&[other, volume]), gpt(&[large]), small, ext4(&SYSTEMD_BOOT)]
+    {
         let disk = place.disk(&disk);
         let menu = Menu::open(&disk).unwrap();
         let ids: Vec<&str> = menu.entries().iter().map(|entry| entry.id.as_str()).collect();
@@ -318,9 +330,9 @@ fn disks_with_nothing_to_boot_are_described() {
 #[test]
 fn broken_file_systems_end() {
     let place = Place::new();
-    for whole in [fat(4 * MIB, &SYSTEMD_BOOT), ext4(&SYSTEMD_BOOT)] {
+    for whole in [fat(MIB, &SYSTEMD_BOOT), fat(4 * MIB, &SYSTEMD_BOOT), ext4(&SYSTEMD_BOOT)] {
         let mut seed = 1_u64;
-        for _ in 0..200 {
+        for _ in 0..100 {
             let mut disk = whole.clone();
             for _ in 0..64 {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -331,6 +343,21 @@ fn broken_file_systems_end() {
             // Whatever comes of it: no panic, and an end.
             let _ = place.boot(&place.disk(&disk), &Wish::default());
         }
+    }
+}
+
+#[test]
+fn long_files_and_folders_are_read_whole() {
+    let place = Place::new();
+    let kernel: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let names: Vec<String> =
+        (0..200).map(|n| format!("EFI/nixos/a long name that is no entry {n}.txt")).collect();
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"x"[..])).collect();
+    files.push(("loader/entries/a.conf", b"linux /efi/NIXOS/Kernel.EFI\noptions a\n"));
+    files.push(("EFI/nixos/kernel.efi", &kernel));
+    for disk in [fat(4 * MIB, &files), fat(16 * MIB, &files), fat32(&files)] {
+        let booted = place.boot(&place.disk(&disk), &Wish::default()).unwrap();
+        assert!(booted == (kernel.clone(), None, "a".to_owned()), "{} bytes", booted.0.len());
     }
 }
 

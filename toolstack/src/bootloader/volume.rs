@@ -4,10 +4,11 @@
 //! The image is a qube's, and may have been made by its enemy: it is read, never written, never mounted; whatever its
 //! structures say, no more than [`READ_LIMIT`] bytes are read of it, which also ends what leads round in a circle.
 
+use super::fat::Fat;
 use ext4_view::{Ext4, Ext4Read};
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
@@ -23,11 +24,10 @@ const NAME_LIMIT: usize = 10_000;
 
 /// The bytes of one partition.
 #[derive(Clone)]
-struct Partition {
+pub(super) struct Partition {
     file: Rc<File>,
     start: u64,
     len: u64,
-    at: u64,
     budget: Rc<Cell<u64>>,
 }
 
@@ -40,7 +40,7 @@ impl Partition {
     }
 
     /// Bytes from `at` of the partition; what is behind its end is not there.
-    fn bytes(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
+    pub(super) fn bytes(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.read_whole(at, &mut bytes)?;
         Ok(bytes)
@@ -66,43 +66,9 @@ impl Ext4Read for Partition {
     }
 }
 
-impl Read for Partition {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let len = into.len().min(left);
-        self.spend(len)?;
-        let read = self.file.read_at(&mut into[..len], self.start + self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for Partition {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.len.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-/// Demanded by fatfs, which writes nothing when nothing is written to its files.
-impl Write for Partition {
-    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 enum FileSystem {
     Ext(Ext4),
-    Fat(Box<fatfs::FileSystem<Partition>>),
+    Fat(Fat),
 }
 
 /// A file system of a disk image.
@@ -123,7 +89,7 @@ pub(super) fn volumes(mut file: File) -> io::Result<Vec<Volume>> {
     // Of a block device, too.
     let len = file.seek(SeekFrom::End(0))?;
     let budget = Rc::new(Cell::new(READ_LIMIT));
-    let whole = Partition { file: Rc::new(file), start: 0, len, at: 0, budget };
+    let whole = Partition { file: Rc::new(file), start: 0, len, budget };
     let partitions = match gpt(&whole) {
         Some(partitions) => partitions,
         None if kind(&whole).is_some() => return Ok(vec![Volume::open("the image".to_owned(), whole)]),
@@ -136,7 +102,8 @@ pub(super) fn volumes(mut file: File) -> io::Result<Vec<Volume>> {
     Ok(volumes.collect())
 }
 
-fn number(bytes: &[u8], at: usize, size: usize) -> u64 {
+/// A number, little-endian; what is not there is 0.
+pub(super) fn number(bytes: &[u8], at: usize, size: usize) -> u64 {
     let bytes = bytes.get(at..at + size).unwrap_or_default();
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
@@ -223,9 +190,7 @@ impl Volume {
             Some(Kind::Ext) => {
                 Ext4::load(Box::new(part)).map(FileSystem::Ext).map_err(|error| error.to_string())
             }
-            Some(Kind::Fat) => fatfs::FileSystem::new(part, fatfs::FsOptions::new())
-                .map(|fat| FileSystem::Fat(Box::new(fat)))
-                .map_err(|error| error.to_string()),
+            Some(Kind::Fat) => Fat::open(part).map(FileSystem::Fat).map_err(|error| error.to_string()),
             None => Err("neither ext2, ext3 or ext4 nor FAT".to_owned()),
         };
         Self { name, files }
@@ -258,13 +223,7 @@ impl Volume {
                     .filter_map(|entry| entry.file_name().as_str().ok().map(str::to_owned))
                     .collect()
             }
-            FileSystem::Fat(fat) => {
-                let Some(folder) = fat_path(folder).and_then(|folder| fat.root_dir().open_dir(&folder).ok())
-                else {
-                    return Vec::new();
-                };
-                folder.iter().map_while(Result::ok).take(NAME_LIMIT).map(|entry| entry.file_name()).collect()
-            }
+            FileSystem::Fat(fat) => fat.names(folder).unwrap_or_default(),
         };
         names.sort();
         names
@@ -278,11 +237,7 @@ impl Volume {
                 let mut file = ext.open(path).map_err(io::Error::other)?;
                 io::copy(&mut file, sink)
             }
-            FileSystem::Fat(fat) => {
-                let path = fat_path(path).ok_or(io::ErrorKind::InvalidFilename)?;
-                let mut file = fat.root_dir().open_file(&path)?;
-                io::copy(&mut file, sink)
-            }
+            FileSystem::Fat(fat) => fat.read(path, sink),
         }
     }
 
@@ -292,11 +247,6 @@ impl Volume {
         self.read(path, &mut bytes)?;
         Ok(bytes.bytes)
     }
-}
-
-/// fatfs wants paths from the root, without a slash in front.
-fn fat_path(path: &Path) -> Option<String> {
-    Some(path.to_str()?.trim_start_matches('/').to_owned())
 }
 
 struct Bounded {
