@@ -5,7 +5,7 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
 
 demo: toolchain
 	.ci/deps
@@ -27,6 +27,11 @@ unit: toolchain
 testbed: toolchain
 	.ci/deps
 	$(CARGO) test -p testbed --locked
+
+# All 300 cycles of the soak on real Xen; the testbed has as many of them as go into a minute and a half.
+soak: toolchain
+	.ci/deps
+	TESSERAQT_SOAK_CYCLES=300 $(CARGO) run --release --quiet -p testbed -- run --check 'qubes_are_made_ended_and_killed*'
 
 # The shared pages and what is over them, under AddressSanitizer. Needs a nightly toolchain, and fails where there is none.
 # (Not the models: they have no shared pages, and loom leaves the threads behind that it proved to be deadlocked.)
@@ -59,7 +64,7 @@ leaks: toolchain
 FUZZ_SECONDS ?= 60
 fuzz: toolchain
 	.ci/deps build
-	for target in page traffic; do \
+	for target in page traffic policy messages; do \
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
@@ -91,16 +96,24 @@ install-c: toolchain
 	done
 	ln -sf vchan-xen.pc $(LIBDIR)/pkgconfig/vchan.pc
 
+# Where libxl looks for the scripts of disks.
+XEN_SCRIPTS ?= /etc/xen/scripts
+
 install-programs: toolchain
 	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
+	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
+	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
-	target/release/nxl completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/nxl
-	target/release/nxl completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_nxl
-	target/release/nxl completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/nxl.fish
+	for program in nxl nxl-bootloader; do \
+	    share=$(DESTDIR)$(PREFIX)/share; \
+	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
+	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
+	    target/release/nxl completions fish $$program > $$share/fish/vendor_completions.d/$$program.fish || exit 1; \
+	done
 
 clean:
 	$(CARGO) clean

@@ -2,7 +2,7 @@
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use std::hint::black_box;
-use toolstack::boot::{Guest, Plan, PvhOptions, Request};
+use toolstack::boot::{Guest, Placement, Plan, PvhOptions, Request};
 use toolstack::image::Footprint;
 
 fn plan(criterion: &mut Criterion) {
@@ -18,6 +18,7 @@ fn plan(criterion: &mut Criterion) {
             cmdline: "console=hvc0",
             kernel: &kernel,
             initrd: Some(16 << 20),
+            placement: Placement::default(),
             guest: Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }),
         };
         group.bench_function(BenchmarkId::new("GiB", gib), |bencher| {

@@ -11,14 +11,12 @@ const LIBRARIES: &[(&str, &str)] = &[
         "xencontrol",
         "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
          |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
-         |hvm_param_[gs]et|evtchn_alloc_unbound|cpuid_apply_policy|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
-         |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger|dumpcore)|get_nodemap_size|cpupool_(getinfo|infofree)\
-         |sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
+         |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
+         |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
+         |(assign|deassign)_device|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
     ),
     // For the one domctl of a builder that libxenctrl has no function for.
     ("xencall", "xencall_(open|close|alloc_buffer|free_buffer)|xencall1"),
-    // Nothing but xc_cpuid_apply_policy, which xenctrl.h declares and libxenguest defines.
-    ("xenguest", ""),
     (
         "xengnttab",
         "xen(gnttab|gntshr)_(open|close|fd|set_max_grants|map_domain_grant_refs|map_grant_ref_notify|unmap\
@@ -37,13 +35,18 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("xentoollog", ""),
 ];
 
-const TYPES: &str = "xentoollog_logger|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
+/// What xenctrl.h declares and libxenguest defines: opened when it is called, as that library brings three codecs along,
+/// which every run of a program would load for the few that call it.
+const GUEST_LIBRARY: &str = "xenguest";
+const GUEST_FUNCTIONS: &str = "xc_(cpuid_apply_policy|domain_dumpcore)";
+
+const TYPES: &str = "xentoollog_logger|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
     |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
     |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
 
 const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_(INTERFACE_VERSION|hypercall_init)|__HYPERVISOR_domctl|MMUEXT_PIN_L4_TABLE|VGCF_.*|FLAT_RING3_.*|SIF_.*|MAX_GUEST_CMDLINE|XEN_LEGACY_MAX_VCPUS|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
-    |GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
-    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*\
+    |XENSTORE_PAYLOAD_MAX|GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
+    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*|XEN_DOMCTL_DEV_RDM_RELAXED\
     |__XEN_LATEST_INTERFACE_VERSION__";
 
 fn main() {
@@ -60,6 +63,9 @@ fn main() {
         }
     }
 
+    let soname = soname(GUEST_LIBRARY);
+    println!("cargo::rustc-env=XEN_SYS_GUEST_LIBRARY={soname}");
+
     // bindgen panics where it cannot load libclang; a panic's text is no error message.
     std::panic::set_hook(Box::new(|_| ()));
     let clang = std::panic::catch_unwind(bindgen::clang_version);
@@ -71,23 +77,41 @@ fn main() {
     }
 
     let functions = LIBRARIES.iter().map(|(_, f)| *f).filter(|f| !f.is_empty()).collect::<Vec<_>>().join("|");
-    let generated = bindgen::Builder::default()
+    write(
+        "bindings.rs",
+        builder(&includes)
+            .allowlist_function(functions)
+            .allowlist_type(TYPES)
+            .allowlist_var(CONSTANTS)
+            .opaque_type("xc_xend_cpuid|xc_msr")
+            .layout_tests(true)
+            .derive_default(true),
+    );
+    // The types are those of the other file.
+    write(
+        "guest.rs",
+        builder(&includes)
+            .allowlist_function(GUEST_FUNCTIONS)
+            .allowlist_recursively(false)
+            .dynamic_library_name("GuestLibrary")
+            .dynamic_link_require_all(true),
+    );
+}
+
+fn builder(includes: &[PathBuf]) -> bindgen::Builder {
+    bindgen::Builder::default()
         .header("wrapper.h")
         .clang_args(includes.iter().map(|path| format!("-I{}", path.display())))
-        .allowlist_function(functions)
-        .allowlist_type(TYPES)
-        .allowlist_var(CONSTANTS)
-        .opaque_type("xc_xend_cpuid|xc_msr")
         .rust_edition(bindgen::RustEdition::Edition2024)
         .wrap_unsafe_ops(true)
-        .layout_tests(true)
-        .derive_default(true)
         .generate_comments(false)
         .parse_callbacks(Box::new(bindgen::CargoCallbacks::new()))
-        .generate();
-    match generated {
+}
+
+fn write(name: &str, builder: bindgen::Builder) {
+    match builder.generate() {
         Ok(bindings) => {
-            let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("bindings.rs");
+            let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(name);
             if let Err(error) = bindings.write_to_file(&out) {
                 fail(&format!("{} cannot be written: {error}", out.display()));
             }
@@ -95,6 +119,20 @@ fn main() {
         Err(error) => fail(&format!(
             "Xen's headers were not understood ({}): install the Debian package libxen-dev of Xen 4.17",
             one_line(&error.to_string())
+        )),
+    }
+}
+
+/// The name under which the installed library is found at run time. libxenguest's has Xen's release in it, as its ABI
+/// is another in each, and pkg-config gives the version of the library in the same form.
+fn soname(name: &str) -> String {
+    match pkg_config::Config::new().cargo_metadata(false).probe(name) {
+        Ok(library) => {
+            let release: Vec<&str> = library.version.split('.').take(2).collect();
+            format!("lib{name}.so.{}", release.join("."))
+        }
+        Err(_) => fail(&format!(
+            "Xen's library {name} was not found by pkg-config: install the Debian packages libxen-dev and pkg-config"
         )),
     }
 }

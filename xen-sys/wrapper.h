@@ -14,3 +14,4 @@
 #include <xen/io/libxenvchan.h>
 #include <xen/memory.h>
 #include <xen/xen.h>
+#include <xen/io/xs_wire.h>

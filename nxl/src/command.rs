@@ -1,5 +1,6 @@
 //! The command line: spelled as `xl` spells it.
 
+use crate::bootloader::BootloaderOptions;
 use crate::diagnose::{DumpOptions, TriggerOptions};
 use crate::memory::MemoryOptions;
 use crate::scheduler::Credit2Options;
@@ -21,7 +22,7 @@ pub(crate) struct Arguments {
 }
 
 /// What `xl` takes before the command. Commands that are `xl`'s get them, too.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Global {
     /// Say what the command would do and do nothing: create, config-update, vcpu-pin.
     #[arg(short = 'N')]
@@ -53,9 +54,40 @@ pub(crate) fn description() -> clap::Command {
 impl Arguments {
     /// What was typed, or why it is none; that ends the program with help, or with status 2.
     pub(crate) fn of(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let mut description = description();
-        let matches = description.clone().try_get_matches_from(line)?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut description))
+        let line: Vec<OsString> = line.into_iter().collect();
+        if let Some(command) = alone(&line) {
+            return Ok(Self { global: Global::default(), command });
+        }
+        let parsed =
+            Self::command().try_get_matches_from(&line).and_then(|matches| Self::from_arg_matches(&matches));
+        // All that help says is put together only for those who get to read it.
+        parsed.map_err(|error| match description().try_get_matches_from(line) {
+            Ok(_) => error.format(&mut description()),
+            Err(error) => error,
+        })
+    }
+}
+
+/// Reads a line of one of the commands that are run the most, by the description of that command alone: to describe all
+/// sixty takes longer than to list the domains. A line that is not understood so is left to the whole description.
+fn alone(line: &[OsString]) -> Option<Command> {
+    /// The command with its arguments, and nothing of the program's.
+    fn arguments<T: Args>(line: &[OsString]) -> Option<T> {
+        let description = T::augment_args(clap::Command::new("nxl"));
+        T::from_arg_matches(&description.try_get_matches_from(line).ok()?).ok()
+    }
+    let line = line.get(1..)?;
+    match line.first()?.to_str()? {
+        "create" => arguments(line).map(Command::Create),
+        "list" | "ls" => arguments(line).map(Command::List),
+        "destroy" => arguments(line).map(Command::Destroy),
+        "watch" => arguments(line).map(Command::Watch),
+        "pool" => {
+            let description = PoolCommand::augment_subcommands(clap::Command::new("nxl"));
+            let matches = description.try_get_matches_from(line).ok()?;
+            PoolCommand::from_arg_matches(&matches).ok().map(Command::Pool)
+        }
+        _ => None,
     }
 }
 
@@ -65,24 +97,9 @@ pub(crate) enum Command {
     Create(CreateOptions),
     /// List the domains of this host.
     #[command(visible_alias = "ls")]
-    List {
-        /// All that is known of each, as JSON.
-        #[arg(short, long)]
-        long: bool,
-        #[command(flatten)]
-        columns: ListColumns,
-        /// Only these.
-        #[arg(value_name = "QUBE")]
-        qubes: Vec<String>,
-    },
+    List(ListOptions),
     /// End a qube at once, as pulling the plug would.
-    Destroy {
-        /// Accepted for xl's sake; domain 0 is never destroyed.
-        #[arg(short)]
-        force: bool,
-        /// Which.
-        qube: String,
-    },
+    Destroy(DestroyOptions),
     /// Ask a qube to power off.
     Shutdown(RequestOptions),
     /// Ask a qube to restart.
@@ -238,6 +255,28 @@ pub(crate) enum Command {
         #[arg(value_name = "QUBE", required = true)]
         qubes: Vec<String>,
     },
+    /// Take a PCI device from its driver, so that a qube can be given it.
+    PciAssignableAdd {
+        /// Call it so, for pci-assignable-remove and in a configuration's pci.
+        #[arg(short, long)]
+        name: Option<String>,
+        /// Its address: 03:00.0 or 0000:03:00.0.
+        device: String,
+    },
+    /// Take a PCI device back, so that no qube can be given it.
+    PciAssignableRemove {
+        /// Give it to the driver that it was taken from.
+        #[arg(short)]
+        rebind: bool,
+        /// Its address or name.
+        device: String,
+    },
+    /// List the PCI devices that a qube can be given.
+    PciAssignableList {
+        /// With their names.
+        #[arg(short = 'n', long)]
+        show_names: bool,
+    },
     /// Watch the domains as top(1) does processes: xentop.
     Top,
     /// Set what a qube is made of when it restarts.
@@ -251,19 +290,28 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until the last of them is gone.
-    /// `create` starts it; a second one ends at once.
-    Watch,
+    /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until a minute after the last of them is
+    /// gone. `create` starts it where none runs; a second one ends at once.
+    Watch(WatchOptions),
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Who may call what in which qube or container: the policy in /run/qubes/policy.d and /etc/qubes/policy.d.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
+    /// own, nxl-bootloader.
+    Bootloader(Box<BootloaderOptions>),
     /// Print a shell's completions.
     Completions {
         /// For which shell.
         shell: Shell,
+        /// Of which program.
+        #[arg(default_value = "nxl", value_parser = ["nxl", "nxl-bootloader"])]
+        program: String,
     },
     /// Write the manual pages into a folder.
     #[command(hide = true)]
@@ -274,6 +322,34 @@ pub(crate) enum Command {
     /// A command of the host's xl. Last: what stands above is ours.
     #[command(flatten)]
     Stock(Stock),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListOptions {
+    /// All that is known of each, as JSON.
+    #[arg(short, long)]
+    pub(crate) long: bool,
+    #[command(flatten)]
+    pub(crate) columns: ListColumns,
+    /// Only these.
+    #[arg(value_name = "QUBE")]
+    pub(crate) qubes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DestroyOptions {
+    /// Accepted for xl's sake; domain 0 is never destroyed.
+    #[arg(short)]
+    pub(crate) force: bool,
+    /// Which.
+    pub(crate) qube: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchOptions {
+    /// Stay so long after the last of them is gone.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) linger: Option<u64>,
 }
 
 /// What `list` shows beyond its usual columns.
@@ -389,6 +465,59 @@ pub(crate) enum CacheCommand {
     },
 }
 
+/// Which policy, and of which qubes.
+#[derive(Debug, Args)]
+pub(crate) struct PolicySource {
+    /// A folder of .policy files instead of the host's; several are read together, the first one's file before another's
+    /// of the same name.
+    #[arg(long = "dir", value_name = "FOLDER")]
+    pub(crate) folders: Vec<PathBuf>,
+    /// A JSON file that says what qubes there are, with type, tags and containers (docs/policy.md). Without it they are
+    /// those that the policy names.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) system: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Say what is wrong with a policy, by file, line and column. Exit status 1 if anything is.
+    Check {
+        /// Folders of .policy files, instead of the host's.
+        #[arg(value_name = "FOLDER")]
+        folders: Vec<PathBuf>,
+        /// A JSON file of the qubes that there are: names in the policy that are none of theirs are told of, too.
+        #[arg(long, value_name = "FILE")]
+        system: Option<PathBuf>,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what is decided of a call, by which rule, and why those before it do not match.
+    #[command(after_help = "Example:\n  nxl policy explain work:mail vault:gpg nexus.Sign+key")]
+    Explain {
+        #[command(flatten)]
+        policy: PolicySource,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Who calls: QUBE, QUBE:CONTAINER or dom0.
+        source: String,
+        /// Whom: QUBE, QUBE:CONTAINER, dom0, @dispvm, @dispvm:QUBE or @default.
+        target: String,
+        /// What: SERVICE or SERVICE+ARGUMENT.
+        service: String,
+    },
+    /// Draw who may call whom, as Graphviz's text. Lines are broken where somebody is asked first; a service * is one
+    /// that no rule names.
+    Graph {
+        #[command(flatten)]
+        policy: PolicySource,
+        /// Have Graphviz draw it.
+        #[arg(long)]
+        svg: bool,
+    },
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   nxl create work.cfg
@@ -419,9 +548,9 @@ pub(crate) struct CreateOptions {
     /// Refused: nxl has no VNC viewer.
     #[arg(short = 'A', long, hide = true)]
     pub(crate) vncviewer_autopass: bool,
-    /// Accepted for xl's sake: no masks of xl.conf are applied here.
-    #[arg(long, hide = true)]
-    ignore_global_affinity_masks: bool,
+    /// Leave vm.cpumask and its like in xl.conf out of account.
+    #[arg(long)]
+    pub(crate) ignore_global_affinity_masks: bool,
     /// Say what would be created, as JSON, and create nothing.
     #[arg(short = 'n', long)]
     pub(crate) dryrun: bool,
@@ -496,6 +625,44 @@ mod tests {
         for command in ["migrate", "save", "cpupool-list", "sched-credit,"] {
             assert!(xls.contains(command), "{command}: {xls}");
         }
+    }
+
+    #[test]
+    fn a_line_means_the_same_by_the_description_of_its_command_alone() {
+        let mut understood = 0;
+        for line in [
+            "nxl create -p -q work.cfg memory=512",
+            "nxl create -d -f work.cfg memory=512",
+            "nxl create /nix/var/nix/profiles/system --generation 42 --specialisation rescue",
+            "nxl create -F -p work.cfg",
+            "nxl create",
+            "nxl list",
+            "nxl ls -l work vault",
+            "nxl list -Zvcn",
+            "nxl list --frobnicate",
+            "nxl destroy -f 3",
+            "nxl destroy",
+            "nxl destroy --help",
+            "nxl destroy --version",
+            "nxl watch",
+            "nxl watch --linger 0",
+            "nxl watch --linger soon",
+            "nxl pool fill work --count 3 work.cfg memory=512",
+            "nxl pool take work mail",
+            "nxl pool",
+        ] {
+            let line: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let whole = Arguments::command().try_get_matches_from(&line);
+            let whole = whole.and_then(|matches| Arguments::from_arg_matches(&matches));
+            let alone = alone(&line);
+            understood += usize::from(alone.is_some());
+            assert_eq!(
+                alone.map(|command| format!("{command:?}")),
+                whole.ok().map(|whole| format!("{:?}", whole.command)),
+                "{line:?}"
+            );
+        }
+        assert_eq!(understood, 11);
     }
 
     #[test]
@@ -575,6 +742,9 @@ mod tests {
             "nxl trigger work nmi 1",
             "nxl dump-core work /tmp/core",
             "nxl channel-list work",
+            "nxl pci-assignable-add -n wan 03:00.0",
+            "nxl pci-assignable-remove -r wan",
+            "nxl pci-assignable-list --show-names",
             "nxl config-update work work.cfg memory=512",
             "nxl doctor --repair --json",
             "nxl pool fill work --count 3 work.cfg memory=512",
@@ -583,10 +753,19 @@ mod tests {
             "nxl pool drain work",
             "nxl migrate -s ssh work host",
             "nxl cpupool-list -c",
+            "nxl policy check",
+            "nxl policy check /a /b --system /s --json",
+            "nxl policy explain --dir /a --dir /b --json work:mail @default q.A+x",
+            "nxl policy graph --svg --system /s",
             "nxl cache list --json",
             "nxl cache ls",
             "nxl cache prune --all --json",
             "nxl cache prune --max-size 256",
+            "nxl bootloader --output=/o --output-format=simple0 --output-directory=/d --args=-x --generation=4 /disk",
+            "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
+            "nxl bootloader -l /disk",
+            "nxl completions bash",
+            "nxl completions fish nxl-bootloader",
         ] {
             Arguments::of(line.split(' ').map(OsString::from))
                 .unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -610,11 +789,17 @@ mod tests {
             "nxl block-list",
             "nxl network-detach work",
             "nxl sysrq work",
+            "nxl pci-assignable-add",
             "nxl trigger work",
             "nxl create",
+            "nxl policy",
+            "nxl policy explain work vault",
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",
+            "nxl bootloader",
+            "nxl bootloader --entry a --generation 4 /disk",
+            "nxl bootloader --output-format=sxp /disk",
         ] {
             assert_eq!(
                 Arguments::of(line.split(' ').map(OsString::from)).unwrap_err().exit_code(),

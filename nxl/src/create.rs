@@ -4,18 +4,26 @@ use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
 use crate::watch;
+use crate::xl_conf::XlConf;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use toolstack::KernelCache;
-use toolstack::config::{self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, HostCpus, QubeConfig, Settings};
-use xen::Platform;
-use xen::host::Host;
+use toolstack::boot::BuildError;
+use toolstack::config::{
+    self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, GuestType, HostCpus, QubeConfig, Settings,
+};
+use toolstack::create::CreateError;
+use toolstack::qubes::Qubes;
+use xen::host::Dom0;
+use xen::{DomId, Platform};
 
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
+/// How long dom0 may take to give memory back: xl's 30 s.
+const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error> {
     if options.vncviewer || options.vncviewer_autopass {
@@ -33,7 +41,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         move |error| drop(uncached.set(error.to_string()))
     });
     let qubes = crate::qubes()?.with_kernel_cache(kernels);
-    let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
     let begun = Instant::now();
     let config = read(options, false)?;
     if !options.quiet {
@@ -45,7 +53,13 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
     let attended = !options.unattended && !options.foreground;
-    let qube = qubes.create(&config, attended, &*foreign)?;
+    let qube = match qubes.create(&config, attended, &*foreign) {
+        Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) => {
+            make_room(&qubes, needed_kib)?;
+            qubes.create(&config, attended, &*foreign)?
+        }
+        made => made?,
+    };
     if !options.paused {
         qubes.unpause(&qube)?;
     }
@@ -54,7 +68,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
     }
     if attended {
-        watch::start().map_err(Error::Watcher)?;
+        watch::ensure(&qubes)?;
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(
@@ -74,6 +88,17 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
     Ok(())
 }
 
+/// Has dom0 give memory to a new domain, where xl.conf lets it.
+fn make_room(qubes: &Qubes, needed_kib: u64) -> Result<(), Error> {
+    let conf = XlConf::open()?;
+    let dom0 = qubes.get(DomId::DOM0)?;
+    if !conf.balloons_dom0(qubes.control())? {
+        return Ok(());
+    }
+    let _lock = conf.lock()?;
+    Ok(qubes.make_room(&dom0, needed_kib, ROOM_PATIENCE)?)
+}
+
 /// `nxl config-update`: what the watcher makes a qube of when it restarts.
 pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error> {
     let qubes = crate::qubes()?;
@@ -82,7 +107,8 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
     let source_name = path.display().to_string();
     let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     let settings = Settings::parse(&source_name, &text, &settings)?;
-    let (config, warnings) = QubeConfig::from_settings(&source_name, &settings)?;
+    let (config, warnings) =
+        QubeConfig::from_settings(&source_name, &settings, host_cpus(&settings).as_ref())?;
     for warning in warnings {
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
     }
@@ -98,7 +124,12 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
 /// The configuration out of whatever was named, and of the settings of the command line. With `describe` it may be one that
 /// no qube can be made with.
 pub(crate) fn read(options: &CreateOptions, describe: bool) -> Result<QubeConfig, Error> {
-    let (config, warnings) = read_with_warnings(options, describe)?;
+    let (mut config, warnings) = read_with_warnings(options, describe)?;
+    let conf = XlConf::open()?;
+    conf.complete(&mut config)?;
+    if !options.ignore_global_affinity_masks {
+        mask_cpus(&mut config, &conf)?;
+    }
     for warning in warnings {
         // Nobody reads stderr: no reason not to create the qube.
         let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
@@ -135,7 +166,7 @@ fn read_with_warnings(
         }
         let closure = Closure { initrd_secrets: secrets, ..closure.clone() };
         let settings = Settings::parse(COMMAND_LINE, b"", &settings)?;
-        return Ok(QubeConfig::from_closure(&closure, &settings)?);
+        return Ok(QubeConfig::from_closure(&closure, &settings, host_cpus(&settings).as_ref())?);
     }
     for (given, option) in
         [(options.specialisation.is_some(), "--specialisation"), (options.initrd_secrets, "--initrd-secrets")]
@@ -148,19 +179,26 @@ fn read_with_warnings(
     let source_name = path.display().to_string();
     let text = read_text(path).map_err(read_error)?.unwrap_or_else(|| around_image(path).into_bytes());
     let settings = Settings::parse(&source_name, &text, &settings)?;
-    if describe {
-        return Ok(QubeConfig::described(&source_name, &settings, host_cpus().as_ref())?);
-    }
-    Ok(QubeConfig::from_settings(&source_name, &settings)?)
+    let host = host_cpus(&settings);
+    let read = if describe { QubeConfig::described } else { QubeConfig::from_settings };
+    Ok(read(&source_name, &settings, host.as_ref())?)
 }
 
-/// The host's CPUs; `None` where there is no Xen to ask.
-fn host_cpus() -> Option<HostCpus> {
-    let control = Host.domain_control().ok()?;
-    // A CPU that is off is on no node that one could name.
-    let node = |core: Option<xen::Core>| core.map_or(u32::MAX, |core| core.node);
-    let nodes = control.cpu_topology().ok().map(|cores| cores.into_iter().map(node).collect());
-    Some(HostCpus::new(control.phys_info().ok()?.max_cpu_id + 1, nodes))
+/// The host's CPUs, where the settings speak of CPUs; `None` where there is no Xen to ask.
+fn host_cpus(settings: &Settings) -> Option<HostCpus> {
+    settings.get("cpus").or_else(|| settings.get("cpus_soft"))?;
+    HostCpus::of(&*Dom0.domain_control().ok()?).ok()
+}
+
+/// Has the vCPUs keep to what xl.conf says.
+fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
+    let masks = conf.cpu_masks(config.guest == GuestType::Pvh);
+    if masks.is_empty() {
+        return Ok(());
+    }
+    let control = Dom0.domain_control().map_err(Error::NotDom0)?;
+    let host = HostCpus::of(&*control)?;
+    Ok(masks.iter().try_for_each(|mask| config.mask_cpus(mask, &host))?)
 }
 
 /// A configuration file, which may be a pipe; `None` for what begins as a unified kernel image does.

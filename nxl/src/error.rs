@@ -1,5 +1,6 @@
 //! Why a command failed, in one line.
 
+use crate::bootloader::BootError;
 use std::io;
 use std::path::PathBuf;
 use toolstack::CacheError;
@@ -22,6 +23,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
+    Bootloader(#[from] BootError),
+    #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]
     Xen(#[from] xen::Error),
@@ -33,6 +36,10 @@ pub(crate) enum Error {
     NotAClosure { path: PathBuf, option: &'static str },
     #[error("{0}")]
     Syntax(#[from] SyntaxError),
+    #[error("{path}: `{key}' is {expected}, not {given:?}", path = path.display())]
+    XlConf { path: PathBuf, key: &'static str, expected: &'static str, given: String },
+    #[error("/etc/xen/xl.conf: {0}; --ignore-global-affinity-masks passes it over")]
+    Mask(#[from] toolstack::config::CpusError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -57,6 +64,8 @@ pub(crate) enum Error {
     Size(String),
     #[error(transparent)]
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
+    #[error(transparent)]
+    Pciback(#[from] toolstack::pciback::PcibackError),
     #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),
     #[error(transparent)]
@@ -87,6 +96,24 @@ pub(crate) enum Error {
     NoTrigger(String),
     #[error("s3resume is for HVM domains, which have a device model to be resumed: `xl trigger` does that")]
     S3Resume,
+    #[error("{0} faults: with one of them, every call is denied")]
+    WrongPolicy(usize),
+    #[error("{first}{}", more(*.others))]
+    Policy { first: String, others: usize },
+    #[error(transparent)]
+    Token(#[from] nexus::policy::token::TokenError),
+    #[error(transparent)]
+    Name(#[from] nexus::name::NameError),
+    #[error("dot: {source}; the Debian package graphviz has it, and without --svg its input is printed")]
+    Graphviz { source: io::Error },
     #[error("output: {0}")]
     Output(#[source] io::Error),
+}
+
+/// What else a policy has wrong.
+fn more(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        others => format!(" (and {others} more; `nxl policy check` has them all)"),
+    }
 }

@@ -1,6 +1,7 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
 mod block;
+mod bootloader;
 mod cache;
 mod command;
 mod console;
@@ -15,6 +16,8 @@ mod manage;
 mod manual;
 mod memory;
 mod network;
+mod pci;
+mod policy;
 mod pool;
 mod scheduler;
 mod stock;
@@ -28,7 +31,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use toolstack::UserData;
 use toolstack::qubes::Qubes;
-use xen::host::Host;
+use xen::host::Dom0;
 
 fn main() -> ExitCode {
     if let Some(command) = stock::asked_for_help() {
@@ -53,7 +56,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    Qubes::open(&Host, UserData::default()).map_err(Error::NotDom0)
+    Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)
 }
 
 fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
@@ -62,10 +65,11 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Create(options) => create::create(&options, dryrun),
         Command::ConfigUpdate(options) => create::update(&options, dryrun),
         Command::VcpuPin(options) => vcpu::pin(&qubes()?, &options, dryrun),
+        Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
-        Command::List { long, columns, qubes: which } => list::list(&qubes()?, long, columns, &which),
-        Command::Destroy { force, qube } => manage::destroy(&qubes()?, &qube, force),
+        Command::List(options) => list::list(&qubes()?, options.long, options.columns, &options.qubes),
+        Command::Destroy(options) => manage::destroy(&qubes()?, &options.qube, options.force),
         Command::Shutdown(options) => manage::shutdown(&qubes()?, &options),
         Command::Reboot(options) => manage::reboot(&qubes()?, &options),
         Command::Pause { qube } => manage::pause(&qubes()?, &qube),
@@ -90,6 +94,9 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Trigger(options) => diagnose::trigger(&qubes()?, &options),
         Command::DumpCore(options) => diagnose::dump_core(&qubes()?, &options),
         Command::ChannelList { qubes: which } => host::channel_list(&qubes()?, &which),
+        Command::PciAssignableAdd { name, device } => pci::add(&qubes()?, &device, name.as_deref()),
+        Command::PciAssignableRemove { rebind, device } => pci::remove(&qubes()?, &device, rebind),
+        Command::PciAssignableList { show_names } => pci::list(&qubes()?, show_names),
         Command::Top => Err(host::top()),
         Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
         Command::Pool(command) => pool::pool(qubes()?, &command),
@@ -99,9 +106,10 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkAttach { qube, nic } => network::attach(&qubes()?, &qube, &nic),
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
-        Command::Watch => watch::watch(qubes()?),
+        Command::Watch(options) => watch::watch(qubes()?, options.linger),
         Command::Cache(command) => cache::cache(&command),
-        Command::Completions { shell } => manual::completions(shell),
+        Command::Policy(command) => policy::policy(&command),
+        Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
     }
 }

@@ -6,8 +6,14 @@ use clap_complete::Shell;
 use std::io;
 use std::path::Path;
 
-pub(crate) fn completions(shell: Shell) -> Result<(), Error> {
-    clap_complete::generate(shell, &mut description(), "nxl", &mut io::stdout());
+pub(crate) fn completions(shell: Shell, program: &str) -> Result<(), Error> {
+    let mut description = description();
+    // A program that is a command of nxl's, too, and called after both.
+    let command = program.strip_prefix("nxl-").and_then(|command| description.find_subcommand(command));
+    if let Some(command) = command {
+        description = command.clone();
+    }
+    clap_complete::generate(shell, &mut description, program, &mut io::stdout());
     Ok(())
 }
 

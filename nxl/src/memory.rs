@@ -2,7 +2,8 @@
 
 use crate::command::ListColumns;
 use crate::error::Error;
-use crate::{list, xl_conf};
+use crate::list;
+use crate::xl_conf::XlConf;
 use clap::Args;
 use std::io::{self, Write};
 use toolstack::memory::parse_size_kib;
@@ -34,7 +35,7 @@ pub(crate) fn set_max(qubes: &Qubes, options: &MemoryOptions) -> Result<(), Erro
 }
 
 pub(crate) fn claims(qubes: &Qubes) -> Result<(), Error> {
-    if !xl_conf::claims_memory()? {
+    if !XlConf::open()?.claims_memory() {
         let _ = writeln!(io::stderr(), "claim_mode not enabled (see man xl.conf).");
     }
     let text = list::table(qubes, &qubes.list()?, ListColumns::default(), true)?;

@@ -1,13 +1,16 @@
 //! `nxl network-attach`, `network-detach` and `network-list`, in `xl`'s columns.
 
 use crate::error::Error;
+use crate::xl_conf::XlConf;
 use std::io::{self, Write};
 use toolstack::device::{AttachedNic, DeviceError, Mac, Release, spec};
 use toolstack::qubes::{QubeError, Qubes};
 
 pub(crate) fn attach(qubes: &Qubes, which: &str, parts: &[String]) -> Result<(), Error> {
     let qube = qubes.find(which)?;
-    Ok(qubes.attach_nic(&qube, &spec::nic(parts)?)?)
+    let mut nic = spec::nic(parts)?;
+    XlConf::open()?.complete_nic(&mut nic);
+    Ok(qubes.attach_nic(&qube, &nic)?)
 }
 
 pub(crate) fn detach(qubes: &Qubes, which: &str, device: &str) -> Result<(), Error> {

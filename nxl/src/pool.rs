@@ -8,12 +8,12 @@ use std::io::{self, Write};
 use toolstack::KernelCache;
 use toolstack::qubes::Qubes;
 use xen::Platform;
-use xen::host::Host;
+use xen::host::Dom0;
 
 pub(crate) fn pool(qubes: Qubes, command: &PoolCommand) -> Result<(), Error> {
     match command {
         PoolCommand::Fill { pool, count, options } => {
-            let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+            let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
             let config = create::read(options, false)?;
             let qubes = qubes.with_kernel_cache(KernelCache::default());
             for qube in qubes.fill_pool(pool, &config, *count, &*foreign)? {
@@ -24,7 +24,7 @@ pub(crate) fn pool(qubes: Qubes, command: &PoolCommand) -> Result<(), Error> {
         PoolCommand::Take { pool, name, unattended } => {
             let qube = qubes.take_from_pool(pool, name, !unattended)?;
             if !unattended {
-                watch::start().map_err(Error::Watcher)?;
+                watch::ensure(&qubes)?;
             }
             say(&qube.info.domid.to_string())
         }

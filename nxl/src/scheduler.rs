@@ -4,7 +4,7 @@ use crate::error::Error;
 use clap::Args;
 use std::io::{self, Write};
 use toolstack::qubes::{Qube, Qubes};
-use xen::Credit2;
+use xen::CpuShare;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Without options: all pools that are under credit2, and what each domain has.")]
@@ -69,7 +69,7 @@ fn header() -> String {
     format!("{:<33} {:>4} {:>6} {:>4}\n", "Name", "ID", "Weight", "Cap")
 }
 
-fn row(qube: &Qube, part: Credit2) -> String {
+fn row(qube: &Qube, part: CpuShare) -> String {
     format!("{:<33} {:>4} {:>6} {:>4}\n", qube.display_name(), qube.info.domid.0, part.weight, part.cap)
 }
 
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_row_stands_under_its_header() {
         assert_eq!(header(), "Name                                ID Weight  Cap\n");
-        let row = row(&crate::list::tests::qube(), Credit2 { weight: 512, cap: 50 });
+        let row = row(&crate::list::tests::qube(), CpuShare { weight: 512, cap: 50 });
         assert_eq!(row, "work                                 3    512   50\n");
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::error::Error;
 use crate::manage::say;
-use crate::xl_conf;
+use crate::xl_conf::XlConf;
 use clap::Args;
 use std::io::{self, Write};
+use toolstack::config::CpusError;
 use toolstack::qubes::{Qube, Qubes};
 use toolstack::vcpus::{Vcpu, VcpuError};
 use xen::CpuSet;
@@ -104,12 +105,11 @@ pub(crate) fn pin(qubes: &Qubes, options: &PinOptions, dryrun: bool) -> Result<(
     if !options.ignore_masks
         && let Some(wanted) = &mut hard
     {
-        for mask in xl_conf::cpu_masks(qube.info.hvm)? {
+        for mask in XlConf::open()?.cpu_masks(qube.info.hvm) {
             *wanted = wanted.intersection(&qubes.cpu_set(&mask)?);
-        }
-        if wanted.is_empty() {
-            let max_cpu = qubes.cpu_count()? - 1;
-            return Err(VcpuError::NotHere { given: options.hard.clone(), max_cpu }.into());
+            if wanted.is_empty() {
+                return Err(CpusError::Masked(mask).into());
+            }
         }
     }
     Ok(qubes.pin(&qube, vcpu, hard.as_ref(), soft.as_ref(), options.force)?)

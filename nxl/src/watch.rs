@@ -4,26 +4,28 @@ use crate::error::Error;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use toolstack::KernelCache;
 use toolstack::config::QubeConfig;
 use toolstack::qubes::{Qube, Qubes};
-use toolstack::watch::{Done, WatchError, Watcher};
-use xen::host::Host;
+use toolstack::watch::{Done, LINGER, WatchError, Watcher};
+use xen::host::Dom0;
 use xen::{ForeignMemory, Platform};
 
 /// Where the watcher tells what it did, beside `xl`'s logs.
 const LOG_FOLDER: &str = "/var/log/xen";
 const LOG: &str = "/var/log/xen/nxl-watch.log";
 
-pub(crate) fn watch(qubes: Qubes) -> Result<(), Error> {
+pub(crate) fn watch(qubes: Qubes, linger: Option<u64>) -> Result<(), Error> {
     // Not to end with the terminal or the session that it was started from; already a leader is fine.
     let _ = rustix::process::setsid();
-    let foreign = Host.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
     // A full disk is no reason to leave the qubes alone: what cannot be written to the log is lost.
     let qubes = qubes.with_kernel_cache(KernelCache::default().on_problem(|error| {
         let _ = writeln!(io::stderr(), "kernels are not cached: {error}");
     }));
-    Watcher::new(&qubes, &*foreign).run(tell)?;
+    let linger = linger.map_or(LINGER, Duration::from_secs);
+    Watcher::new(&qubes, &*foreign).with_linger(linger).run(tell)?;
     Ok(())
 }
 
@@ -48,8 +50,16 @@ fn tell(result: Result<Done, WatchError>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Starts a watcher in the background. One that finds another at work ends at once.
-pub(crate) fn start() -> io::Result<()> {
+/// Sees to it that a watcher is at work: starts one in the background, if there is none.
+pub(crate) fn ensure(qubes: &Qubes) -> Result<(), Error> {
+    // One that is starting is not seen. That costs a second program, which finds the first at work and ends.
+    if qubes.is_watched()? {
+        return Ok(());
+    }
+    start().map_err(Error::Watcher)
+}
+
+fn start() -> io::Result<()> {
     fs::create_dir_all(LOG_FOLDER)?;
     let log = OpenOptions::new().append(true).create(true).open(LOG)?;
     Command::new(std::env::current_exe()?)

@@ -234,21 +234,7 @@ fn is_half_made(domain: &DomainInfo, uuid: Uuid) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::UserData;
-    use crate::create::tests::{Host, host};
-    use xen::Platform;
-
-    /// The next program on the same host: what the last one had open is closed.
-    fn next_program(host: Host) -> Host {
-        host.machine.revive();
-        let Host { machine, folder, qubes, foreign } = host;
-        drop((qubes, foreign));
-        let dom0 = machine.domain(DomId::DOM0);
-        let userdata = UserData::in_folder(folder.path().join("userdata"));
-        let qubes = Qubes::open(&dom0, userdata).unwrap();
-        let foreign = dom0.foreign_memory().unwrap();
-        Host { machine, folder, qubes, foreign }
-    }
+    use crate::create::tests::{Host, host, next_program};
 
     /// What came of it, unless the machine killed it.
     fn killed<T>(what: impl FnOnce() -> T) -> std::thread::Result<T> {

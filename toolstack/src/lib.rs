@@ -1,7 +1,9 @@
 //! Builds Xen domains from kernels and NixOS closures, without libxl.
 
 pub mod boot;
+pub mod bootloader;
 mod cache;
+pub mod closure_disk;
 pub mod config;
 pub mod create;
 pub mod device;
@@ -10,6 +12,7 @@ pub mod host;
 pub mod image;
 mod lock;
 pub mod memory;
+pub mod pciback;
 pub mod pool;
 pub mod qubes;
 pub mod scheduler;

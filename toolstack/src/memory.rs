@@ -2,12 +2,15 @@
 
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, home, vm_path};
+use std::time::{Duration, Instant};
 use xen::{DomId, PAGE_SHIFT, Transaction};
 
 /// What a domain may have beyond its target, for what Xen keeps in its memory (`LIBXL_MAXMEM_CONSTANT`), in KiB.
 const SLACK_KIB: u64 = 1_024;
 /// What dom0 is not to go below (`LIBXL_MIN_DOM0_MEM`), in KiB.
 const LEAST_DOM0_KIB: u64 = 128 << 10;
+/// How often it is looked for memory that dom0 gives back.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a domain's memory could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,16 @@ pub enum MemoryError {
     TooLittle {
         /// What was asked for.
         given_kib: u64,
+    },
+    /// dom0 did not give enough back.
+    #[error("{free_kib} KiB are free, and {needed_kib} KiB are needed: domain 0 has not given back enough within {} s", waited.as_secs())]
+    NoRoom {
+        /// What was to be free.
+        needed_kib: u64,
+        /// What is.
+        free_kib: u64,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The domain could not be found or handled.
     #[error(transparent)]
@@ -134,6 +147,46 @@ impl Qubes {
         })
     }
 
+    /// Asks dom0 to give memory back until the host has so much to give away, and waits for that.
+    ///
+    /// # Errors
+    /// [`MemoryError::TooLittle`] when dom0 itself needs it, [`MemoryError::NoRoom`] after `patience`, or what Xen or
+    /// xenstored says.
+    pub fn make_room(&self, dom0: &Qube, kib: u64, patience: Duration) -> Result<(), MemoryError> {
+        let begun = Instant::now();
+        let free = || -> Result<u64, xen::Error> {
+            let host = self.control.phys_info()?;
+            Ok(host.free_pages.saturating_sub(host.outstanding_pages) << (PAGE_SHIFT - 10))
+        };
+        let missing = kib.saturating_sub(free()?);
+        if missing == 0 {
+            return Ok(());
+        }
+        xen::transaction(&*self.store, |tx| {
+            self.known_memory(tx, dom0)?;
+            let target = self.memory_node(tx, dom0.info.domid, "target")?.unwrap_or_default();
+            let given_kib = target.saturating_sub(missing);
+            if given_kib < LEAST_DOM0_KIB {
+                return Err(MemoryError::TooLittle { given_kib });
+            }
+            // Its maximum stays: this is not for good.
+            let path = format!("{}/memory/target", home(dom0.info.domid));
+            Ok(self.store.write(tx, &path, given_kib.to_string().as_bytes())?)
+        })?;
+        loop {
+            let free_kib = free()?;
+            if free_kib >= kib {
+                return Ok(());
+            }
+            let waited = begun.elapsed();
+            if waited >= patience {
+                return Err(MemoryError::NoRoom { needed_kib: kib, free_kib, waited });
+            }
+            // Xen tells nobody of memory that came back.
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
     /// Sets how much memory a domain may have at most; what it has does not change.
     ///
     /// # Errors
@@ -200,6 +253,39 @@ mod tests {
         assert_eq!(info.max_pages, 641 << 8);
         let vm = host.qubes.read(&format!("{}/memory", vm_path(qube.uuid()))).unwrap();
         assert_eq!(vm.as_deref(), Some("640"));
+    }
+
+    #[test]
+    fn dom0_makes_room_when_it_can() {
+        let host = host();
+        let large = host.config_with("large", "memory=7000");
+        let large = host.qubes.create(&large, false, &*host.foreign).unwrap();
+        // Xen's word of dom0, which the mock has none of: 2 GiB.
+        let info =
+            xen::DomainInfo { domid: DomId::DOM0, pages: 2 << 18, max_pages: 2 << 18, ..large.info.clone() };
+        let dom0 = Qube { info, name: None };
+        let free = || host.qubes.control().phys_info().unwrap().free_pages << 2;
+        host.machine.reset_counts();
+        host.qubes.make_room(&dom0, free(), Duration::ZERO).unwrap();
+        assert_eq!(host.machine.counts().xenstore_requests(), 0, "there is room");
+
+        let wanted = free() + (1 << 20);
+        let error = host.qubes.make_room(&dom0, wanted, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, MemoryError::NoRoom { needed_kib, .. } if needed_kib == wanted), "{error}");
+        assert_eq!(host.qubes.memory(&dom0).unwrap(), (Some(1 << 20), Some(2 << 20)));
+        // Another GiB would leave nothing.
+        let error = host.qubes.make_room(&dom0, wanted, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, MemoryError::TooLittle { given_kib: 0 }), "{error}");
+
+        host.qubes.store.write(Transaction::NONE, "/local/domain/0/memory/target", b"2097152").unwrap();
+        std::thread::scope(|scope| {
+            let making = scope.spawn(|| host.qubes.make_room(&dom0, wanted, Duration::from_secs(60)));
+            while host.qubes.memory(&dom0).unwrap().0 == Some(2 << 20) {
+                std::thread::yield_now();
+            }
+            host.qubes.control().destroy(large.info.domid).unwrap();
+            making.join().unwrap().unwrap();
+        });
     }
 
     #[test]

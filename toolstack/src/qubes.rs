@@ -183,7 +183,18 @@ impl Qubes {
     /// # Errors
     /// What Xen or xenstored says.
     pub fn list(&self) -> Result<Vec<Qube>, QubeError> {
-        self.control.domains()?.into_iter().map(|info| Ok(self.named(info)?)).collect()
+        let domains = self.control.domains()?;
+        let paths: Vec<String> = domains.iter().map(|info| format!("{}/name", home(info.domid))).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let names = self.store.read_all(Transaction::NONE, &paths)?;
+        let name = |value: Vec<u8>| {
+            Some(String::from_utf8_lossy(&value).into_owned()).filter(|name| !name.is_empty())
+        };
+        Ok(domains
+            .into_iter()
+            .zip(names)
+            .map(|(info, value)| Qube { info, name: value.and_then(name) })
+            .collect())
     }
 
     /// The domain of an id.
@@ -320,6 +331,20 @@ impl Qubes {
     /// # Errors
     /// What Xen or xenstored says; dom0, and domains with devices that nxl does not manage, are refused.
     pub fn destroy(&self, qube: &Qube) -> Result<(), QubeError> {
+        let devices = self.destroyable(qube)?;
+        // Before Xen tells everybody of the end: the watcher shall not take time for what is being done already.
+        self.userdata.forget(Kind::Nxl, qube.info.domid, qube.uuid())?;
+        self.end(qube.info.domid, qube.uuid(), &devices)
+    }
+
+    /// The same by the watcher, whose file stays until the end: it tells the next watcher what is to be done.
+    pub(crate) fn destroy_attended(&self, qube: &Qube) -> Result<(), QubeError> {
+        let devices = self.destroyable(qube)?;
+        self.end(qube.info.domid, qube.uuid(), &devices)
+    }
+
+    /// The devices of a domain that may be destroyed.
+    fn destroyable(&self, qube: &Qube) -> Result<Vec<Address>, QubeError> {
         let domid = qube.info.domid;
         if domid == DomId::DOM0 {
             return Err(QubeError::Dom0("destroyed"));
@@ -328,7 +353,7 @@ impl Qubes {
         if !devices.foreign.is_empty() {
             return Err(QubeError::ForeignDevices { domid, kinds: devices.foreign.join(", ") });
         }
-        self.end(domid, qube.uuid(), &devices.managed)
+        Ok(devices.managed)
     }
 
     /// Ends a domain without further questions, and removes all that was made for it: the devices first, as a backend

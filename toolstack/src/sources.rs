@@ -1,8 +1,10 @@
 //! What a qube boots, opened: kernel, initrd and command line, wherever the configuration's `kernel` has them.
 //!
 //! That file is a kernel, a unified kernel image, or a lanzaboote stub. What the configuration says itself (`ramdisk`,
-//! and a command line that is not empty) goes before what such an image has.
+//! and a command line that is not empty) goes before what such an image has. With a `bootloader`, all three are what that
+//! program says.
 
+use crate::bootloader::{self, ProgramError};
 use crate::config::QubeConfig;
 use crate::image::{EspFile, ImageError, Kernel, MappedFile, Part, Unified, hex};
 use crate::secrets::{self, SecretsError};
@@ -26,6 +28,9 @@ pub enum SourceError {
         /// Why.
         source: io::Error,
     },
+    /// The boot loader found no kernel.
+    #[error(transparent)]
+    Bootloader(#[from] ProgramError),
     /// The image cannot be booted.
     #[error("{path}: {source}")]
     Image {
@@ -45,7 +50,7 @@ pub enum SourceError {
 /// A file that is not the one that a lanzaboote stub names.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{path}: its SHA-256 is {is}, but {stub} was made for a {what} with {said}: install the generation's boot files anew",
+    "{path}: its SHA-256 is {is}, but {stub} was made for the {what} with {said}: install the generation's boot files anew",
     path = .path.display(), stub = .stub.display()
 )]
 pub struct HashMismatch {
@@ -132,14 +137,19 @@ impl Sources {
     /// # Errors
     /// See [`SourceError`].
     pub(crate) fn open(config: &QubeConfig, scratch: &Path) -> Result<Self, SourceError> {
-        let path = &config.kernel;
+        let chosen = bootloader::run(config, scratch)?;
+        // What it chose is instead of what it was told.
+        let (path, ramdisk, cmdline) = match &chosen {
+            Some(chosen) => (&chosen.kernel, chosen.ramdisk.as_ref(), &chosen.cmdline),
+            None => (&config.kernel, config.ramdisk.as_ref(), &config.cmdline),
+        };
         let file = MappedFile::open(path).map_err(|source| open_error(path, "kernel", source))?;
         let file = Arc::new(file);
         let unified = Unified::open(&file)
             .map_err(|source| SourceError::Image { path: path.clone(), source: source.into() })?;
 
-        let mut cmdline = config.cmdline.clone();
-        let mut initrd = match &config.ramdisk {
+        let mut cmdline = cmdline.clone();
+        let mut initrd = match ramdisk {
             Some(path) => {
                 let file = File::open(path).map_err(|source| open_error(path, "initrd", source))?;
                 Some(InitrdSource::File(file, path.clone()))
@@ -272,7 +282,10 @@ mod tests {
     fn open(kernel: &Path, more: &str) -> Result<Sources, SourceError> {
         let text = format!("type='pvh'\nname='work'\nkernel='{}'\n{more}\n", kernel.display());
         let settings = Settings::parse("test.cfg", text.as_bytes(), &[""; 0]).unwrap();
-        Sources::open(&QubeConfig::from_settings("test.cfg", &settings).unwrap().0, Path::new("/nonexistent"))
+        Sources::open(
+            &QubeConfig::from_settings("test.cfg", &settings, None).unwrap().0,
+            Path::new("/nonexistent"),
+        )
     }
 
     fn initrd(sources: &mut Sources) -> Vec<u8> {

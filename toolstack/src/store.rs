@@ -6,10 +6,11 @@
 
 use crate::boot::{Built, Plan};
 use crate::device::Address;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
-use xen::{DomId, GuestKind, Permission, Permissions, Transaction, Xenstore};
+use xen::{Change, DomId, GuestKind, Permission, Permissions, Transaction, Xenstore};
 
 /// A node to be written.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,7 +97,6 @@ impl<'a> Folder<'a> {
 #[must_use]
 pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Record> {
     let domid = built.domid;
-    let private = || Permissions::private(DomId::DOM0);
     let readable = || Permissions::readable_by(DomId::DOM0, domid);
     let guests_own = || Permissions::private(domid);
     let (home_path, vm) = (home(domid), vm_path(identity.uuid));
@@ -172,7 +172,9 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("console/port", built.console_port)
         .add("console/ring-ref", built.console_ring.0);
 
-    let mut folder = Folder::new(&mut records, libxl_path(domid), private());
+    // With the permissions of /libxl, which are dom0's alone.
+    records.push(Record { path: libxl_path(domid), value: String::new(), permissions: None });
+    let mut folder = Folder { records: &mut records, path: libxl_path(domid) };
     folder
         .add("device", "")
         .add("device/console", "")
@@ -186,7 +188,12 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("type", if plan.kind() == GuestKind::Pv { "pv" } else { "pvh" })
         .add("dm-version", "qemu_xen");
 
-    Folder::new(&mut records, console_backend_path(identity.console_domid, domid), private());
+    // As libxl leaves it: with its parent's permissions.
+    records.push(Record {
+        path: console_backend_path(identity.console_domid, domid),
+        value: String::new(),
+        permissions: None,
+    });
     let mut folder = Folder::new(&mut records, backend, readable());
     folder
         .add("frontend", frontend)
@@ -207,20 +214,83 @@ pub fn write(store: &dyn Xenstore, records: &[Record]) -> Result<(), xen::Error>
 
 /// Writes records as part of a transaction.
 pub(crate) fn write_in(store: &dyn Xenstore, tx: Transaction, records: &[Record]) -> Result<(), xen::Error> {
-    for (n, record) in records.iter().enumerate() {
-        // xenstored makes the parents of what is written: empty, and with the permissions of theirs.
-        let is_implied = record.value.is_empty()
-            && record.permissions.is_none()
-            && records.get(n + 1).is_some_and(|next| is_below(&next.path, &record.path));
-        if is_implied {
-            continue;
+    store.apply(tx, &changes(records))
+}
+
+/// So many children that share permissions which are not their folder's are made by lending the folder theirs.
+const WORTH_LENDING: usize = 4;
+
+/// The requests that make the records, in the transaction's isolation.
+///
+/// A node has its parent's permissions from its making on (whoever makes it, as long as that is dom0). So a folder whose
+/// guest is to own many of its children is the guest's itself until they are made, and none of them takes a request for
+/// its permissions.
+fn changes(records: &[Record]) -> Vec<Change<'_>> {
+    let mut effective: BTreeMap<&str, &Permissions> = BTreeMap::new();
+    let mut sharing: BTreeMap<&str, BTreeMap<String, (usize, &Permissions)>> = BTreeMap::new();
+    for record in records {
+        let folder = parent(&record.path);
+        let inherited = effective.get(folder).copied();
+        if let Some(permissions) = record.permissions.as_ref().or(inherited) {
+            effective.insert(&record.path, permissions);
         }
-        store.write(tx, &record.path, record.value.as_bytes())?;
-        if let Some(permissions) = &record.permissions {
-            store.set_permissions(tx, &record.path, permissions)?;
+        if let Some(permissions) = record.permissions.as_ref().filter(|own| Some(*own) != inherited) {
+            let by_permissions = sharing.entry(folder).or_default();
+            by_permissions.entry(permissions.to_string()).or_insert((0, permissions)).0 += 1;
         }
     }
-    Ok(())
+    // What a folder is lent; only of one that is made here, and whose own permissions are known.
+    let lent = |folder: &str| -> Option<&Permissions> {
+        effective.get(folder)?;
+        let most = sharing.get(folder)?.values().max_by_key(|(count, _)| *count)?;
+        (most.0 >= WORTH_LENDING).then_some(most.1)
+    };
+    let mut changes = Vec::new();
+    let mut made = BTreeSet::new();
+    for (n, record) in records.iter().enumerate() {
+        let path = &*record.path;
+        if !made.insert(path) {
+            continue;
+        }
+        let Some((permissions, own)) = lent(path).zip(effective.get(path).copied()) else {
+            // xenstored makes the parents of what is written: empty, and with the permissions of theirs.
+            let is_implied = record.value.is_empty()
+                && record.permissions.is_none()
+                && records.get(n + 1).is_some_and(|next| is_below(&next.path, path));
+            if !is_implied {
+                changes.push(Change::Write(path, record.value.as_bytes()));
+            }
+            changes.extend(record.permissions.as_ref().map(|own| Change::SetPermissions(path, own)));
+            continue;
+        };
+        changes.push(Change::Write(path, record.value.as_bytes()));
+        changes.push(Change::SetPermissions(path, permissions));
+        // Folders below that are lent the same come about with their first child.
+        let mut borrowers = vec![(path, own)];
+        for below in records[n + 1..].iter().filter(|below| is_below(&below.path, path)) {
+            let folder = parent(&below.path);
+            let is_borrower = |at: &str| borrowers.iter().any(|(path, _)| *path == at);
+            if !is_borrower(folder) {
+                continue;
+            }
+            if below.permissions.as_ref() == Some(permissions) {
+                changes.push(Change::Write(&below.path, below.value.as_bytes()));
+                made.insert(&*below.path);
+            } else if below.value.is_empty()
+                && lent(&below.path) == Some(permissions)
+                && let Some(own) = effective.get(&*below.path)
+            {
+                borrowers.push((&below.path, own));
+                made.insert(&*below.path);
+            }
+        }
+        changes.extend(borrowers.into_iter().rev().map(|(path, own)| Change::SetPermissions(path, own)));
+    }
+    changes
+}
+
+fn parent(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
 fn is_below(path: &str, parent: &str) -> bool {
@@ -240,16 +310,12 @@ pub fn remove(
     devices: &[Address],
 ) -> Result<(), xen::Error> {
     xen::transaction(store, |tx| {
-        for path in [home(domid), vm_path(uuid)] {
-            remove_if_there(store, tx, &path)?;
-        }
-        for device in devices {
-            remove_with_empty_parents(store, tx, &device.backend_path())?;
-        }
-        for path in [libxl_path(domid), console_backend_path(console_domid, domid)] {
-            remove_with_empty_parents(store, tx, &path)?;
-        }
-        Ok(())
+        let mut paths = vec![home(domid), vm_path(uuid)];
+        let with_parents = paths.len();
+        paths.extend(devices.iter().map(Address::backend_path));
+        paths.extend([libxl_path(domid), console_backend_path(console_domid, domid)]);
+        store.apply(tx, &paths.iter().map(|path| Change::Remove(path)).collect::<Vec<_>>())?;
+        paths[with_parents..].iter().try_for_each(|path| remove_empty_parents(store, tx, path))
     })
 }
 
@@ -260,7 +326,11 @@ pub(crate) fn remove_with_empty_parents(
     path: &str,
 ) -> Result<(), xen::Error> {
     remove_if_there(store, tx, path)?;
-    let mut path = path;
+    remove_empty_parents(store, tx, path)
+}
+
+/// Removes what is above a node that is gone as far as that is empty.
+fn remove_empty_parents(store: &dyn Xenstore, tx: Transaction, mut path: &str) -> Result<(), xen::Error> {
     while let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
         match directory_if_there(store, tx, parent)? {
             Some(names) if names.is_empty() => remove_if_there(store, tx, parent)?,
@@ -315,7 +385,7 @@ pub(crate) fn directory_if_there(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Guest, PvhOptions, Request, SpecialPage};
+    use crate::boot::{Guest, Placement, PvhOptions, Request, SpecialPage};
     use crate::image::{Footprint, PvKernel};
     use std::collections::BTreeMap;
     use std::time::Duration;
@@ -355,6 +425,7 @@ mod tests {
             cmdline: "",
             kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None },
             initrd: None,
+            placement: Placement::default(),
             guest,
         })
         .unwrap()
@@ -446,6 +517,37 @@ mod tests {
         assert_eq!(ours, theirs);
     }
 
+    proptest::proptest! {
+        /// Parents before children, as in every list; the permissions are few, so that many are shared.
+        #[test]
+        fn the_tree_is_the_same_as_if_each_record_were_written_by_itself(
+            nodes in proptest::collection::vec((0_usize..60, 0_u16..5, proptest::bool::ANY), 1..60)
+        ) {
+            let mut list: Vec<Record> = Vec::new();
+            for (n, (above, owner, is_empty)) in nodes.into_iter().enumerate() {
+                let above = above % (n + 1);
+                let folder = if above == n { "/local/domain/1" } else { &list[above].path };
+                let path = format!("{folder}/{n}");
+                let value = if is_empty { String::new() } else { n.to_string() };
+                let permissions = (owner < 3).then(|| Permissions::private(DomId(owner)));
+                list.push(Record { path, value, permissions });
+            }
+            let one_by_one = Machine::new();
+            let store = one_by_one.domain(DomId::DOM0).xenstore().unwrap();
+            for Record { path, value, permissions } in &list {
+                store.write(Transaction::NONE, path, value.as_bytes()).unwrap();
+                if let Some(permissions) = permissions {
+                    store.set_permissions(Transaction::NONE, path, permissions).unwrap();
+                }
+            }
+            let at_once = Machine::new();
+            write(&*at_once.domain(DomId::DOM0).xenstore().unwrap(), &list).unwrap();
+            proptest::prop_assert_eq!(at_once.inventory(), one_by_one.inventory());
+            let requests = |machine: &Machine| machine.counts().xenstore_requests();
+            proptest::prop_assert!(requests(&at_once) <= requests(&one_by_one) + 2);
+        }
+    }
+
     #[test]
     fn one_transaction_writes_and_one_removes_all() {
         let machine = Machine::new();
@@ -457,7 +559,7 @@ mod tests {
         assert!(stored.iter().any(|name| name == "cpu"), "parents come with their children: {stored:?}");
         // What it is today, so that a change is noticed; libxl makes 119.
         let counts = machine.counts();
-        assert_eq!((counts.calls["xs_write"], counts.calls["xs_set_permissions"]), (51, 17));
+        assert_eq!((counts.calls["xs_write"], counts.calls["xs_set_permissions"]), (49, 7));
         remove(&*store, DomId(1), identity().uuid, DomId::DOM0, &[]).unwrap();
         assert_eq!(machine.counts().xenstore_transactions(), 2);
         assert_eq!(machine.inventory(), before);

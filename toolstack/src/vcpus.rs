@@ -1,5 +1,6 @@
 //! The vCPUs of a domain: where they are, where they may be, and how many of them the guest is to use.
 
+use crate::config::{self, CpusError, HostCpus};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::home;
 use xen::{Affinity, CpuSet, VcpuInfo};
@@ -7,20 +8,9 @@ use xen::{Affinity, CpuSet, VcpuInfo};
 /// Why vCPUs could not be listed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum VcpuError {
-    /// Nothing that names CPUs.
-    #[error("{given:?} names no CPUs: CPUs are all, 3, 0-3, ^2, node:1, or several of these with commas")]
-    NoCpus {
-        /// What was given.
-        given: String,
-    },
-    /// None of them is a CPU of this host.
-    #[error("no CPU of this host is in {given:?}: they are 0 to {max_cpu}")]
-    NotHere {
-        /// What was given.
-        given: String,
-        /// The host's last.
-        max_cpu: u32,
-    },
+    /// What names no CPUs of this host.
+    #[error(transparent)]
+    Cpus(#[from] CpusError),
     /// More than the domain was made with, or none.
     #[error("domain {domid} can have 1 to {most} vCPUs, not {given} (maxvcpus is set when it is created)", domid = domid.0)]
     Count {
@@ -81,38 +71,13 @@ impl Qubes {
         Ok(self.control.phys_info()?.max_cpu_id + 1)
     }
 
-    /// CPUs in `xl`'s notation: `all`, numbers, ranges and `node:N`, from left to right, with `^` before what is taken
-    /// away. What the host has not got does not count.
+    /// CPUs in `xl`'s notation, as in a configuration's `cpus`. What the host has not got does not count.
     ///
     /// # Errors
-    /// [`VcpuError::NoCpus`], [`VcpuError::NotHere`], or what Xen says.
+    /// [`VcpuError::Cpus`], or what Xen says.
     pub fn cpu_set(&self, text: &str) -> Result<CpuSet, VcpuError> {
-        let no_cpus = || VcpuError::NoCpus { given: text.to_owned() };
-        let count = self.cpu_count()?;
-        let mut set = CpuSet::default();
-        for part in text.split(',').filter(|part| !part.is_empty()) {
-            let (away, part) = part.strip_prefix('^').map_or((false, part), |part| (true, part));
-            let nodes = part.strip_prefix("nodes:").or_else(|| part.strip_prefix("node:"));
-            let range = nodes.unwrap_or(part);
-            let cpus: Vec<u32> = match (range, nodes) {
-                ("all", _) if away => return Err(no_cpus()),
-                ("all", _) => (0..count).collect(),
-                (range, None) => parse_range(range).ok_or_else(no_cpus)?.filter(|cpu| *cpu < count).collect(),
-                (range, Some(_)) => {
-                    let nodes: CpuSet = parse_range(range).ok_or_else(no_cpus)?.collect();
-                    let cores = self.control.cpu_topology()?;
-                    let on = |core: &Option<xen::Core>| core.is_some_and(|core| nodes.contains(core.node));
-                    (0..).zip(&cores).filter(|(_, core)| on(core)).map(|(cpu, _)| cpu).collect()
-                }
-            };
-            for cpu in cpus {
-                if away { set.remove(cpu) } else { set.insert(cpu) }
-            }
-        }
-        if set.is_empty() {
-            return Err(VcpuError::NotHere { given: text.to_owned(), max_cpu: count - 1 });
-        }
-        Ok(set)
+        let host = HostCpus::of(&*self.control)?;
+        Ok(config::cpu_set(text, Some(&host))?.into_iter().collect())
     }
 
     /// Says where a vCPU, or with `None` each of them, may run; a set that is `None` stays as it is. `force` overrides what
@@ -179,14 +144,6 @@ fn vcpu_count(qube: &Qube) -> u32 {
     qube.info.max_vcpu_id.map_or(0, |last| last.saturating_add(1))
 }
 
-/// `3` or `0-3`.
-fn parse_range(text: &str) -> Option<std::ops::RangeInclusive<u32>> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
-    // What is beyond any host's CPUs is not worth being counted through.
-    (first <= last && last <= 1 << 20).then_some(first..=last)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,22 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn cpus_are_named_as_xl_names_them() {
+    fn cpus_are_those_of_this_host() {
         let host = host();
-        let set = |text: &str| host.qubes.cpu_set(text).map(|set| set.display(9).to_string());
-        assert_eq!(set("all").unwrap(), "0-1");
-        assert_eq!(set("0").unwrap(), "0");
-        assert_eq!(set("0-1").unwrap(), "0-1");
+        let set = |text: &str| host.qubes.cpu_set(text).map(|set| set.display(2).to_string());
         assert_eq!(set("all,^0").unwrap(), "1");
         assert_eq!(set("node:0,^1").unwrap(), "0");
-        assert_eq!(set("nodes:all").unwrap(), "0-1");
         assert_eq!(set("1-15").unwrap(), "1", "what the host has not got does not count");
-        for bad in ["x", "1-", "-1", "2-1", "^all", "node:", "0x1"] {
-            assert!(matches!(set(bad), Err(VcpuError::NoCpus { .. })), "{bad}");
-        }
-        for nowhere in ["", "7", "node:3", "0,^0"] {
-            assert!(matches!(set(nowhere), Err(VcpuError::NotHere { max_cpu: 1, .. })), "{nowhere}");
-        }
+        assert!(matches!(set("0x1"), Err(VcpuError::Cpus(CpusError::Range(_)))));
+        assert!(matches!(set("7"), Err(VcpuError::Cpus(CpusError::Empty(_)))));
     }
 
     #[test]

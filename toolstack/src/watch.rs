@@ -2,7 +2,7 @@
 //! `on_poweroff`, `on_reboot`, `on_watchdog`, `on_crash`. (`xl create` leaves a process behind for each.)
 //!
 //! It knows the qubes by the configurations that [`Qubes::create`] keeps beside libxl's, so that it can be started again
-//! at any time, and ends when none is left.
+//! at any time. It ends when it has had none for a while ([`LINGER`]): the next one made by then needs no other.
 
 use crate::config::{Action, QubeConfig};
 use crate::create::CreateError;
@@ -18,6 +18,9 @@ pub(crate) const RECORDS_LOCK: &str = "records.lock";
 const WATCH_LOCK: &str = "watch.lock";
 /// Set in a kept configuration that is newer than what was changed at run time.
 const AS_GIVEN: &str = "as_given";
+/// How long a watcher stays without a qube, unless it is told otherwise: for hosts on which qubes come and go, such as
+/// disposables, starting a program for each would take longer than to make the qube.
+pub const LINGER: Duration = Duration::from_secs(60);
 /// A qube that restarts faster than this is held back, so that one that cannot boot does not take the host's time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -88,6 +91,15 @@ impl Qubes {
         self.userdata.write(Kind::Nxl, domid, uuid, &kept.to_string())?;
         Ok(true)
     }
+
+    /// Whether a watcher is at work. It then knows, or is about to see, every qube that was created attended before this
+    /// question; when there is none, the answer holds only until somebody starts one.
+    ///
+    /// # Errors
+    /// When the folder of locks is not to be had.
+    pub fn is_watched(&self) -> Result<bool, QubeError> {
+        Ok(self.userdata.lock(WATCH_LOCK, false)?.is_none())
+    }
 }
 
 /// Carries out what is due.
@@ -97,16 +109,24 @@ pub struct Watcher<'a> {
     restarted: Option<Instant>,
     /// Whether those that are made again are for whoever watches all.
     attended: bool,
+    /// How long it stays when no qube is left.
+    linger: Duration,
 }
 
 impl<'a> Watcher<'a> {
     /// A watcher of these qubes.
     #[must_use]
     pub fn new(qubes: &'a Qubes, foreign: &'a dyn ForeignMemory) -> Self {
-        Self { qubes, foreign, restarted: None, attended: true }
+        Self { qubes, foreign, restarted: None, attended: true, linger: LINGER }
     }
 
-    /// Watches until no qube is left that it knows; at once when another watcher is at work. What is done, or could not
+    /// The same, but it stays only so long when no qube is left.
+    #[must_use]
+    pub fn with_linger(self, linger: Duration) -> Self {
+        Self { linger, ..self }
+    }
+
+    /// Watches until no qube that it knows was left for as long as it lingers; ends at once when another watcher is at work. What is done, or could not
     /// be, is told to `report`.
     ///
     /// # Errors
@@ -116,17 +136,27 @@ impl<'a> Watcher<'a> {
         let Some(watching) = userdata.lock(WATCH_LOCK, false)? else { return Ok(()) };
         self.qubes.store.watch("@releaseDomain", "watcher")?;
         self.catch_up(&mut report)?;
+        let mut idle_since: Option<Instant> = None;
         loop {
             self.carry_out(&mut report)?;
-            {
+            let mut left = None;
+            if userdata.known()?.is_empty() {
+                let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+                left = Some(self.linger.saturating_sub(idle));
+            } else {
+                idle_since = None;
+            }
+            if left == Some(Duration::ZERO) {
                 let _records = userdata.lock(RECORDS_LOCK, true)?;
                 if userdata.known()?.is_empty() {
                     // Before the other lock: whoever writes a configuration after this finds no watcher.
                     drop(watching);
                     break;
                 }
+                // A qube's configuration came while the lock was waited for.
+                continue;
             }
-            self.qubes.wait_for_watch(None)?;
+            self.qubes.wait_for_watch(left)?;
         }
         Ok(self.qubes.store.unwatch("@releaseDomain", "watcher")?)
     }
@@ -290,7 +320,7 @@ impl<'a> Watcher<'a> {
 
     /// What is left behind of a domain is no reason not to make it again.
     fn destroy(&self, qube: &Qube) -> Result<Option<String>, WatchError> {
-        match self.qubes.destroy(qube) {
+        match self.qubes.destroy_attended(qube) {
             Ok(()) => Ok(None),
             Err(QubeError::LeftBehind { source, .. }) => Ok(Some(source.to_string())),
             Err(error) => Err(error.into()),
@@ -475,10 +505,40 @@ pub(crate) mod tests {
     #[test]
     fn the_watcher_ends_when_there_is_nothing_to_watch_or_another_does() {
         let host = host();
-        Watcher::new(&host.qubes, &*host.foreign).run(|_| ()).unwrap();
+        let watcher = || Watcher::new(&host.qubes, &*host.foreign);
+        watcher().with_linger(Duration::ZERO).run(|_| ()).unwrap();
+        let linger = Duration::from_millis(50);
+        let begun = Instant::now();
+        watcher().with_linger(linger).run(|_| ()).unwrap();
+        assert!(begun.elapsed() >= linger);
         running(&host, "");
+        assert!(!host.qubes.is_watched().unwrap());
         let _other = host.qubes.userdata.lock(WATCH_LOCK, false).unwrap().unwrap();
-        Watcher::new(&host.qubes, &*host.foreign).run(|_| ()).unwrap();
+        assert!(host.qubes.is_watched().unwrap());
+        watcher().run(|_| ()).unwrap();
+    }
+
+    #[test]
+    fn a_watcher_that_lingers_attends_the_next_qube_and_stays() {
+        let host = std::sync::Arc::new(host());
+        let (reports, done) = std::sync::mpsc::channel();
+        let theirs = std::sync::Arc::clone(&host);
+        // Longer than any test: it ends with the process.
+        std::thread::spawn(move || {
+            Watcher::new(&theirs.qubes, &*theirs.foreign)
+                .with_linger(Duration::from_secs(3_600))
+                .run(|result| reports.send(result.unwrap().action).unwrap())
+        });
+        while !host.qubes.is_watched().unwrap() {
+            std::thread::yield_now();
+        }
+        for _ in 0..2 {
+            let qube = running(&host, "");
+            assert!(host.qubes.is_watched().unwrap(), "no other need be started");
+            host.machine.shut_down(qube.info.domid, ShutdownReason::Poweroff);
+            assert_eq!(done.recv_timeout(Duration::from_secs(60)), Ok(Action::Destroy));
+        }
+        assert_eq!(host.files(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Domain control: how dom0 makes, fills, inspects and ends domains.
 
-use crate::{Diagnostics, DomId, Gfn, Pfn, Port, Result, Scheduling};
+use crate::{Diagnostics, DomId, Gfn, PciAddress, Pfn, Port, Result, Scheduling};
 
 /// How a guest's privileged instructions and page tables come about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -27,6 +27,10 @@ pub struct CreateDomain {
     pub max_grant_frames: Option<u32>,
     /// Frames for tracking mapped grants; `None` for the hypervisor's default (1,024).
     pub max_maptrack_frames: Option<u32>,
+    /// The highest version of the grant table's interface that it may use: 1 or 2, which is libxl's default.
+    pub max_grant_version: u32,
+    /// The pool of CPUs that it belongs to, by number.
+    pub cpupool: u32,
 }
 
 /// The HVM parameters that a builder sets (xen/include/public/hvm/params.h).
@@ -325,6 +329,11 @@ pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
     fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()>;
     /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
+    /// Gives a PCI device, which must be nobody else's, to a domain, so that it reaches that domain's memory alone;
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) without an IOMMU. Given to [`DomId::IO`] it reaches none.
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
+    /// Takes a PCI device from a domain.
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
     /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>>;
     /// Loads HVM save records.

@@ -14,6 +14,8 @@ pub struct DomId(pub u16);
 impl DomId {
     /// The first id that no domain can have (`DOMID_FIRST_RESERVED`).
     pub const FIRST_RESERVED: u16 = 0x7ff0;
+    /// Who has what nobody may reach: memory for devices, and devices in quarantine (`DOMID_IO`).
+    pub const IO: Self = Self(0x7ff1);
     /// The control domain.
     pub const DOM0: Self = Self(0);
 }

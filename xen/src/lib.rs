@@ -57,9 +57,9 @@ pub use memory::{
     Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd, write_to_fd,
 };
 pub use scheduling::{
-    Affinity, Core, CpuPool, Credit2, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,
+    Affinity, Core, CpuPool, CpuShare, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,
 };
-pub use store::{Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
+pub use store::{Change, Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
 
 use std::sync::Arc;
 

@@ -40,9 +40,10 @@ pub struct CpuPool {
     pub cpus: CpuSet,
 }
 
-/// A domain's part of the CPUs under the credit2 scheduler (`xen_domctl_sched_credit2`).
+/// A domain's part of the CPUs under the schedulers credit and credit2 (`xen_domctl_sched_credit`,
+/// `xen_domctl_sched_credit2`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Credit2 {
+pub struct CpuShare {
     /// Relative to the other domains': 1 to 65,535, 256 by default.
     pub weight: u16,
     /// The most it may use, in per cent of one CPU; 0 for no limit.
@@ -72,7 +73,7 @@ pub struct NumaNode {
 }
 
 /// A PCI device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PciAddress {
     /// Segment (domain).
     pub segment: u16,
@@ -90,6 +91,11 @@ impl fmt::Display for PciAddress {
 }
 
 impl PciAddress {
+    /// As hypercalls have it: segment, bus, device and function in one number.
+    pub(crate) fn sbdf(self) -> u32 {
+        u32::from(self.segment) << 16 | u32::from(self.bus) << 8 | u32::from(self.devfn)
+    }
+
     /// From the notation of `/sys/bus/pci/devices`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -140,10 +146,14 @@ pub trait Scheduling {
     fn node_affinity(&self, domid: DomId) -> Result<CpuSet>;
     /// All CPU pools, by number. One hypercall for each, and one more.
     fn cpu_pools(&self) -> Result<Vec<CpuPool>>;
+    /// A domain's part under credit; [`Invalid`](crate::ErrorKind::Invalid) when its pool has another scheduler.
+    fn credit(&self, domid: DomId) -> Result<CpuShare>;
+    /// Gives a domain its part under credit.
+    fn set_credit(&self, domid: DomId, part: CpuShare) -> Result<()>;
     /// A domain's part under credit2; [`Invalid`](crate::ErrorKind::Invalid) when its pool has another scheduler.
-    fn credit2(&self, domid: DomId) -> Result<Credit2>;
+    fn credit2(&self, domid: DomId) -> Result<CpuShare>;
     /// Gives a domain its part under credit2.
-    fn set_credit2(&self, domid: DomId, part: Credit2) -> Result<()>;
+    fn set_credit2(&self, domid: DomId, part: CpuShare) -> Result<()>;
     /// How long credit2 lets a vCPU of the pool run undisturbed, in microseconds.
     fn credit2_rate_limit(&self, pool: u32) -> Result<u32>;
     /// Sets how long credit2 lets a vCPU run undisturbed: 0 for as short as may be, else 100 to 500,000 microseconds.
@@ -164,7 +174,7 @@ mod tests {
     fn a_pci_address_is_read_and_written() {
         let address = PciAddress::parse("0000:3a:1f.2").unwrap();
         assert_eq!(address, PciAddress { segment: 0, bus: 0x3a, devfn: 0xfa });
-        assert_eq!(address.to_string(), "0000:3a:1f.2");
+        assert_eq!((address.to_string().as_str(), address.sbdf()), ("0000:3a:1f.2", 0x3afa));
         for bad in ["", "0000:00:20.0", "0000:00:00.8", "00:00.0", "0000:100:00.0", "0000:00:00"] {
             assert_eq!(PciAddress::parse(bad), None, "{bad}");
         }

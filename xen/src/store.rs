@@ -74,11 +74,26 @@ pub struct WatchEvent {
     pub token: String,
 }
 
+/// A request that changes one node: a part of a list that is [applied](Xenstore::apply) at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change<'a> {
+    /// [`Xenstore::write`].
+    Write(&'a str, &'a [u8]),
+    /// [`Xenstore::set_permissions`].
+    SetPermissions(&'a str, &'a Permissions),
+    /// [`Xenstore::remove`], but a node that is not there is no error.
+    Remove(&'a str),
+}
+
 /// A connection to xenstored. The descriptor is readable when a watch fired.
 ///
 /// Paths are absolute (`/local/domain/3/name`) or relative to the own domain's home. A value is any sequence of at
 /// most 4,096 bytes less the path; it comes from another domain and is to be treated so.
 pub trait Xenstore: AsFd + Send + Sync {
+    /// Whether xenstored is known to run in this very domain, without a request.
+    fn is_local(&self) -> bool {
+        false
+    }
     /// The value of a node. [`NotFound`](ErrorKind::NotFound) when there is none.
     fn read(&self, tx: Transaction, path: &str) -> Result<Vec<u8>>;
     /// Writes a value, making the node and its parents where they are missing.
@@ -93,6 +108,27 @@ pub trait Xenstore: AsFd + Send + Sync {
     fn permissions(&self, tx: Transaction, path: &str) -> Result<Permissions>;
     /// Sets the permissions of a node that this domain owns.
     fn set_permissions(&self, tx: Transaction, path: &str, permissions: &Permissions) -> Result<()>;
+    /// Makes changes, in their order. Where one fails, those after it may have been made or not: callers who mind do this
+    /// in a transaction. The connection to xenstored sends many before it waits for the first answer.
+    fn apply(&self, tx: Transaction, changes: &[Change<'_>]) -> Result<()> {
+        changes.iter().try_for_each(|change| match *change {
+            Change::Write(path, value) => self.write(tx, path, value),
+            Change::SetPermissions(path, permissions) => self.set_permissions(tx, path, permissions),
+            Change::Remove(path) => match self.remove(tx, path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                result => result,
+            },
+        })
+    }
+    /// The values of nodes, in the order of the paths; `None` where there is no such node. Sent as [`Self::apply`] is.
+    fn read_all(&self, tx: Transaction, paths: &[&str]) -> Result<Vec<Option<Vec<u8>>>> {
+        let read = |path: &&str| match self.read(tx, path) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        paths.iter().map(read).collect()
+    }
     /// Opens a transaction. [`Exhausted`](ErrorKind::Exhausted) beyond the quota (stock: 10 a domain). Whoever wants
     /// it closed on every path uses [`transaction`].
     fn begin(&self) -> Result<Transaction>;

@@ -1,12 +1,13 @@
 //! The checks: shell scripts in `checks/`, and which of them share a boot.
 //!
 //! A check's file is named `NN-NAME`: the number orders, the name says what is shown. Its first comment lines may
-//! say `# boot: NAME` (default `qubes`) and `# limit: SECONDS`.
+//! say `# boot: NAME` (default `qubes`), `# limit: SECONDS` and `# with: ASSET` (see [`assets`](crate::assets)).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::assets::NAMES;
 use crate::error::At as _;
 use crate::release::{BOOKWORM, Release, TRIXIE};
 use crate::{Error, Result};
@@ -49,6 +50,8 @@ pub struct Check {
     pub boot: Boot,
     /// How long it may take.
     pub limit: Duration,
+    /// What it needs besides the closures.
+    pub asset: Option<&'static str>,
 }
 
 /// All checks, in the order in which they run.
@@ -86,7 +89,16 @@ fn read(path: PathBuf) -> Result<Check> {
             seconds.parse().map_err(|_| refuse(format!("limit '{seconds}' is no number of seconds")))?,
         ),
     };
-    Ok(Check { name, path, boot, limit })
+    let asset = match header("with") {
+        None => None,
+        Some(asset) => Some(
+            NAMES
+                .into_iter()
+                .find(|known| *known == asset)
+                .ok_or_else(|| refuse(format!("asks for the unknown asset '{asset}'")))?,
+        ),
+    };
+    Ok(Check { name, path, boot, limit, asset })
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for anything.

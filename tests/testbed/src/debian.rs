@@ -37,6 +37,9 @@ pub const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 const QEMU: &str = "qemu-system-x86";
 const QEMU_VERSION: &str = "1:7.2";
 
+/// What makes images of closures in dom0.
+const SQUASHFS: [&str; 2] = ["squashfs-tools", "liblzo2-2"];
+
 /// The kernels: by the codec of their payload, the metapackage that stands for the newest of its kind.
 const KERNELS: [(&str, &str); 3] = [
     ("xz", "linux-image-amd64"),
@@ -58,13 +61,14 @@ pub const MODULES: [(&str, &str); 5] = [
 const FRONTENDS: [(&str, &str); 2] = [("xen-blkfront", "drivers/block"), ("xen-netfront", "drivers/net")];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
-pub const BACKENDS: [(&str, &str); 6] = [
+pub const BACKENDS: [(&str, &str); 7] = [
     ("loop", "drivers/block"),
     ("xen-blkback", "drivers/block/xen-blkback"),
     ("llc", "net/llc"),
     ("stp", "net/802"),
     ("bridge", "net/bridge"),
     ("xen-netback", "drivers/net/xen-netback"),
+    ("xen-pciback", "drivers/xen/xen-pciback"),
 ];
 
 /// The kernel that dom0 has, by its codec.
@@ -80,6 +84,8 @@ pub struct Debian {
     pub tree: Tree,
     /// A folder with one folder for each codec (xz, lz4, zstd), holding `vmlinuz`, `version` and `modules/`.
     pub kernels: PathBuf,
+    /// mksquashfs, and a library of its that nothing else needs.
+    pub squashfs: [Tree; 2],
 }
 
 /// A folder that packages were unpacked into.
@@ -95,7 +101,8 @@ impl Debian {
         let recipe =
             format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
-        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels") })
+        let squashfs = [Tree::of_package(cache, SQUASHFS[0])?, Tree::of_package(cache, SQUASHFS[1])?];
+        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels"), squashfs })
     }
 }
 

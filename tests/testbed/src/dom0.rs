@@ -1,10 +1,12 @@
 //! What QEMU boots: Xen, dom0's kernel, and dom0's initrd as a cached base followed by a run's overlay.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::archive::Archive;
+use crate::assets::Assets;
 use crate::cache::Cache;
 use crate::checks::Check;
 use crate::closure::Closure;
@@ -15,7 +17,7 @@ use crate::release::Release;
 use crate::{Error, Result, elf, process};
 
 /// Programs of the packages: where they lie there, and where they go in dom0. (Of Debian 12: elsewhere Xen's version differs.)
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
     // busybox has a losetup, too, but libxl's block script reads this one's output.
@@ -33,6 +35,7 @@ const PROGRAMS: [(&str, &str); 20] = [
     // Debian puts a wrapper at /usr/sbin/xl that picks the version of the running Xen. Here there is one.
     ("usr/lib/xen-4.17/bin/xl", "usr/sbin/xl"),
     ("usr/lib/xen-4.17/bin/xenconsole", "usr/lib/xen-4.17/bin/xenconsole"),
+    ("usr/lib/xen-4.17/bin/lsevtchn", "usr/sbin/lsevtchn"),
     ("usr/lib/xen-4.17/bin/libxl-save-helper", "usr/lib/xen-4.17/bin/libxl-save-helper"),
     ("usr/lib/xen-4.17/bin/vchan-socket-proxy", "usr/bin/vchan-socket-proxy"),
     ("usr/lib/xen-4.17/bin/xen-init-dom0", "usr/sbin/xen-init-dom0"),
@@ -42,6 +45,12 @@ const PROGRAMS: [(&str, &str); 20] = [
 
 /// Libraries that are loaded without being asked for by name in an ELF header.
 const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
+
+/// What packs the images of `block-nix`, and shows what is in them.
+const SQUASHFS_PROGRAMS: [&str; 2] = ["usr/bin/mksquashfs", "usr/bin/unsquashfs"];
+
+/// How many cycles the soak has, where that is not as many as go into a minute and a half.
+const SOAK_CYCLES: &str = "TESSERAQT_SOAK_CYCLES";
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
 const REVISION: u32 = 3;
@@ -142,20 +151,36 @@ pub fn scripts() -> PathBuf {
 }
 
 /// The overlay of one run: our programs, the closures, the checks and what to do with them.
-pub fn overlay(tree: &Tree, products: &Products, closures: &[Closure], task: &Task<'_>) -> Result<Vec<u8>> {
+pub fn overlay(
+    (debian, tree): (&Debian, &Tree),
+    products: &Products,
+    closures: &[Closure],
+    assets: &Assets,
+    task: &Task<'_>,
+) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     let scripts = scripts();
     let init = scripts.join("init");
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
 
+    // Where libxl looks for the scripts of disks.
+    archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
     let mut binaries = Vec::new();
+    for program in SQUASHFS_PROGRAMS {
+        let source = debian.squashfs[0].file(program)?;
+        archive.copy(program, &source)?;
+        binaries.push(source);
+    }
     for (path, source) in products.in_dom0() {
         archive.copy(path, source)?;
         binaries.push(source.to_owned());
     }
     // The base has the libraries of stock tools; ours may use another of the same packages.
-    for (name, path) in elf::libraries(&binaries, &tree.library_folders())? {
+    // What a release's packages do not have, is Debian 12's.
+    let trees = debian.squashfs.iter().chain([tree, &debian.tree]);
+    let folders: Vec<PathBuf> = trees.flat_map(Tree::library_folders).collect();
+    for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;
         archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
     }
@@ -173,6 +198,12 @@ pub fn overlay(tree: &Tree, products: &Products, closures: &[Closure], task: &Ta
                 order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
             }
             archive.file("testbed/order", 0o644, order.as_bytes());
+            for name in checks.iter().filter_map(|check| check.asset).collect::<BTreeSet<_>>() {
+                archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
+            }
+            if let Ok(cycles) = std::env::var(SOAK_CYCLES) {
+                archive.file("testbed/soak-cycles", 0o644, cycles.as_bytes());
+            }
         }
         Task::Demo => archive.file("testbed/task", 0o644, b"demo\n"),
         Task::Shell => archive.file("testbed/task", 0o644, b"shell\n"),

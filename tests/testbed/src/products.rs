@@ -12,8 +12,10 @@ use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
 /// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 6] = [
+const PROGRAMS: [(&str, &[&str], &str); 8] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
+    ("nxl", &["--bin", "nxl-bootloader"], "nxl-bootloader"),
+    ("nxl", &["--bin", "block-nix"], "block-nix"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
     ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),
@@ -42,6 +44,11 @@ impl Products {
     pub fn build_for(release: Release, tree: &Tree, folder: &Path) -> Result<Self> {
         let target = target_folder().join(format!("xen-{}", release.xen));
         fs::create_dir_all(folder).at(folder)?;
+        if !target.exists() {
+            // What does not depend on Xen's release is not compiled twice.
+            fs::create_dir_all(&target).at(&target)?;
+            process::run(Command::new("cp").arg("-a").arg(target_folder().join("release")).arg(&target))?;
+        }
         Self::build_with(folder, &Toolchain { target, release, tree: Some(tree) })
     }
 
@@ -49,8 +56,8 @@ impl Products {
         let mut programs = Vec::new();
         for (package, arguments, path) in PROGRAMS {
             let mut cargo = toolchain.cargo();
-            cargo.args(["build", "--release", "--quiet", "--package", package]);
-            process::run(cargo.args(arguments))?;
+            cargo.args(["rustc", "--release", "--quiet", "--package", package]).args(arguments);
+            process::run(cargo.args(toolchain.rustc_arguments()))?;
             // What a debugger wants of them is four times what runs, and initrds lie in dom0's memory.
             let (_, whole) = built(path, toolchain.target.join("release").join(path))?;
             let bare = folder.join(path.rsplit('/').next().unwrap_or(path));

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::assets::Assets;
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check};
 use crate::closure::{self, Closure, Store};
@@ -60,6 +61,7 @@ pub struct Testbed {
     closures: Vec<Closure>,
     /// dom0s of other releases than Debian 12's, made when the first check wants one.
     others: Mutex<BTreeMap<Release, Arc<Other>>>,
+    assets: Assets,
     scratch: Scratch,
     boots: AtomicU32,
 }
@@ -94,8 +96,19 @@ impl Testbed {
         let products = step("our programs", || Products::build(scratch.path()))?;
         let closures =
             step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
+        let assets = Assets::make(&cache, &closures, scratch.path())?;
         let others = Mutex::default();
-        Ok(Self { cache, debian, base, products, closures, others, scratch, boots: AtomicU32::new(0) })
+        Ok(Self {
+            cache,
+            debian,
+            base,
+            products,
+            closures,
+            assets,
+            others,
+            scratch,
+            boots: AtomicU32::new(0),
+        })
     }
 
     fn other(&self, release: Release) -> Result<Arc<Other>> {
@@ -258,7 +271,7 @@ impl Testbed {
             Some(other) => (&other.tree, &other.base, &other.products),
             None => (&self.debian.tree, &self.base, &self.products),
         };
-        let overlay = dom0::overlay(tree, products, &self.closures, task)?;
+        let overlay = dom0::overlay((&self.debian, tree), products, &self.closures, &self.assets, task)?;
         Machine::boot(&self.debian, base, &overlay, &folder, boot, console)
     }
 

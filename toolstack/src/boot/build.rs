@@ -53,6 +53,8 @@ pub struct Limits {
     pub max_grant_frames: Option<u32>,
     /// Frames for tracking mapped grants; `None` for the hypervisor's default.
     pub max_maptrack_frames: Option<u32>,
+    /// The highest version of the grant table's interface: 1 or 2.
+    pub max_grant_version: u32,
 }
 
 /// A domain that was built: paused, unknown to xenstore.
@@ -237,9 +239,12 @@ pub fn build(
         max_event_channel_port: limits.max_event_channel_port,
         max_grant_frames: limits.max_grant_frames,
         max_maptrack_frames: limits.max_maptrack_frames,
+        max_grant_version: limits.max_grant_version,
+        cpupool: plan.placement().pool,
     })?;
     let unfinished = Unfinished { control, domid };
     control.set_max_vcpus(domid, sizes.max_vcpus)?;
+    plan.placement().apply(domid, control)?;
     control.set_max_mem(domid, sizes.max_mem_kib())?;
     control.apply_default_cpu_policy(domid)?;
     control.set_memory_map(domid, plan.memory_map())?;

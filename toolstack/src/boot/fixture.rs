@@ -7,8 +7,12 @@ use std::io::{Seek, Write};
 use xen::mock::Machine;
 use xen::{DomId, Platform};
 
-pub(super) const LIMITS: Limits =
-    Limits { max_event_channel_port: 1_023, max_grant_frames: None, max_maptrack_frames: None };
+pub(super) const LIMITS: Limits = Limits {
+    max_event_channel_port: 1_023,
+    max_grant_frames: None,
+    max_maptrack_frames: None,
+    max_grant_version: 2,
+};
 pub(super) const INITRD: &[u8] = b"070701 an initrd";
 
 pub(super) fn initrd() -> File {

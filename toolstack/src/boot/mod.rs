@@ -8,11 +8,13 @@ mod build;
 #[cfg(test)]
 mod fixture;
 mod guest_memory;
+mod placement;
 mod plan;
 mod pv;
 mod pvh;
 
 pub use build::{BuildError, Built, Initrd, Limits, Payload, build};
+pub use placement::{Placement, Share, ShareScheduler};
 pub use plan::{Guest, Plan, PlanError, PvhOptions, Request, Sizes};
 pub use pv::{P2m, PageTables, PvInitrd, PvPlan};
 pub use pvh::{ACPI_START, Extents, HIGH_MEMORY_START, PvhPlan, SPECIAL_PAGES, Segment, SpecialPage};

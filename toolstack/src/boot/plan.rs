@@ -1,5 +1,6 @@
 //! The plan of a qube: all that is to be decided, decided, before Xen is asked for anything.
 
+use super::placement::Placement;
 use super::pv::PvPlan;
 use super::pvh::PvhPlan;
 use crate::image::{Footprint, PvKernel};
@@ -36,6 +37,8 @@ pub struct Request<'a> {
     pub kernel: &'a Footprint,
     /// Bytes of the initrd, if there is one.
     pub initrd: Option<u64>,
+    /// Where its vCPUs run.
+    pub placement: Placement,
     /// The kind of guest, and what it alone has.
     pub guest: Guest<'a>,
 }
@@ -213,6 +216,15 @@ impl Plan {
         match self {
             Self::Pvh(plan) => &plan.sizes,
             Self::Pv(plan) => &plan.sizes,
+        }
+    }
+
+    /// Where its vCPUs run.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        match self {
+            Self::Pvh(plan) => &plan.placement,
+            Self::Pv(plan) => &plan.placement,
         }
     }
 

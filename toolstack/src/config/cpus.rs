@@ -1,6 +1,8 @@
-//! Sets of the host's CPUs as `cpus` and `cpus_soft` name them: `all`, `0-3,^2`, `node:1`.
+//! Sets of the host's CPUs as `cpus`, `cpus_soft`, `xl vcpu-pin` and the masks of xl.conf name them: `all`, `0-3,^2`,
+//! `node:1`.
 
 use std::collections::BTreeSet;
+use xen::DomainControl;
 
 /// More CPUs than Xen can be built for (`CONFIG_NR_CPUS`, xen/arch/Kconfig), when the host's number is not known.
 const CPUS_LIMIT: u32 = 4_096;
@@ -14,6 +16,9 @@ pub enum CpusError {
     /// No CPU of the host is in the set.
     #[error("no CPU of this host is in {0:?}")]
     Empty(String),
+    /// A mask leaves a vCPU no CPU.
+    #[error("the mask {0:?} leaves no CPU to a vCPU")]
+    Masked(String),
     /// The set depends on the host, about which nothing is known.
     #[error("which CPUs are in {0:?} can be said in dom0 alone")]
     Host(String),
@@ -33,10 +38,21 @@ impl HostCpus {
     pub fn new(count: u32, nodes: Option<Vec<u32>>) -> Self {
         Self { count, nodes }
     }
+
+    /// Those of this host. Three hypercalls.
+    ///
+    /// # Errors
+    /// What Xen says.
+    pub fn of(control: &dyn DomainControl) -> Result<Self, xen::Error> {
+        // A CPU that is off is on no node that one could name.
+        let node = |core: Option<xen::Core>| core.map_or(u32::MAX, |core| core.node);
+        let nodes = control.cpu_topology()?.into_iter().map(node).collect();
+        Ok(Self::new(control.phys_info()?.max_cpu_id + 1, Some(nodes)))
+    }
 }
 
 /// Reads a set. What the host has not got does not count; on an unknown host there is no `all`, and there are no nodes.
-pub(super) fn cpu_set(text: &str, host: Option<&HostCpus>) -> Result<BTreeSet<u32>, CpusError> {
+pub(crate) fn cpu_set(text: &str, host: Option<&HostCpus>) -> Result<BTreeSet<u32>, CpusError> {
     let mut set = BTreeSet::new();
     for part in text.split(',').filter(|part| !part.is_empty()) {
         let wrong = || CpusError::Range(part.to_owned());
@@ -46,7 +62,8 @@ pub(super) fn cpu_set(text: &str, host: Option<&HostCpus>) -> Result<BTreeSet<u3
         let count = host.map(|host| host.count);
         let cpus: Vec<u32> = match (nodes.unwrap_or(rest), nodes) {
             ("all", _) if away => return Err(wrong()),
-            ("all", _) => (0..count.ok_or_else(unknown)?).collect(),
+            // libxl's "any" is all bits of the bytes that its bit map has, and shows so in its JSON. Xen knows better.
+            ("all", _) => (0..count.ok_or_else(unknown)?.next_multiple_of(8)).collect(),
             (range, None) => {
                 let (first, last) = parse_range(range).ok_or_else(wrong)?;
                 match count {
@@ -111,6 +128,11 @@ mod tests {
         for empty in ["", ",", "8", "^1", "1,^1", "node:2"] {
             assert_eq!(cpu_set(empty, Some(&host)), Err(CpusError::Empty(empty.to_owned())));
         }
+        assert_eq!(
+            cpu_set("all,^0", Some(&HostCpus::new(2, None))),
+            Ok((1..8).collect()),
+            "as in libxl's JSON"
+        );
         assert_eq!(cpu_set("7", Some(&HostCpus::new(7, None))), Err(CpusError::Empty("7".to_owned())));
     }
 

@@ -48,14 +48,13 @@ const CLEAR: Support = Only(&["0"]);
 /// Flags that must be set.
 const SET: Support = Only(&["1"]);
 
-const NO_AFFINITY: Support = Unbuilt("nxl does not place vCPUs when it makes a qube");
-const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays and keyboards");
-const NO_SCHEDULING: Support = Unbuilt("nxl sets no scheduler parameters when it makes a qube");
+const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays");
+const NO_SCHEDULING: Support =
+    Unbuilt("nxl knows the parameters of the schedulers credit and credit2: cpu_weight and cap");
 const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
 const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
 const NO_HARDWARE: Support =
     Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
-const NO_BOOTLOADER: Support = Unbuilt("nxl runs no boot loaders; kernel= names a kernel");
 const NO_QEMU: Support = Refused("nxl starts no QEMU");
 const NO_SHIM: Support = Refused("nxl starts no PV guests within a shim");
 const NO_USB: Support = Refused("nxl starts no QEMU, which serves USB devices");
@@ -73,16 +72,16 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("bios", Both, HVM),
     ("bios_path_override", Both, HVM),
     ("boot", Both, HVM),
-    ("bootloader", Both, NO_BOOTLOADER),
-    ("bootloader_args", Both, NO_BOOTLOADER),
+    ("bootloader", Both, Built),
+    ("bootloader_args", Both, Built),
     ("builder", Both, Built),
-    ("cap", Both, NO_SCHEDULING),
-    ("channel", Both, Unbuilt("nxl makes no consoles but the first one")),
+    ("cap", Both, Built),
+    ("channel", Both, Built),
     ("cmdline", Both, Built),
-    ("cpu_weight", Both, NO_SCHEDULING),
+    ("cpu_weight", Both, Built),
     ("cpuid", Both, Refused("a qube has the CPU features that Xen gives to all of its kind")),
-    ("cpus", Both, NO_AFFINITY),
-    ("cpus_soft", Both, NO_AFFINITY),
+    ("cpus", Both, Built),
+    ("cpus_soft", Both, Built),
     ("device_model", Both, Refused("xl passes it over, too; nxl starts no QEMU")),
     ("device_model_args", Both, NO_QEMU),
     ("device_model_args_hvm", Both, HVM),
@@ -118,7 +117,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("localtime", Both, CLEAR),
     ("max_event_channels", Both, Built),
     ("max_grant_frames", Both, Built),
-    ("max_grant_version", Both, Only(&["2"])),
+    ("max_grant_version", Both, Only(&["1", "2"])),
     ("max_maptrack_frames", Both, Built),
     ("maxmem", Both, Built),
     ("maxvcpus", Both, Built),
@@ -148,7 +147,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("pci_power_mgmt", Both, Built),
     ("pci_seize", Both, Built),
     ("period", Both, NO_SCHEDULING),
-    ("pool", Both, Only(&["Pool-0", "0"])),
+    ("pool", Both, Built),
     ("pvcalls", Both, Refused("nxl has no backend for sockets")),
     ("pvshim", Pvh, CLEAR),
     ("pvshim_cmdline", Pvh, NO_SHIM),
@@ -202,7 +201,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("vif", Both, Built),
     ("vif2", Both, Refused("xl passes it over, too; the interfaces are in vif=")),
     ("viridian", Both, HVM),
-    ("vkb", Both, NO_DISPLAY),
+    ("vkb", Both, Built),
     ("vkb_device", Both, HVM),
     ("vmtrace_buf_kb", Both, CLEAR),
     ("vnc", Pv, NO_DISPLAY),

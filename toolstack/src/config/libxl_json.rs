@@ -514,7 +514,7 @@ mod tests {
              uuid = \"d5f1129b-3f6a-4d84-b438-cfa95b7402d7\"\n{more}\n"
         );
         let settings = Settings::parse("json.cfg", text.as_bytes(), &[""; 0]).unwrap();
-        QubeConfig::from_settings("json.cfg", &settings).unwrap().0
+        QubeConfig::from_settings("json.cfg", &settings, None).unwrap().0
     }
 
     #[test]

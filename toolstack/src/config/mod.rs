@@ -5,7 +5,7 @@
 //!
 //! let text = b"type = 'pvh'\nname = 'work'\nkernel = '/boot/vmlinuz'\nmemory = 512\n";
 //! let settings = Settings::parse("work.cfg", text, &["vcpus=2"])?;
-//! let (config, warnings) = QubeConfig::from_settings("work.cfg", &settings)?;
+//! let (config, warnings) = QubeConfig::from_settings("work.cfg", &settings, None)?;
 //! assert_eq!((config.memory_mib, config.vcpus), (512, 2));
 //! assert!(warnings.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -29,6 +29,7 @@ mod resources;
 mod xl_cfg;
 
 pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
+pub(crate) use cpus::cpu_set;
 pub use cpus::{CpusError, HostCpus};
 pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
 pub use keys::known_keys;
@@ -36,7 +37,7 @@ pub(crate) use libxl_json::{disk_record, laid_out, nic_record};
 pub use nic::{Mac, NicConfig, NicError, NicRate, NicType};
 pub use parameters::{ChannelConfig, P9Config, ParameterError, VfbConfig, VkbBackend, VkbConfig, VtpmConfig};
 pub use pci::{PciAddress, PciConfig, PciDevice, PciError, PciOptions, RdmPolicy};
-pub use profile::generation;
+pub use profile::{generation, generations};
 pub use qube::{
     Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, GuestType, ItemError, MEMORY_LIMIT_MIB,
     Passthrough, QubeConfig, SchedulingConfig, TimerMode, TscMode, VCPUS_LIMIT,

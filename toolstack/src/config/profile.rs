@@ -23,6 +23,20 @@ fn profile_name(name: &str) -> &str {
 /// # Errors
 /// [`ClosureError::NotAProfile`] and [`ClosureError::Generation`]
 pub fn generation(profile: &Path, wanted: u64) -> Result<PathBuf, ClosureError> {
+    let mut known = generations(profile)?;
+    if let Some(at) = known.iter().position(|(number, _)| *number == wanted) {
+        return Ok(known.swap_remove(at).1);
+    }
+    let name = profile.file_name().and_then(|name| name.to_str()).map_or("", profile_name);
+    let known = known.into_iter().map(|(number, _)| number).collect();
+    Err(ClosureError::Generation { profile: profile.with_file_name(name), wanted, known })
+}
+
+/// All generations of a profile and their links, in rising order; at least one.
+///
+/// # Errors
+/// [`ClosureError::NotAProfile`]
+pub fn generations(profile: &Path) -> Result<Vec<(u64, PathBuf)>, ClosureError> {
     let not_a_profile = || ClosureError::NotAProfile { path: profile.to_owned() };
     let name =
         profile.file_name().and_then(|name| name.to_str()).map(profile_name).ok_or_else(not_a_profile)?;
@@ -35,17 +49,15 @@ pub fn generation(profile: &Path, wanted: u64) -> Result<PathBuf, ClosureError> 
     let mut known = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(read_error)? {
         let file_name = entry.map_err(read_error)?.file_name();
-        let Some(number) = file_name.to_str().and_then(|file_name| number(file_name, name)) else { continue };
-        if number == wanted {
-            return Ok(folder.join(file_name));
+        if let Some(number) = file_name.to_str().and_then(|file_name| number(file_name, name)) {
+            known.push((number, folder.join(file_name)));
         }
-        known.push(number);
     }
     if known.is_empty() {
         return Err(not_a_profile());
     }
     known.sort_unstable();
-    Err(ClosureError::Generation { profile: folder.join(name), wanted, known })
+    Ok(known)
 }
 
 /// Numbers in rising order as people write them: `3, 5 to 9`.

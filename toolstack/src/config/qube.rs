@@ -187,7 +187,7 @@ pub enum ConfigError {
         hint: &'static str,
     },
     /// A key that a closure answers itself.
-    #[error("{position}: `{key}' comes from the closure")]
+    #[error("{position}: `{key}' is for the closure to say")]
     FromClosure {
         /// Where.
         position: Position,
@@ -205,7 +205,7 @@ pub enum ItemError {
     /// An item of `vif`.
     #[error(transparent)]
     Nic(#[from] NicError),
-    /// An item of `disk` or `vif` that cannot be attached.
+    /// An item of `disk`, `vif`, `vkb` or `channel` that cannot be attached.
     #[error("{0}")]
     Device(String),
     /// An item of `pci`.
@@ -620,21 +620,22 @@ const DISPLAY_KEYS: [&str; 10] = [
 impl QubeConfig {
     /// Reads the settings of a file, `source_name`, and of the command line.
     ///
-    /// `type` must be there and be `"pvh"` or `"pv"`: without it, `xl` makes a PV guest.
+    /// `type` must be there and be `"pvh"` or `"pv"`: without it, `xl` makes a PV guest. `host` tells which CPUs
+    /// `cpus = "all"` and `cpus = "node:1"` stand for; without it such a text is refused.
     ///
     /// # Errors
     /// The first thing that is wrong; no key is passed over.
     pub fn from_settings(
         source_name: &str,
         settings: &Settings,
+        host: Option<&HostCpus>,
     ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
-        Reader { source_name, settings, host: None, build: true }.read(None)
+        Reader { source_name, settings, host, build: true }.read(None)
     }
 
     /// What [`QubeConfig::from_settings`] reads, and besides what no qube can be made with: for [`QubeConfig::to_libxl_json`].
     ///
-    /// As for `xl`, a file without a type describes a PV guest. `host` tells which CPUs `cpus = "all"` and
-    /// `cpus = "node:1"` stand for; without it such a text is refused.
+    /// As for `xl`, a file without a type describes a PV guest.
     ///
     /// # Errors
     /// The first thing that is wrong; no key is passed over.
@@ -657,9 +658,32 @@ impl QubeConfig {
     pub fn from_closure(
         closure: &Closure,
         settings: &Settings,
+        host: Option<&HostCpus>,
     ) -> Result<(Self, Vec<ConfigWarning>), ConfigError> {
         let source_name = closure.toplevel.display().to_string();
-        Reader { source_name: &source_name, settings, host: None, build: true }.read(Some(closure))
+        Reader { source_name: &source_name, settings, host, build: true }.read(Some(closure))
+    }
+}
+
+impl QubeConfig {
+    /// Has its vCPUs keep to some of the host's CPUs, as `vm.cpumask` and its like in xl.conf do: those of which `cpus` says
+    /// where they run, or all where it says nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the mask, or a vCPU for which it leaves no CPU.
+    pub fn mask_cpus(&mut self, mask: &str, host: &HostCpus) -> Result<(), CpusError> {
+        let mask_set = cpus::cpu_set(mask, Some(host))?;
+        if self.hard_affinity.is_empty() {
+            self.hard_affinity = vec![mask_set; self.max_vcpus as usize];
+            return Ok(());
+        }
+        for set in &mut self.hard_affinity {
+            set.retain(|cpu| mask_set.contains(cpu));
+            if set.is_empty() {
+                return Err(CpusError::Masked(mask.to_owned()));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -782,7 +806,7 @@ impl Reader<'_> {
             vkbs,
             vtpms: self.items("vtpm", VtpmConfig::parse)?,
             p9s: self.items("p9", P9Config::parse)?,
-            channels: self.items("channel", ChannelConfig::parse)?,
+            channels: self.checked("channel", ChannelConfig::parse, device::channel::check)?,
             stated,
         };
         Ok((config, warnings))
@@ -909,7 +933,7 @@ impl Reader<'_> {
             }
         }
         let mut vkbs = vec![VkbConfig::default(); vfbs.len()];
-        vkbs.extend(self.items("vkb", VkbConfig::parse)?);
+        vkbs.extend(self.checked("vkb", VkbConfig::parse, device::vkb::check)?);
         Ok((vfbs, vkbs))
     }
 
@@ -1048,10 +1072,20 @@ impl Reader<'_> {
     where
         for<'a> D: TryFrom<&'a T, Error = device::DeviceError>,
     {
+        self.checked(key, parse, |device| D::try_from(device).map(drop))
+    }
+
+    /// The same, by what `check` says of them.
+    fn checked<T, E: Into<ItemError>>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+        check: impl Fn(&T) -> Result<(), device::DeviceError>,
+    ) -> Result<Vec<T>, ConfigError> {
         self.items(key, |text| {
             let device = parse(text).map_err(Into::into)?;
             if self.build {
-                D::try_from(&device).map_err(|error| ItemError::Device(error.to_string()))?;
+                check(&device).map_err(|error| ItemError::Device(error.to_string()))?;
             }
             Ok::<_, ItemError>(device)
         })
@@ -1120,7 +1154,9 @@ impl Reader<'_> {
         let Some((guests, support)) = keys::find(&key) else {
             return Err(ConfigError::UnknownKey { position, nearest: keys::nearest(&key), key });
         };
-        if by_closure && matches!(key.as_str(), "kernel" | "ramdisk" | "root") {
+        if by_closure
+            && matches!(key.as_str(), "bootloader" | "bootloader_args" | "kernel" | "ramdisk" | "root")
+        {
             return Err(ConfigError::FromClosure { position, key });
         }
         if support != Support::Built && keys::asks_for_nothing(&setting.value.data) {
@@ -1209,7 +1245,11 @@ mod tests {
     const BASE: &str = "type='pvh'\nname='work'\nkernel='/boot/vmlinuz'\n";
 
     fn read(text: &str) -> Result<(QubeConfig, Vec<ConfigWarning>), ConfigError> {
-        QubeConfig::from_settings("work.cfg", &Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap())
+        QubeConfig::from_settings(
+            "work.cfg",
+            &Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap(),
+            None,
+        )
     }
 
     /// With the keys that must be there, on lines of their own.
@@ -1225,7 +1265,7 @@ mod tests {
     fn a_pv_guest_has_no_keys_of_hardware_virtualisation() {
         let read = |text: &str| {
             let settings = Settings::parse("pv.cfg", text.as_bytes(), &[""; 0]).unwrap();
-            QubeConfig::from_settings("pv.cfg", &settings)
+            QubeConfig::from_settings("pv.cfg", &settings, None)
         };
         let base = "type='pv'\nname='work'\nkernel='/k'\n";
         let (config, _) = read(&format!("{base}memory=256\nmaxmem=512")).unwrap();
@@ -1306,7 +1346,7 @@ mod tests {
                 &[""; 0],
             )
             .unwrap();
-            let error = QubeConfig::from_settings("work.cfg", &settings).unwrap_err().to_string();
+            let error = QubeConfig::from_settings("work.cfg", &settings, None).unwrap_err().to_string();
             assert!(error.starts_with("work.cfg:4:10: `on_crash' is destroy, restart,"), "{error}");
         }
     }
@@ -1489,7 +1529,7 @@ mod tests {
 
     fn from_closure(arguments: &[&str]) -> Result<QubeConfig, ConfigError> {
         let settings = Settings::parse("", b"", arguments).unwrap();
-        QubeConfig::from_closure(&closure(), &settings).map(|(config, _)| config)
+        QubeConfig::from_closure(&closure(), &settings, None).map(|(config, _)| config)
     }
 
     #[test]
@@ -1508,7 +1548,7 @@ mod tests {
         assert_eq!(from_closure(&["cmdline='c'"]).unwrap().cmdline, "c");
         from_closure(&["type='pvh'"]).unwrap();
         let error = |argument| from_closure(&["vcpus=2", argument]).unwrap_err().to_string();
-        assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' comes from the closure");
+        assert_eq!(error("kernel='/x'"), "command line:2:1: `kernel' is for the closure to say");
         assert_eq!(error("memry=1"), "command line:2:1: unknown key `memry' (did you mean `memory'?)");
         assert!(error("type='hvm'").contains("other guests are not supported"));
     }
@@ -1538,6 +1578,22 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_is_for_vcpus_that_are_pinned_and_for_those_that_are_not() {
+        let host = HostCpus::new(4, None);
+        let masked = |text: &str, masks: &[&str]| {
+            let mut config = with(text).unwrap();
+            masks.iter().try_for_each(|mask| config.mask_cpus(mask, &host)).map(|()| config.hard_affinity)
+        };
+        assert_eq!(
+            masked("vcpus=2", &["1-3", "^1,all,^3"]).unwrap(),
+            [BTreeSet::from([1, 2]), [1, 2].into()]
+        );
+        assert_eq!(masked("vcpus=2\ncpus='0-2'", &["1-3"]).unwrap(), [BTreeSet::from([1, 2]), [1, 2].into()]);
+        assert_eq!(masked("cpus='0'", &["1-3"]), Err(CpusError::Masked("1-3".to_owned())));
+        assert_eq!(masked("", &["9"]), Err(CpusError::Empty("9".to_owned())));
+    }
+
+    #[test]
     fn what_no_qube_can_be_made_with_is_described() {
         let describe = |text: &str| {
             let settings = Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap();
@@ -1551,10 +1607,7 @@ mod tests {
         assert_eq!((config.scheduling.weight, config.nomigrate), (Some(512), Some(true)));
         assert_eq!(config.disks[0].vdev, "xvda");
         assert_eq!(config.actions.crash, Action::SoftReset);
-        assert_eq!(
-            read(&text).unwrap_err().to_string(),
-            "work.cfg:5:1: no qube can be made with `cpus', since nxl does not place vCPUs when it makes a qube"
-        );
+        assert_eq!(read(&text).unwrap_err().to_string(), "work.cfg:8:11: `nomigrate' can only be 0, not 1");
         assert_eq!(describe("name='work'\nkernel='/k'").unwrap().guest, GuestType::Pv, "as for xl");
         let error = |text: &str| describe(&format!("{BASE}{text}")).unwrap_err().to_string();
         assert_eq!(
@@ -1583,7 +1636,7 @@ mod tests {
             let text = format!("{}\n{BASE}{uuid}\n", settings.join("\n"));
             let settings = Settings::parse("work.cfg", text.as_bytes(), NONE).unwrap();
             let described = QubeConfig::described("work.cfg", &settings, None);
-            if let Ok(made) = QubeConfig::from_settings("work.cfg", &settings) {
+            if let Ok(made) = QubeConfig::from_settings("work.cfg", &settings, None) {
                 prop_assert_eq!(Ok(made), described);
             } else if let Ok((config, _)) = described {
                 let kept = serde_json::to_string(&config).unwrap();

@@ -12,26 +12,41 @@ pub enum Kind {
     Vbd,
     /// A network interface.
     Vif,
+    /// A keyboard and pointer.
+    Vkb,
+    /// A console with a name, other than the first.
+    Channel,
 }
 
 impl Kind {
     /// All that are managed here, in the order in which libxl attaches them.
-    pub const ALL: [Self; 2] = [Self::Vbd, Self::Vif];
+    pub const ALL: [Self; 4] = [Self::Vbd, Self::Channel, Self::Vkb, Self::Vif];
 
-    /// As it is written in paths.
+    /// As it is written in the paths of the guest's half and of the toolstacks' record.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Vbd => "vbd",
             Self::Vif => "vif",
+            Self::Vkb => "vkbd",
+            Self::Channel => "console",
         }
     }
 
-    /// The kernel module with its backend driver.
-    pub(super) fn module(self) -> &'static str {
+    /// As it is written in the path of the backend's half.
+    fn backend_name(self) -> &'static str {
         match self {
-            Self::Vbd => "xen-blkback",
-            Self::Vif => "xen-netback",
+            Self::Vkb => "vinput",
+            other => other.name(),
+        }
+    }
+
+    /// The kernel module with its backend driver; `None` for those that programs serve.
+    pub(super) fn module(self) -> Option<&'static str> {
+        match self {
+            Self::Vbd => Some("xen-blkback"),
+            Self::Vif => Some("xen-netback"),
+            Self::Vkb | Self::Channel => None,
         }
     }
 }
@@ -64,7 +79,7 @@ impl Address {
 
     /// The backend's half, as its domain sees it.
     pub(super) fn script_path(&self) -> String {
-        format!("backend/{}/{}/{}", self.kind.name(), self.domid, self.devid)
+        format!("backend/{}/{}/{}", self.kind.backend_name(), self.domid, self.devid)
     }
 
     /// The toolstacks' own record, which neither of the two can write.
@@ -161,6 +176,9 @@ mod tests {
         let of = |path| Address::of_backend_path(DomId(3), Kind::Vbd, 51712, path);
         let address = Address { domid: DomId(3), kind: Kind::Vbd, devid: 51712, backend: DomId(7) };
         assert_eq!(of("/local/domain/7/backend/vbd/3/51712"), Some(address));
+        let vkb = Address { kind: Kind::Vkb, devid: 0, ..address };
+        assert_eq!(vkb.frontend_path(), "/local/domain/3/device/vkbd/0");
+        assert_eq!(vkb.backend_path(), "/local/domain/7/backend/vinput/3/0");
         for other in [
             "/local/domain/7/backend/qdisk/3/51712",
             "/local/domain/7/backend/vbd/4/51712",

@@ -3,7 +3,8 @@
 use super::address::Entries;
 use super::sharing::{Is, LOOP_MAJOR, Target, in_use, physical_device};
 use super::{Action, Address, DeviceError, Disk, Hold, Kind, Nic, Plumbing, Port, Script};
-use super::{disk, loop_device, script_path, state};
+use super::{channel, disk, loop_device, script_path, state, vkb};
+use crate::config::{ChannelConfig, VkbConfig};
 use crate::qubes::{QubeError, Qubes, wait_readable};
 use crate::store::{self, Record, home};
 use std::collections::BTreeSet;
@@ -14,6 +15,17 @@ use xen::{DomId, Transaction};
 
 /// How long a backend may take to get ready (`LIBXL_INIT_TIMEOUT`).
 const LIMIT: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
+
+/// What is to be attached to one domain, which may be a PV guest.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Requested<'a> {
+    pub(crate) pv: bool,
+    pub(crate) disks: &'a [Disk],
+    /// [Settled](Nic::settled).
+    pub(crate) nics: &'a [Nic],
+    pub(crate) vkbs: &'a [VkbConfig],
+    pub(crate) channels: &'a [ChannelConfig],
+}
 
 /// Devices that are being attached to one domain.
 pub(crate) struct Devices<'a> {
@@ -51,14 +63,13 @@ pub(crate) fn check(plumbing: &dyn Plumbing, disks: &[Disk], nics: &[Nic]) -> Re
 
 impl<'a> Devices<'a> {
     /// Gets ready what stands behind the devices of a domain; nothing is in xenstore yet, and what was made goes with
-    /// the value. The interfaces must be [settled](Nic::settled).
+    /// the value.
     pub(crate) fn prepare(
         qubes: &'a Qubes,
         domid: DomId,
-        pv: bool,
-        disks: &[Disk],
-        nics: &[Nic],
+        requested: Requested<'_>,
     ) -> Result<Self, QubeError> {
+        let Requested { pv, disks, nics, vkbs, channels } = requested;
         let mut devices = Self { qubes, devices: Vec::new(), lock: None };
         let mut opened = Vec::new();
         for disk in disks {
@@ -73,6 +84,22 @@ impl<'a> Devices<'a> {
             let address = Address { domid, kind: Kind::Vif, devid: nic.devid.unwrap_or_default(), backend };
             devices.unique(address, &address.devid.to_string())?;
             devices.devices.push(nic_device(address, nic));
+        }
+        let mut record = |address, entries| {
+            devices.devices.push(Device { address, entries, then: Then::Nothing, hold: None });
+        };
+        for (vkb, devid) in vkbs.iter().zip(0..) {
+            let backend = qubes.backend_domid(vkb.backend.as_deref())?;
+            record(Address { domid, kind: Kind::Vkb, devid, backend }, vkb::entries(vkb, domid, backend));
+        }
+        // The first console is none.
+        for (channel, devid) in channels.iter().zip(1..) {
+            let backend = qubes.backend_domid(channel.backend.as_deref())?;
+            if backend == DomId::DOM0 {
+                return Err(channel::of_dom0(channel).into());
+            }
+            let entries = channel::entries(channel, devid, domid, backend);
+            record(Address { domid, kind: Kind::Channel, devid, backend }, entries);
         }
         Ok(devices)
     }
@@ -146,12 +173,15 @@ impl<'a> Devices<'a> {
         self.devices.iter_mut().filter_map(|device| device.hold.take()).try_for_each(Hold::keep)
     }
 
-    /// Waits until the backends have taken their devices, and connects what is left to connect.
+    /// Waits until the backends have taken their devices, and connects what is left to connect. What programs serve,
+    /// nobody waits for: they may come later.
     pub(crate) fn connect(self) -> Result<(), DeviceError> {
-        let backends: Vec<String> = self.devices.iter().map(|device| device.address.backend_path()).collect();
+        let driven = |device: &&Device| device.address.kind.module().is_some();
+        let devices: Vec<&Device> = self.devices.iter().filter(driven).collect();
+        let backends: Vec<String> = devices.iter().map(|device| device.address.backend_path()).collect();
         let states: Vec<String> = backends.iter().map(|backend| format!("{backend}/state")).collect();
         let late = self.qubes.settle(&states, LIMIT, |at| {
-            let address = self.devices[at].address;
+            let address = devices[at].address;
             match self.qubes.read(&states[at])?.as_deref() {
                 Some(state) if state::READY.contains(&state) => Ok(true),
                 Some(state::INITIALISING) => Ok(false),
@@ -163,9 +193,9 @@ impl<'a> Devices<'a> {
         })?;
         if let Some(first) = late.first() {
             let after = format!("within {} s", LIMIT.as_secs());
-            return Err(self.refused(self.devices[*first].address, after));
+            return Err(self.refused(devices[*first].address, after));
         }
-        for (device, backend) in self.devices.iter().zip(&backends) {
+        for (device, backend) in devices.iter().zip(&backends) {
             match &device.then {
                 Then::Nothing => {}
                 Then::Connect(port) => self.connect_port(device.address, backend, port)?,
@@ -190,7 +220,8 @@ impl<'a> Devices<'a> {
     fn refused(&self, address: Address, after: String) -> DeviceError {
         let place = format!("{}/error/{}", home(address.backend), address.script_path());
         let said = self.qubes.read(&format!("{place}/error")).ok().flatten();
-        let reason = said.unwrap_or_else(|| format!("is the module {} loaded there?", address.kind.module()));
+        let module = address.kind.module().unwrap_or("with its driver");
+        let reason = said.unwrap_or_else(|| format!("is the module {module} loaded there?"));
         // The refusal is what there is to report.
         let _ = xen::transaction(&*self.qubes.store, |tx| {
             store::remove_with_empty_parents(&*self.qubes.store, tx, &place)

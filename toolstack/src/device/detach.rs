@@ -35,7 +35,7 @@ enum Behind {
 pub(crate) struct Found {
     /// Those that can be detached here.
     pub(crate) managed: Vec<Address>,
-    /// The kinds of those that cannot, consoles left out.
+    /// The kinds of those that cannot.
     pub(crate) foreign: Vec<String>,
 }
 
@@ -45,11 +45,16 @@ impl Qubes {
         let mut found = Found::default();
         for kind in self.directory(&format!("{}/device", libxl_path(domid)))? {
             match Kind::ALL.into_iter().find(|known| known.name() == kind) {
-                None if kind == "console" => {}
                 None => found.foreign.push(kind),
                 Some(kind) => {
                     for (address, path) in self.backends(domid, kind)? {
                         match address {
+                            // The first console, which goes with the domain.
+                            _ if kind == Kind::Channel && is_first_console(&path) => {}
+                            // A channel of dom0's is served by a process of QEMU.
+                            Some(Address { kind: Kind::Channel, backend: DomId::DOM0, .. }) => {
+                                found.foreign.push("channel".to_owned());
+                            }
                             Some(address) => found.managed.push(address),
                             // Such as qdisk: that of a process of qemu.
                             None => {
@@ -171,13 +176,14 @@ impl Qubes {
                 }
                 Ok(Behind::Script(self.script(device, script_path(nic::SCRIPT))?))
             }
-            _ => Ok(Behind::Script(self.script(device, script.unwrap_or_default())?)),
+            Kind::Vkb | Kind::Channel => Ok(Behind::Nothing),
+            Kind::Vbd | Kind::Vif => Ok(Behind::Script(self.script(device, script.unwrap_or_default())?)),
         }
     }
 
     fn script(&self, address: Address, path: String) -> Result<Script, QubeError> {
         let gatewaydev = match address.kind {
-            Kind::Vbd => None,
+            Kind::Vbd | Kind::Vkb | Kind::Channel => None,
             Kind::Vif => self.read(&format!("{}/gatewaydev", address.libxl_path()))?,
         };
         Ok(Script { address, path, gatewaydev })
@@ -190,6 +196,11 @@ impl Qubes {
         let loops = self.plumbing.loops()?;
         Ok(loops.iter().any(|known| known.number == number && known.file == (image.dev(), image.ino())))
     }
+}
+
+/// Whether that is the backend's half of a domain's first console.
+fn is_first_console(path: &str) -> bool {
+    path.rsplit('/').next() == Some("0")
 }
 
 /// What shows that a backend is closed: its state; of another domain's, whose toolstack has still to undo what stands

@@ -1,7 +1,7 @@
 //! Attaching, detaching and listing the devices of a qube that runs.
 
 use super::json::{self, List};
-use super::{Address, DeviceError, Devices, Disk, Kind, Mac, Nic, Release, Vdev};
+use super::{Address, DeviceError, Devices, Disk, Kind, Mac, Nic, Release, Requested, Vdev};
 use crate::config::{QubeConfig, disk_record, nic_record};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, libxl_path};
@@ -166,8 +166,9 @@ impl Qubes {
 
     fn attach(&self, qube: &Qube, disks: &[Disk], nics: &[Nic]) -> Result<(), QubeError> {
         let domid = qube.info.domid;
-        let is_pv = self.read(&format!("{}/type", libxl_path(domid)))?.as_deref() == Some("pv");
-        let mut devices = Devices::prepare(self, domid, is_pv, disks, nics)?;
+        let pv = self.read(&format!("{}/type", libxl_path(domid)))?.as_deref() == Some("pv");
+        let mut devices =
+            Devices::prepare(self, domid, Requested { pv, disks, nics, ..Requested::default() })?;
         let (addresses, records) = (devices.addresses(), devices.records());
         xen::transaction(&*self.store, |tx| {
             for address in &addresses {

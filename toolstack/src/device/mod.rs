@@ -1,4 +1,4 @@
-//! Devices of a qube: disks and network interfaces, with no shell script on the path.
+//! Devices of a qube: disks, network interfaces, keyboards and channels, with no shell script on the path.
 //!
 //! A [`Disk`] or [`Nic`] is a plain value that says what is to be attached. Its xenstore records are those that libxl
 //! writes, so that `xl block-list`, `xl network-detach` or `xl destroy` find an ordinary device; what libxl leaves to
@@ -14,6 +14,7 @@
 
 mod address;
 mod attach;
+pub(crate) mod channel;
 mod detach;
 mod disk;
 mod error;
@@ -27,8 +28,9 @@ mod script;
 mod sharing;
 pub mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod vdev;
+pub(crate) mod vkb;
 
 pub use crate::config::{Mac, NicRate};
 pub use address::{Address, Kind};
@@ -41,7 +43,8 @@ pub use plumbing::{Dom0, Hold, LoopInfo, Plumbing, Port};
 pub use script::{Action, Script};
 pub use vdev::Vdev;
 
-pub(crate) use attach::{Devices, check};
+pub(crate) use attach::{Devices, Requested, check};
+pub(crate) use script::wait;
 
 /// Where libxl looks for a script that is named without its folder.
 const SCRIPTS: &str = "/etc/xen/scripts";

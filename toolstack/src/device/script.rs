@@ -38,6 +38,8 @@ impl Script {
             (Kind::Vbd, Action::Remove) => &["remove"],
             (Kind::Vif, Action::Add) => &["online", "type_if=vif"],
             (Kind::Vif, Action::Remove) => &["offline", "type_if=vif"],
+            // Nothing stands behind them that a script could set up.
+            (Kind::Vkb | Kind::Channel, _) => &[],
         }
     }
 
@@ -84,7 +86,7 @@ impl Script {
 }
 
 /// Waits for a child's end; ends it, and its process group, after `limit`.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let pid = Pid::from_child(child);
     let handle = pidfd_open(pid, PidfdFlags::empty())?;
     let begun = Instant::now();

@@ -1,5 +1,7 @@
 //! Devices against mock backends, and mock plumbing behind them.
 
+mod soak;
+
 use super::*;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
@@ -17,7 +19,7 @@ use xen::{DomId, ErrorKind, Platform, Transaction};
 
 /// Loop devices, bridges and scripts in memory: what there is, and what was asked.
 #[derive(Clone, Default)]
-struct Kernel(Arc<Mutex<State>>);
+pub(crate) struct Kernel(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -46,11 +48,11 @@ impl Kernel {
         Ok(state)
     }
 
-    fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().calls)
     }
 
-    fn loops(&self) -> usize {
+    pub(crate) fn loop_count(&self) -> usize {
         self.0.lock().unwrap().loops.len()
     }
 }
@@ -157,7 +159,7 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
     let counts = host.machine.counts();
     // What it is today, so that a change is noticed.
     assert_eq!((counts.xenstore_transactions(), counts.hypercalls), (1, 33), "{:?}", counts.calls);
-    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (200, 3), "{:?}", counts.calls);
+    assert_eq!((counts.xenstore_requests(), counts.of("xs_watch")), (187, 3), "{:?}", counts.calls);
     let early = kernel.calls();
     assert_eq!(
         early,
@@ -184,7 +186,7 @@ fn two_disks_and_an_interface_take_one_transaction_and_leave_nothing() {
 
     host.qubes.destroy(&qube).unwrap();
     assert_eq!(kernel.calls(), ["loops", "loops", "detach 0", "detach 1"]);
-    assert_eq!((host.inventory(), host.files(), kernel.loops()), (before, 0, 0));
+    assert_eq!((host.inventory(), host.files(), kernel.loop_count()), (before, 0, 0));
 }
 
 #[test]
@@ -211,7 +213,7 @@ fn whichever_call_fails_nothing_is_left() {
         let before = host.inventory();
         host.machine.fail(None, nth, ErrorKind::Other);
         assert!(create(&host, "work", TWO_DISKS_AND_AN_INTERFACE).is_err(), "call {nth} of {calls}");
-        assert_eq!((host.inventory(), kernel.loops()), (before, 0), "call {nth} of {calls}");
+        assert_eq!((host.inventory(), kernel.loop_count()), (before, 0), "call {nth} of {calls}");
         assert_eq!(host.files(), 0, "call {nth} of {calls}");
     }
     for nth in 0..9 {
@@ -219,7 +221,11 @@ fn whichever_call_fails_nothing_is_left() {
         let before = host.inventory();
         kernel.0.lock().unwrap().until_failure = Some(nth);
         assert!(create(&host, "work", TWO_DISKS_AND_AN_INTERFACE).is_err(), "plumbing call {nth}");
-        assert_eq!((host.inventory(), kernel.loops(), host.files()), (before, 0, 0), "plumbing call {nth}");
+        assert_eq!(
+            (host.inventory(), kernel.loop_count(), host.files()),
+            (before, 0, 0),
+            "plumbing call {nth}"
+        );
     }
 }
 
@@ -250,7 +256,7 @@ fn a_device_attached_to_a_running_qube_is_whole_or_not_there() {
             let vdev = Vdev::parse(&disk.address.devid.to_string()).unwrap();
             host.qubes.detach_disk(&qube, &vdev, Release::Asked).unwrap();
         }
-        assert_eq!((host.inventory(), kernel.loops()), (before, 0), "call {nth} of {calls}");
+        assert_eq!((host.inventory(), kernel.loop_count()), (before, 0), "call {nth} of {calls}");
     }
 }
 
@@ -287,7 +293,7 @@ fn devices_come_and_go_and_the_stored_configurations_know() {
     let error = host.qubes.detach_nic(&again, 1, Release::Asked).unwrap_err();
     assert_eq!(error.to_string(), "domain 1 has no device 1");
     assert_eq!(host.qubes.stored_config(&again).unwrap(), before.1);
-    assert_eq!((kernel.loops(), host.inventory().len()), (0, before.0.len()));
+    assert_eq!((kernel.loop_count(), host.inventory().len()), (0, before.0.len()));
 }
 
 #[test]
@@ -372,7 +378,7 @@ fn a_backend_that_is_late_is_waited_for_and_one_that_is_absent_is_not_waited_for
     let error = create(&host, "work", "disk=['@/a,raw,xvda,r']").unwrap_err().to_string();
     assert!(error.starts_with("vbd 51712 of domain 1: its backend in domain 0 was not ready"), "{error}");
     assert!(error.ends_with("is the module xen-blkback loaded there?"), "{error}");
-    assert_eq!((host.inventory(), kernel.loops()), (before.clone(), 0));
+    assert_eq!((host.inventory(), kernel.loop_count()), (before.clone(), 0));
 
     // What the driver says of it comes along, on one line, and goes.
     dom0.write(Transaction::NONE, said, b"22 creating\nvbd").unwrap();
@@ -389,14 +395,14 @@ fn a_guest_that_keeps_its_disk_keeps_it_until_it_is_forced() {
     let vdev = Vdev::parse("xvda").unwrap();
     let error = host.qubes.detach_disk(&qube, &vdev, Release::Asked).unwrap_err();
     assert!(matches!(error, QubeError::Device(DeviceError::NotReleased { .. })), "{error}");
-    assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loops()), (2, 2));
+    assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loop_count()), (2, 2));
     // Even a driver that never answers loses its device, and that is told.
     let error = host.qubes.detach_disk(&qube, &vdev, Release::Forced).unwrap_err();
     assert!(matches!(error, QubeError::Device(DeviceError::NotClosed { .. })), "{error}");
-    assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loops()), (1, 1));
+    assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loop_count()), (1, 1));
     host.machine.run_backends(Backends::Prompt);
     host.qubes.destroy(&qube).unwrap();
-    assert_eq!((host.inventory(), kernel.loops()), (before, 0));
+    assert_eq!((host.inventory(), kernel.loop_count()), (before, 0));
 }
 
 #[test]
@@ -421,7 +427,7 @@ fn what_a_guest_writes_is_not_believed() {
     host.qubes.destroy(&qube).unwrap();
     assert_eq!(value(&host, victim).as_deref(), Some(""), "somebody else's backend stays");
     host.qubes.store.remove(Transaction::NONE, "/local/domain/0/backend/vbd").unwrap();
-    assert_eq!((host.inventory(), kernel.loops()), (before, 0));
+    assert_eq!((host.inventory(), kernel.loop_count()), (before, 0));
 }
 
 #[test]
@@ -468,7 +474,7 @@ fn a_loop_device_that_has_another_image_by_now_is_left_alone() {
     let other = fs::metadata(host.folder.path().join("b")).unwrap();
     kernel.0.lock().unwrap().loops.insert(0, (other.dev(), other.ino()));
     host.qubes.destroy(&qube).unwrap();
-    assert_eq!(kernel.loops(), 1);
+    assert_eq!(kernel.loop_count(), 1);
 }
 
 #[test]
@@ -508,7 +514,7 @@ fn what_cannot_be_undone_keeps_no_qube_from_ending_or_from_being_made_again() {
     kernel.0.lock().unwrap().until_failure = Some(1);
     let error = host.qubes.destroy(&qube).unwrap_err();
     assert!(matches!(error, QubeError::LeftBehind { .. }), "{error}");
-    assert_eq!((host.inventory(), host.files(), kernel.loops()), (before, 0, 1));
+    assert_eq!((host.inventory(), host.files(), kernel.loop_count()), (before, 0, 1));
 
     let qube = create(&host, "work", "disk=['@/b,raw,xvda,r']").unwrap();
     host.qubes.unpause(&qube).unwrap();
@@ -611,12 +617,79 @@ fn qubes_made_at_once_share_an_image_and_each_waits_for_its_own_backends() {
             });
         }
     });
-    assert_eq!(kernel.loops(), 8);
+    assert_eq!(kernel.loop_count(), 8);
     std::thread::scope(|scope| {
         for qube in host.qubes.list().unwrap() {
             let host = &host;
             scope.spawn(move || host.qubes.destroy(&qube).unwrap());
         }
     });
-    assert_eq!((host.inventory(), kernel.loops(), host.files()), (before, 0, 0));
+    assert_eq!((host.inventory(), kernel.loop_count(), host.files()), (before, 0, 0));
+}
+
+/// A keyboard and two channels that the domain `files` serves, and nobody as yet.
+const SERVED_BY_PROGRAMS: &str = "vkb=['backend-type=linux,unique-id=T0,feature-abs-pointer=1,width=800,height=600,backend=files']\n\
+    channel=['connection=pty,name=org.example.a,backend=files','connection=socket,path=/run/b,name=org.example.b,backend=files']";
+
+#[test]
+fn what_programs_serve_is_recorded_and_not_waited_for() {
+    let (host, _) = with_backends(Backends::Absent);
+    let files = create(&host, "files", "").unwrap();
+    let before = host.inventory();
+    let qube = create(&host, "work", SERVED_BY_PROGRAMS).unwrap();
+    let back = "/local/domain/1/backend";
+    for (path, expected) in [
+        (format!("{back}/vinput/2/0/unique-id"), "T0"),
+        (format!("{back}/vinput/2/0/feature-abs-pointer"), "1"),
+        (format!("{back}/vinput/2/0/width"), "800"),
+        ("/local/domain/2/device/vkbd/0/backend-id".to_owned(), "1"),
+        ("/libxl/2/device/vkbd/0/backend".to_owned(), "/local/domain/1/backend/vinput/2/0"),
+        (format!("{back}/console/2/1/connection"), "pty"),
+        (format!("{back}/console/2/2/path"), "/run/b"),
+        ("/local/domain/2/device/console/1/name".to_owned(), "org.example.a"),
+        ("/local/domain/2/device/console/1/output".to_owned(), "pty"),
+        ("/local/domain/2/device/console/2/output".to_owned(), "chardev:libxl-channel2"),
+    ] {
+        assert_eq!(value(&host, &path).as_deref(), Some(expected), "{path}");
+    }
+    assert_eq!(value(&host, &format!("{back}/vinput/2/0/feature-raw-pointer")), None);
+    let channels = host.qubes.channels(&qube).unwrap();
+    assert_eq!(channels.iter().map(|channel| channel.backend).collect::<Vec<_>>(), [1, 1]);
+    let begun = std::time::Instant::now();
+    host.qubes.destroy(&qube).unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(500), "nobody was to be waited for");
+    assert_eq!(host.inventory(), before);
+    host.qubes.destroy(&files).unwrap();
+}
+
+#[test]
+fn what_only_qemu_serves_is_refused_before_anything_is_made() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let refused = |more: &str| {
+        let text = format!("type='pvh'\nname='work'\nkernel='/k'\n{more}\n");
+        let settings = crate::config::Settings::parse("work.cfg", text.as_bytes(), &[""; 0]).unwrap();
+        QubeConfig::from_settings("work.cfg", &settings, None).unwrap_err().to_string()
+    };
+    let error = refused("vkb=['backend-type=qemu']");
+    assert!(error.contains("nxl starts no QEMU") && error.starts_with("work.cfg:4:6: "), "{error}");
+    let error = refused("channel=['connection=pty,name=a']");
+    assert!(error.contains("nxl starts no QEMU, which serves the channels of domain 0"), "{error}");
+    let error = refused("channel=['connection=pty,backend=files']");
+    assert!(error.contains("a channel needs a name"), "{error}");
+    // Whose the channel is to be is known only now.
+    let before = host.inventory();
+    let error =
+        create(&host, "work", "channel=['connection=pty,name=a,backend=nobody']").unwrap_err().to_string();
+    assert!(error.contains("nobody is an invalid domain identifier"), "{error}");
+    assert_eq!(host.inventory(), before);
+}
+
+#[test]
+fn a_channel_of_dom0s_is_its_toolstacks_to_take_away() {
+    let (host, _) = with_backends(Backends::Prompt);
+    let qube = create(&host, "work", "").unwrap();
+    let channel = "/libxl/1/device/console/1/backend";
+    host.qubes.store.write(Transaction::NONE, channel, b"/local/domain/0/backend/console/1/1").unwrap();
+    let error = host.qubes.destroy(&qube).unwrap_err().to_string();
+    assert_eq!(error, "domain 1 has devices that nxl does not manage (channel): use `xl destroy 1`");
 }

@@ -1,14 +1,16 @@
-//! Domain control through libxenctrl, libxenguest for the CPUID policy, and libxencall for a domctl that libxenctrl has
+//! Domain control through libxenctrl, libxenguest for the CPUID policy (and cores), and libxencall for a domctl that libxenctrl has
 //! no function for.
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
 use super::logger;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, GuestKind, HostInfo,
-    HvmParam, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
+    HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
+use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use xen_sys::{self as sys, xc_interface};
 
 pub(super) struct Control(NonNull<xc_interface>);
@@ -122,6 +124,19 @@ impl Hypercalls {
     }
 }
 
+/// libxenguest, which is opened once and stays.
+pub(super) fn guest_library() -> Result<&'static sys::GuestLibrary> {
+    static LIBRARY: OnceLock<sys::GuestLibrary> = OnceLock::new();
+    if let Some(library) = LIBRARY.get() {
+        return Ok(library);
+    }
+    // SAFETY: the library's constructors do nothing but what the C compiler puts there, and its functions have the types of
+    // the headers, which are of the release that is in the file's name.
+    let opened = unsafe { sys::GuestLibrary::new(sys::GUEST_LIBRARY) };
+    let opened = opened.map_err(|error| Error::new("dlopen", sys::GUEST_LIBRARY, io::Error::other(error)))?;
+    Ok(LIBRARY.get_or_init(|| opened))
+}
+
 /// The text before the first NUL.
 pub(super) fn text_of(bytes: &[u8]) -> String {
     CStr::from_bytes_until_nul(bytes).map_or_else(
@@ -181,8 +196,9 @@ impl DomainControl for Control {
             max_evtchn_port: domain.max_event_channel_port,
             max_grant_frames: frames(domain.max_grant_frames),
             max_maptrack_frames: frames(domain.max_maptrack_frames),
-            // Both versions of the grant table, as libxl allows by default.
-            grant_opts: 2,
+            // XEN_DOMCTL_GRANT_version
+            grant_opts: domain.max_grant_version & sys::XEN_DOMCTL_GRANT_version_mask,
+            cpupool_id: domain.cpupool,
             arch: sys::xen_arch_domainconfig { emulation_flags, misc_flags: 0 },
             ..Default::default()
         };
@@ -231,9 +247,10 @@ impl DomainControl for Control {
     }
 
     fn apply_default_cpu_policy(&self, domid: DomId) -> Result<()> {
+        let library = guest_library()?;
         // SAFETY: the null pointers stand for "no featureset, no CPUID edits, no MSR edits", as the function documents.
         let result = unsafe {
-            sys::xc_cpuid_apply_policy(
+            library.xc_cpuid_apply_policy(
                 self.handle(),
                 domid.0.into(),
                 false,
@@ -379,6 +396,20 @@ impl DomainControl for Control {
         // SAFETY: the function reads the context of a 64-bit vCPU, which is the native one.
         let result = unsafe { sys::xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
         done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
+    }
+
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        // What is reserved in a domain's address space for a device is no matter to one that has none.
+        let flags = if domid == DomId::IO { sys::XEN_DOMCTL_DEV_RDM_RELAXED } else { 0 };
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_assign_device(self.handle(), domid.0.into(), device.sbdf(), flags) };
+        done(result, "xc_assign_device", || format!("domid {domid}, {device}"))
+    }
+
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { sys::xc_deassign_device(self.handle(), domid.0.into(), device.sbdf()) };
+        done(result, "xc_deassign_device", || format!("domid {domid}, {device}"))
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {

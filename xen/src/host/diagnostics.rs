@@ -1,7 +1,7 @@
 //! Diagnostics through libxenctrl.
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
-use super::control::{Control, done, text_of};
+use super::control::{Control, done, guest_library, text_of};
 use crate::{Diagnostics, DomId, Error, ErrorKind, Result, Trigger};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -72,8 +72,9 @@ impl Diagnostics for Control {
 
     fn dump_core(&self, domid: DomId, file: &Path) -> Result<()> {
         let path = c_string("xc_domain_dumpcore", file.as_os_str().as_bytes())?;
+        let library = guest_library()?;
         // SAFETY: a string that ends with a NUL.
-        let result = unsafe { sys::xc_domain_dumpcore(self.handle(), domid.0.into(), path.as_ptr()) };
+        let result = unsafe { library.xc_domain_dumpcore(self.handle(), domid.0.into(), path.as_ptr()) };
         done(result, "xc_domain_dumpcore", || format!("domid {domid}, {}", file.display()))
     }
 

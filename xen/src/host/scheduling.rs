@@ -3,7 +3,7 @@
 
 use super::control::{Control, done};
 use crate::{
-    Affinity, Core, CpuPool, CpuSet, Credit2, DomId, Error, ErrorKind, NumaNode, PciAddress, Result,
+    Affinity, Core, CpuPool, CpuSet, CpuShare, DomId, Error, ErrorKind, NumaNode, PciAddress, Result,
     Scheduling, VcpuInfo,
 };
 use std::ptr::{self, NonNull};
@@ -135,15 +135,30 @@ impl Scheduling for Control {
         }
     }
 
-    fn credit2(&self, domid: DomId) -> Result<Credit2> {
+    fn credit(&self, domid: DomId) -> Result<CpuShare> {
+        let mut raw = sys::xen_domctl_sched_credit::default();
+        // SAFETY: `raw` is live and of the type that the function writes.
+        let result = unsafe { sys::xc_sched_credit_domain_get(self.handle(), domid.0.into(), &raw mut raw) };
+        done(result, "xc_sched_credit_domain_get", || format!("domid {domid}"))?;
+        Ok(CpuShare { weight: raw.weight, cap: raw.cap })
+    }
+
+    fn set_credit(&self, domid: DomId, part: CpuShare) -> Result<()> {
+        let mut raw = sys::xen_domctl_sched_credit { weight: part.weight, cap: part.cap };
+        // SAFETY: `raw` is live and of the type that the function reads.
+        let result = unsafe { sys::xc_sched_credit_domain_set(self.handle(), domid.0.into(), &raw mut raw) };
+        done(result, "xc_sched_credit_domain_set", || format!("domid {domid}, {part:?}"))
+    }
+
+    fn credit2(&self, domid: DomId) -> Result<CpuShare> {
         let mut raw = sys::xen_domctl_sched_credit2::default();
         // SAFETY: `raw` is live and of the type that the function writes.
         let result = unsafe { sys::xc_sched_credit2_domain_get(self.handle(), domid.0.into(), &raw mut raw) };
         done(result, "xc_sched_credit2_domain_get", || format!("domid {domid}"))?;
-        Ok(Credit2 { weight: raw.weight, cap: raw.cap })
+        Ok(CpuShare { weight: raw.weight, cap: raw.cap })
     }
 
-    fn set_credit2(&self, domid: DomId, part: Credit2) -> Result<()> {
+    fn set_credit2(&self, domid: DomId, part: CpuShare) -> Result<()> {
         let mut raw = sys::xen_domctl_sched_credit2 { weight: part.weight, cap: part.cap };
         // SAFETY: `raw` is live and of the type that the function reads.
         let result = unsafe { sys::xc_sched_credit2_domain_set(self.handle(), domid.0.into(), &raw mut raw) };

@@ -5,7 +5,8 @@ use super::pv::{MachineFrames, Pv};
 use crate::memory::Frames;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, GuestKind, HostInfo, HvmParam,
-    PAGE_SHIFT, PAGE_SIZE, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
+    PAGE_SHIFT, PAGE_SIZE, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason,
+    XenVersion,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub(super) struct Domain {
     uuid: [u8; 16],
     max_vcpus: u32,
     pub(super) vcpus: u32,
+    pub(super) cpupool: u32,
     pub(super) scheduling: super::scheduling::Part,
     /// Runs from their first frame, not overlapping.
     populated: BTreeMap<u64, u64>,
@@ -231,7 +233,7 @@ impl Domain {
             max_vcpu_id: self.vcpus.checked_sub(1),
             shared_info: self.shared_info,
             ssidref: 0,
-            cpupool: 0,
+            cpupool: self.cpupool,
         }
     }
 }
@@ -239,6 +241,22 @@ impl Domain {
 pub(super) struct Control(pub(super) Machine);
 
 impl Control {
+    /// Runs `body` on whose each PCI device is, after counting the call; its error is an errno.
+    fn on_device(
+        &self,
+        call: &'static str,
+        domid: DomId,
+        device: PciAddress,
+        body: impl FnOnce(&mut BTreeMap<PciAddress, DomId>) -> std::result::Result<(), i32>,
+    ) -> Result<()> {
+        let args = || format!("domid {domid}, {device}");
+        self.0.enter(call, args)?;
+        let mut state = self.0.0.state.lock();
+        let known = domid == DomId::IO || state.domains.contains_key(&domid);
+        let result = if known { body(&mut state.devices) } else { Err(libc::ESRCH) };
+        result.map_err(|errno| Error::errno(call, args(), errno))
+    }
+
     /// Runs `body` on a domain, after counting the call; its error is an errno.
     pub(super) fn on_domain<T>(
         &self,
@@ -309,12 +327,15 @@ impl DomainControl for Control {
             GuestKind::Pvh => MAX_VCPUS,
             GuestKind::Pv => MAX_PV_VCPUS,
         };
-        if domain.max_vcpus == 0 || domain.max_vcpus > most {
+        if domain.max_vcpus == 0 || domain.max_vcpus > most || !(1..=2).contains(&domain.max_grant_version) {
             return Err(Error::errno("xc_domain_create", args(), libc::EINVAL));
         }
         let memory = Arc::new(Frames::new(SHARED_INFO + 1)?);
         let grant_table = Arc::new(Frames::new(GRANT_TABLE_FRAMES)?);
         let mut state = self.0.0.state.lock();
+        if state.pools.scheduler(domain.cpupool).is_none() {
+            return Err(Error::errno("xc_domain_create", args(), libc::ESRCH));
+        }
         let domid = (1..DomId::FIRST_RESERVED).map(DomId).find(|domid| !state.domains.contains_key(domid));
         let domid = domid.ok_or_else(|| Error::errno("xc_domain_create", args(), libc::ENOMEM))?;
         let (pv, shared_info) = match domain.kind {
@@ -332,6 +353,7 @@ impl DomainControl for Control {
                 uuid: domain.uuid,
                 max_vcpus: domain.max_vcpus,
                 vcpus: 0,
+                cpupool: domain.cpupool,
                 scheduling: super::scheduling::Part::default(),
                 populated: BTreeMap::new(),
                 pages: 0,
@@ -534,6 +556,29 @@ impl DomainControl for Control {
         })
     }
 
+    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        self.on_device("xc_assign_device", domid, device, |devices| {
+            // One that nobody has but the quarantine can be given away.
+            match devices.get(&device).copied() {
+                Some(other) if other != DomId::IO => Err(libc::EBUSY),
+                _ => {
+                    devices.insert(device, domid);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        self.on_device("xc_deassign_device", domid, device, |devices| {
+            if devices.get(&device) != Some(&domid) {
+                return Err(libc::ENODEV);
+            }
+            devices.remove(&device);
+            Ok(())
+        })
+    }
+
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
         self.on_domain("xc_domain_set_pod_target", domid, &format!("{pages} pages"), |domain, host| {
             // Nothing to do for a domain that has all its memory (p2m_pod_set_mem_target).
@@ -639,6 +684,8 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();

@@ -21,8 +21,8 @@ pub use fault::Counts;
 
 use crate::memory::Frames;
 use crate::{
-    DomId, DomainControl, ErrorKind, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result,
-    ShutdownReason, Xenstore,
+    DomId, DomainControl, ErrorKind, EventChannels, ForeignMemory, GrantMap, GrantShare, PciAddress,
+    Platform, Result, ShutdownReason, Xenstore,
 };
 use fault::Faults;
 use parking_lot::Mutex;
@@ -49,7 +49,9 @@ struct State {
     store: store::Tree,
     domains: BTreeMap<DomId, control::Domain>,
     host: control::HostMemory,
-    rate_limit: u32,
+    pools: scheduling::Pools,
+    /// Whose each PCI device is that is somebody's.
+    devices: BTreeMap<PciAddress, DomId>,
     console: diagnostics::Console,
 }
 
@@ -87,7 +89,8 @@ impl Machine {
                 store: store::Tree::default(),
                 domains: BTreeMap::new(),
                 host: control::HostMemory::new(pages),
-                rate_limit: scheduling::DEFAULT_RATE_LIMIT,
+                pools: scheduling::Pools::default(),
+                devices: BTreeMap::new(),
                 console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
@@ -151,6 +154,17 @@ impl Machine {
     #[must_use]
     pub fn guest(&self, domid: DomId) -> Option<Guest> {
         self.0.state.lock().domains.get(&domid).map(control::Domain::guest)
+    }
+
+    /// Makes a pool with another scheduler (`XEN_SCHEDULER_*`), which has all CPUs too; returns its number.
+    pub fn add_cpu_pool(&self, scheduler: u32) -> u32 {
+        self.0.state.lock().pools.add(scheduler)
+    }
+
+    /// The PCI devices that are somebody's, and whose.
+    #[must_use]
+    pub fn assigned_devices(&self) -> Vec<(DomId, PciAddress)> {
+        self.0.state.lock().devices.iter().map(|(device, domid)| (*domid, *device)).collect()
     }
 
     /// Lets a domain shut down, as its kernel would; xenstored tells those who watch `@releaseDomain`.

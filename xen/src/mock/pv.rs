@@ -244,6 +244,8 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();
@@ -378,6 +380,8 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
         };
         let pvh = control.create_domain(&create).unwrap();
         assert!(control.populate_pv(pvh, 0, &[Pfn(0)]).is_err());

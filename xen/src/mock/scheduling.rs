@@ -1,8 +1,9 @@
-//! Scheduling of the mock: two CPUs on one node, under credit2.
+//! Scheduling of the mock: two CPUs on one node, in one pool under credit2 until a test makes others.
 
+use super::State;
 use super::control::Control;
 use crate::{
-    Affinity, Core, CpuPool, CpuSet, Credit2, DomId, Error, NumaNode, PAGE_SIZE, PciAddress, Result,
+    Affinity, Core, CpuPool, CpuSet, CpuShare, DomId, Error, NumaNode, PAGE_SIZE, PciAddress, Result,
     Scheduling, VcpuInfo,
 };
 use std::collections::BTreeMap;
@@ -10,23 +11,52 @@ use std::collections::BTreeMap;
 /// The machine's CPUs.
 pub(super) const CPUS: u32 = 2;
 /// What credit2 begins with, in microseconds.
-pub(super) const DEFAULT_RATE_LIMIT: u32 = 1_000;
-/// credit2's number (`XEN_SCHEDULER_CREDIT2`).
+const DEFAULT_RATE_LIMIT: u32 = 1_000;
+/// The schedulers that give each domain a part.
+const CREDIT: u32 = xen_sys::XEN_SCHEDULER_CREDIT;
 const CREDIT2: u32 = xen_sys::XEN_SCHEDULER_CREDIT2;
-/// The one pool.
-const POOL: u32 = 0;
+
+/// The pools, by number.
+#[derive(Debug)]
+pub(super) struct Pools(BTreeMap<u32, Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    scheduler: u32,
+    rate_limit: u32,
+}
+
+impl Default for Pools {
+    fn default() -> Self {
+        let mut pools = Self(BTreeMap::new());
+        pools.add(CREDIT2);
+        pools
+    }
+}
+
+impl Pools {
+    pub(super) fn add(&mut self, scheduler: u32) -> u32 {
+        let id = self.0.len() as u32;
+        self.0.insert(id, Pool { scheduler, rate_limit: DEFAULT_RATE_LIMIT });
+        id
+    }
+
+    pub(super) fn scheduler(&self, id: u32) -> Option<u32> {
+        self.0.get(&id).map(|pool| pool.scheduler)
+    }
+}
 
 /// What the scheduler knows of a domain.
 #[derive(Debug)]
 pub(super) struct Part {
-    credit2: Credit2,
+    share: CpuShare,
     /// Where it differs from "anywhere".
     affinities: BTreeMap<u32, Affinity>,
 }
 
 impl Default for Part {
     fn default() -> Self {
-        Self { credit2: Credit2 { weight: 256, cap: 0 }, affinities: BTreeMap::new() }
+        Self { share: CpuShare { weight: 256, cap: 0 }, affinities: BTreeMap::new() }
     }
 }
 
@@ -44,7 +74,28 @@ impl Control {
         let args = || format!("pool {pool}");
         self.0.enter(call, args)?;
         let mut state = self.0.0.state.lock();
-        let result = if pool == POOL { body(&mut state.rate_limit) } else { Err(libc::ESRCH) };
+        let limit = state.pools.0.get_mut(&pool).map(|pool| &mut pool.rate_limit);
+        let result = limit.map_or(Err(libc::ESRCH), body);
+        result.map_err(|errno| Error::errno(call, args(), errno))
+    }
+
+    /// A domain's part, when its pool has that scheduler: another has other parameters.
+    fn share<T>(
+        &self,
+        call: &'static str,
+        domid: DomId,
+        scheduler: u32,
+        body: impl FnOnce(&mut CpuShare) -> T,
+    ) -> Result<T> {
+        let args = || format!("domid {domid}");
+        self.0.enter(call, args)?;
+        let mut state = self.0.0.state.lock();
+        let State { domains, pools, .. } = &mut *state;
+        let result = match domains.get_mut(&domid) {
+            None => Err(libc::ESRCH),
+            Some(domain) if pools.scheduler(domain.cpupool) != Some(scheduler) => Err(libc::EINVAL),
+            Some(domain) => Ok(body(&mut domain.scheduling.share)),
+        };
         result.map_err(|errno| Error::errno(call, args(), errno))
     }
 }
@@ -104,20 +155,32 @@ impl Scheduling for Control {
     }
 
     fn cpu_pools(&self) -> Result<Vec<CpuPool>> {
-        self.0.enter_hypercalls("xc_cpupool_getinfo", 2, String::new)?;
-        let domains = self.0.0.state.lock().domains.len() as u32;
-        Ok(vec![CpuPool { id: POOL, scheduler: CREDIT2, domains, cpus: CpuSet::first(CPUS) }])
+        let count = self.0.0.state.lock().pools.0.len() as u64;
+        self.0.enter_hypercalls("xc_cpupool_getinfo", count + 1, String::new)?;
+        let state = self.0.0.state.lock();
+        let pool = |(id, pool): (&u32, &Pool)| CpuPool {
+            id: *id,
+            scheduler: pool.scheduler,
+            domains: state.domains.values().filter(|domain| domain.cpupool == *id).count() as u32,
+            cpus: CpuSet::first(CPUS),
+        };
+        Ok(state.pools.0.iter().map(pool).collect())
     }
 
-    fn credit2(&self, domid: DomId) -> Result<Credit2> {
-        self.on_domain("xc_sched_credit2_domain_get", domid, "", |domain, _| Ok(domain.scheduling.credit2))
+    fn credit(&self, domid: DomId) -> Result<CpuShare> {
+        self.share("xc_sched_credit_domain_get", domid, CREDIT, |share| *share)
     }
 
-    fn set_credit2(&self, domid: DomId, part: Credit2) -> Result<()> {
-        self.on_domain("xc_sched_credit2_domain_set", domid, &format!("{part:?}"), |domain, _| {
-            domain.scheduling.credit2 = part;
-            Ok(())
-        })
+    fn set_credit(&self, domid: DomId, part: CpuShare) -> Result<()> {
+        self.share("xc_sched_credit_domain_set", domid, CREDIT, |share| *share = part)
+    }
+
+    fn credit2(&self, domid: DomId) -> Result<CpuShare> {
+        self.share("xc_sched_credit2_domain_get", domid, CREDIT2, |share| *share)
+    }
+
+    fn set_credit2(&self, domid: DomId, part: CpuShare) -> Result<()> {
+        self.share("xc_sched_credit2_domain_set", domid, CREDIT2, |share| *share = part)
     }
 
     fn credit2_rate_limit(&self, pool: u32) -> Result<u32> {
@@ -168,6 +231,8 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();

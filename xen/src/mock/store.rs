@@ -191,7 +191,11 @@ impl Tree {
         if self.nodes.contains_key(&home) {
             return;
         }
-        let shared = Permissions::readable_by(DomId::DOM0, domid);
+        // dom0's home is nobody's work: it has the root's permissions.
+        let shared = match domid {
+            DomId::DOM0 => Permissions::private(DomId::DOM0),
+            _ => Permissions::readable_by(DomId::DOM0, domid),
+        };
         self.nodes.insert(home.clone(), Node { value: Vec::new(), permissions: shared.clone() });
         let name = domid.to_string().into_bytes();
         self.nodes.insert(format!("{home}/domid"), Node { value: name, permissions: shared });
@@ -421,6 +425,10 @@ impl AsFd for Connection {
 }
 
 impl Xenstore for Connection {
+    fn is_local(&self) -> bool {
+        self.domain.domid == DomId::DOM0
+    }
+
     fn read(&self, tx: Transaction, path: &str) -> Result<Vec<u8>> {
         self.on_node("xs_read", tx, path, |view, path| Ok(view.readable(path)?.value.clone()))
     }

@@ -127,7 +127,7 @@ fn load(
 mod tests {
     use super::*;
     use crate::boot::fixture::{INITRD, build_from, initrd};
-    use crate::boot::{Built, Guest as GuestRequest, Plan, Request};
+    use crate::boot::{Built, Guest as GuestRequest, Placement, Plan, Request};
     use crate::image::Kernel;
     use crate::image::synthetic::{PV_ENTRY, PV_VIRT_BASE, SyntheticElf};
     use xen::mock::{Guest, Machine};
@@ -150,6 +150,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
+            placement: Placement::default(),
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
@@ -358,6 +359,7 @@ mod tests {
             cmdline: "",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64 + 1),
+            placement: Placement::default(),
             guest: GuestRequest::Pv(&pv),
         })
         .unwrap();
@@ -378,6 +380,8 @@ mod tests {
             max_event_channel_port: 1_023,
             max_grant_frames: None,
             max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
         };
         let domid = control.create_domain(&create).unwrap();
         // Room for one large extent and a half.

@@ -3,6 +3,7 @@
 
 use super::page_tables::PageTables;
 use super::start_info;
+use crate::boot::placement::Placement;
 use crate::boot::plan::{PlanError, Request, Sizes, page_up};
 use crate::image::PvKernel;
 use std::ops::Range;
@@ -39,6 +40,8 @@ pub struct P2m {
 pub struct PvPlan {
     /// How large it is.
     pub sizes: Sizes,
+    /// Where its vCPUs run.
+    pub placement: Placement,
     /// Its pages at the start.
     pub pages: u64,
     /// What the guest is told of its address space.
@@ -184,6 +187,7 @@ impl PvPlan {
         }
         Ok(Self {
             sizes,
+            placement: request.placement.clone(),
             pages,
             memory_map: vec![E820Entry { start: 0, size: sizes.max_memory_kib << 10, kind: E820Kind::Ram }],
             image: place.start >> PAGE_SHIFT..image_end,
@@ -244,6 +248,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: &FOOTPRINT,
             initrd: Some(16 << 20),
+            placement: Placement::default(),
             guest: Guest::Pv(&KERNEL),
         }
     }

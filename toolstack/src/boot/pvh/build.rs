@@ -127,7 +127,7 @@ fn load_pages(plan: &PvhPlan, domid: DomId, foreign: &dyn ForeignMemory) -> Resu
 mod tests {
     use super::*;
     use crate::boot::fixture::{INITRD, build_from, initrd};
-    use crate::boot::{Built, Guest, Plan, PvhOptions, Request};
+    use crate::boot::{Built, Guest, Placement, Plan, PvhOptions, Request};
     use crate::image::synthetic::{ENTRY, SyntheticElf, packed_bzimage, xen_note};
     use crate::image::{Codec, Kernel};
     use std::io::Seek;
@@ -143,6 +143,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: kernel.footprint(),
             initrd: Some(INITRD.len() as u64),
+            placement: Placement::default(),
             guest: Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }),
         })
         .unwrap()
@@ -322,6 +323,8 @@ mod tests {
                 max_event_channel_port: 1_023,
                 max_grant_frames: None,
                 max_maptrack_frames: None,
+                max_grant_version: 2,
+                cpupool: 0,
             })
             .unwrap();
         // Room for one extent and a half: what is left over of the second comes as pages, until there are no more.

@@ -4,6 +4,7 @@ use super::layout::{
     ACPI_START, HIGH_MEMORY_START, MMIO_HOLE_MIB, SPECIAL_PAGES, SPECIAL_SIZE, SPECIAL_START, SpecialPage,
 };
 use super::{acpi, start_info};
+use crate::boot::placement::Placement;
 use crate::boot::plan::{
     PlanError, PvhOptions, Request, SUPERPAGE, SUPERPAGE_ORDER, Sizes, page_down, page_up,
 };
@@ -50,6 +51,8 @@ pub struct Segment {
 pub struct PvhPlan {
     /// How large it is.
     pub sizes: Sizes,
+    /// Where its vCPUs run.
+    pub placement: Placement,
     /// Memory for the nested page tables, in bytes.
     pub paging_mempool_bytes: u64,
     /// Pages to be claimed before any is taken: all that are there from the start.
@@ -141,6 +144,7 @@ impl PvhPlan {
         let other_pages = (acpi_size >> PAGE_SHIFT) + SPECIAL_PAGES.len() as u64;
         Ok(Self {
             sizes,
+            placement: request.placement.clone(),
             paging_mempool_bytes: options
                 .paging_memory_mib
                 .map_or_else(|| paging_mempool_bytes(max_vcpus, max_memory_kib), |mib| mib << 20),
@@ -255,6 +259,7 @@ mod tests {
             cmdline: "console=hvc0",
             kernel: &KERNEL,
             initrd: Some(16 << 20),
+            placement: Placement::default(),
             guest: Guest::Pvh(OPTIONS),
         }
     }

@@ -1,0 +1,165 @@
+//! Which messages there are, where each may be sent, and how long it may be.
+
+use super::MAX_COMMAND;
+use super::error::WireError;
+use super::version::Version;
+use crate::policy::service::MAX_SERVICE;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+/// The types of messages (`MSG_*`, libqrexec/qrexec.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Kind {
+    /// Data for a service's stdin; without bytes: its end.
+    Stdin = 0x190,
+    /// Data of its stdout; without bytes: its end.
+    Stdout = 0x191,
+    /// Data of its stderr; without bytes: its end.
+    Stderr = 0x192,
+    /// How it ended; the last message.
+    ExitCode = 0x193,
+    /// dom0 wants a command run, with a data vchan.
+    ExecCmdline = 0x200,
+    /// dom0 wants a command run, and nothing of it.
+    JustExec = 0x201,
+    /// A request was allowed: its data vchan.
+    ServiceConnect = 0x202,
+    /// A request was refused.
+    ServiceRefused = 0x203,
+    /// A qube requests a service, as of version 2.
+    TriggerService = 0x210,
+    /// A data vchan is closed; its port is free.
+    ConnectionTerminated = 0x211,
+    /// A qube requests a service, as of version 3.
+    TriggerService3 = 0x212,
+    /// The first message of either end.
+    Hello = 0x300,
+}
+
+impl Kind {
+    /// By number.
+    ///
+    /// # Errors
+    /// [`WireError::Type`] if there is none.
+    pub fn of(number: u32) -> Result<Self, WireError> {
+        const ALL: [Kind; 12] = [
+            Kind::Stdin,
+            Kind::Stdout,
+            Kind::Stderr,
+            Kind::ExitCode,
+            Kind::ExecCmdline,
+            Kind::JustExec,
+            Kind::ServiceConnect,
+            Kind::ServiceRefused,
+            Kind::TriggerService,
+            Kind::ConnectionTerminated,
+            Kind::TriggerService3,
+            Kind::Hello,
+        ];
+        ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(WireError::Type(number))
+    }
+}
+
+/// One direction of a vchan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// The control vchan, to a qube's agent.
+    ToAgent,
+    /// The control vchan, from a qube's agent.
+    FromAgent,
+    /// A call's data vchan, from the caller to the service.
+    ToService,
+    /// A call's data vchan, from the service to the caller.
+    ToCaller,
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Channel::ToAgent => "from dom0 to an agent",
+            Channel::FromAgent => "from an agent to dom0",
+            Channel::ToService => "from a caller to a service",
+            Channel::ToCaller => "from a service to its caller",
+        })
+    }
+}
+
+/// The bytes of a request's identifier, its NUL included (`struct service_params`).
+pub(super) const IDENT: usize = 32;
+/// `target_domain` in `struct trigger_service_params`, and in the one of version 3.
+pub(super) const TARGET: usize = 32;
+pub(super) const TARGET3: usize = 64;
+/// `service_name` in `struct trigger_service_params`.
+pub(super) const SERVICE: usize = 64;
+/// `connect_domain` and `connect_port` in `struct exec_params`.
+pub(super) const LINK: usize = 8;
+
+impl Channel {
+    /// How many bytes a message may have here. `version` is none before the other end has said hello.
+    ///
+    /// # Errors
+    /// The message may not be sent here, or not now.
+    pub fn lengths(self, kind: Kind, version: Option<Version>) -> Result<RangeInclusive<usize>, WireError> {
+        let version = match (version, kind) {
+            (None, Kind::Hello) => return Ok(4..=4),
+            (None, _) | (Some(_), Kind::Hello) => return Err(WireError::Order(kind)),
+            (Some(version), _) => version,
+        };
+        let command = LINK + 1..=LINK + MAX_COMMAND;
+        Ok(match (self, kind) {
+            (Channel::ToAgent, Kind::ExecCmdline | Kind::JustExec) => command,
+            (Channel::ToAgent, Kind::ServiceConnect) => LINK + 2..=LINK + IDENT,
+            (Channel::ToAgent, Kind::ServiceRefused) => IDENT..=IDENT,
+            (Channel::FromAgent, Kind::TriggerService) => SERVICE + TARGET + IDENT..=SERVICE + TARGET + IDENT,
+            (Channel::FromAgent, Kind::TriggerService3) if version >= Version::V3 => {
+                TARGET3 + IDENT + 1..=TARGET3 + IDENT + MAX_SERVICE + 1
+            }
+            (Channel::FromAgent, Kind::ConnectionTerminated) => LINK..=LINK,
+            (Channel::ToService, Kind::Stdin) | (Channel::ToCaller, Kind::Stdout | Kind::Stderr) => {
+                0..=version.max_chunk()
+            }
+            (Channel::ToCaller, Kind::ExitCode) => 4..=4,
+            _ => return Err(WireError::Misplaced { kind, channel: self }),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of which message goes where, worked out from the protocol's text.
+    #[test]
+    fn a_message_has_one_place() {
+        use Channel::{FromAgent, ToAgent, ToCaller, ToService};
+        let table = [
+            (0x190, vec![ToService]),
+            (0x191, vec![ToCaller]),
+            (0x192, vec![ToCaller]),
+            (0x193, vec![ToCaller]),
+            (0x200, vec![ToAgent]),
+            (0x201, vec![ToAgent]),
+            (0x202, vec![ToAgent]),
+            (0x203, vec![ToAgent]),
+            (0x210, vec![FromAgent]),
+            (0x211, vec![FromAgent]),
+            (0x212, vec![FromAgent]),
+        ];
+        for (number, places) in table {
+            let kind = Kind::of(number).unwrap();
+            for channel in [ToAgent, FromAgent, ToService, ToCaller] {
+                let lengths = channel.lengths(kind, Some(Version::V3));
+                assert_eq!(lengths.is_ok(), places.contains(&channel), "{kind:?} {channel}");
+                assert_eq!(channel.lengths(kind, None), Err(WireError::Order(kind)));
+            }
+        }
+        let again = ToAgent.lengths(Kind::Hello, Some(Version::V2));
+        assert_eq!(again, Err(WireError::Order(Kind::Hello)));
+        assert!(FromAgent.lengths(Kind::TriggerService3, Some(Version::V2)).is_err());
+        assert_eq!(ToService.lengths(Kind::Stdin, Some(Version::V2)), Ok(0..=4_096));
+        for none in [0, 0x18f, 0x194, 0x204, 0x213, 0x301, u32::MAX] {
+            assert_eq!(Kind::of(none), Err(WireError::Type(none)));
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Whole messages out of bytes as they come.
+
+use super::channel::{Channel, Kind};
+use super::error::WireError;
+use super::version::Version;
+
+/// `struct msg_header`.
+const HEADER: usize = 8;
+
+/// A message whose type and length were checked, and nothing more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Its type.
+    pub kind: Kind,
+    /// Its bytes, without the header.
+    pub payload: &'a [u8],
+}
+
+/// Reads one direction of a vchan. It keeps at most one message: what its type may have, and not what its header
+/// claims, is the bound, and room for it is taken as its bytes come.
+#[derive(Debug)]
+pub struct Decoder {
+    channel: Channel,
+    version: Option<Version>,
+    /// The beginning of a message; all of it when the frame was given out, until the next call.
+    kept: Vec<u8>,
+    /// The message's type and length, from when its header is there.
+    current: Option<(Kind, usize)>,
+    given: bool,
+    failed: Option<WireError>,
+}
+
+impl Decoder {
+    /// Reads what comes this way; the first message is a hello.
+    pub fn new(channel: Channel) -> Self {
+        Self { channel, version: None, kept: Vec::new(), current: None, given: false, failed: None }
+    }
+
+    /// The version that is spoken, after the hello.
+    pub fn version(&self) -> Option<Version> {
+        self.version
+    }
+
+    /// How many bytes it keeps.
+    pub fn kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Takes bytes from the front of `input`, up to the end of one message, and gives it out if it is whole. `None`:
+    /// all of `input` was taken, and more is needed.
+    ///
+    /// # Errors
+    /// The other end breaks the protocol; the same error comes from every call after that.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Frame<'_>>, WireError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match self.advance(input) {
+            Ok(Some((kind, length))) => {
+                self.given = true;
+                Ok(Some(Frame { kind, payload: &self.kept[HEADER..HEADER + length] }))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                self.failed = Some(error.clone());
+                self.kept = Vec::new();
+                Err(error)
+            }
+        }
+    }
+
+    fn advance(&mut self, input: &mut &[u8]) -> Result<Option<(Kind, usize)>, WireError> {
+        if std::mem::take(&mut self.given) {
+            self.kept.clear();
+            self.current = None;
+        }
+        let (kind, length) = match self.current {
+            Some(current) => current,
+            None => {
+                self.keep(input, HEADER);
+                let Some(header) = self.kept.first_chunk::<HEADER>() else { return Ok(None) };
+                let [a, b, c, d, length @ ..] = *header;
+                let kind = Kind::of(u32::from_le_bytes([a, b, c, d]))?;
+                let lengths = self.channel.lengths(kind, self.version)?;
+                let length = u32::from_le_bytes(length);
+                let fits = usize::try_from(length).ok().filter(|length| lengths.contains(length));
+                let (least, most) = lengths.into_inner();
+                let fits = fits.ok_or(WireError::Length { kind, length, least, most })?;
+                *self.current.insert((kind, fits))
+            }
+        };
+        self.keep(input, HEADER + length);
+        if self.kept.len() < HEADER + length {
+            return Ok(None);
+        }
+        if let (Kind::Hello, Some(number)) = (kind, self.kept[HEADER..].first_chunk()) {
+            self.version = Some(Version::with_peer(u32::from_le_bytes(*number))?);
+        }
+        Ok(Some((kind, length)))
+    }
+
+    /// Takes what is there, up to so many bytes in all.
+    fn keep(&mut self, input: &mut &[u8], in_all: usize) {
+        let missing = in_all.saturating_sub(self.kept.len());
+        let (taken, left) = input.split_at(missing.min(input.len()));
+        self.kept.extend_from_slice(taken);
+        *input = left;
+    }
+}

@@ -1,0 +1,192 @@
+//! What checks boot besides closures: the same kernels and initrds, as other installations keep them.
+//!
+//! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. All of them
+//! hold one system's files: [`SYSTEM`]'s.
+
+use std::fs;
+use std::io::{self, Cursor, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::Cache;
+use crate::closure::Closure;
+use crate::debian::Tree;
+use crate::error::At as _;
+use crate::{Error, Result, process};
+
+/// The system whose files they hold; its kernel is the one that is unpacked fastest.
+const SYSTEM: &str = "vault";
+
+/// Where systemd's stub is in its package: what a unified kernel image starts with on real firmware.
+const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
+
+/// The assets, by name.
+pub const NAMES: [&str; 3] = ["unified", "esp", "disk"];
+
+/// Where the added sections of an image begin: behind those of the stub.
+const FIRST_ADDRESS: u64 = 0x100_0000;
+
+/// The folder with one folder for each asset.
+#[derive(Debug)]
+pub struct Assets {
+    folder: PathBuf,
+}
+
+impl Assets {
+    /// Makes them below `folder`.
+    pub fn make(cache: &Cache, closures: &[Closure], folder: &Path) -> Result<Self> {
+        let folder = folder.join("assets");
+        let system = closures
+            .iter()
+            .find(|closure| closure.name == SYSTEM)
+            .ok_or_else(|| Error::NotPackaged { path: format!("system {SYSTEM}") })?;
+        let files = Files::of(system)?;
+        let stub = Tree::of_package(cache, STUB.0)?.file(STUB.1)?;
+        make_unified(&stub, &files, &folder.join(NAMES[0]))?;
+        make_esp(&stub, &files, &folder.join(NAMES[1]))?;
+        make_disk(&files, &folder.join(NAMES[2]))?;
+        Ok(Self { folder })
+    }
+
+    /// The folder of an asset.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// What a system boots.
+struct Files {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    cmdline: String,
+}
+
+impl Files {
+    fn of(closure: &Closure) -> Result<Self> {
+        let here = |path: &Path| closure.root.join(path.strip_prefix("/").unwrap_or(path));
+        let toplevel = here(Path::new(&closure.toplevel));
+        let target = |name: &str| {
+            let link = toplevel.join(name);
+            fs::read_link(&link).at(&link)
+        };
+        let params = toplevel.join("kernel-params");
+        let params = fs::read_to_string(&params).at(&params)?;
+        Ok(Self {
+            kernel: here(&target("kernel")?),
+            initrd: here(&target("initrd")?),
+            cmdline: format!("{params} init={}", target("init")?.display()),
+        })
+    }
+}
+
+/// `NAME/vault.efi`: a unified kernel image, put together as systemd's manual shows it, by objcopy.
+fn make_unified(stub: &Path, files: &Files, place: &Path) -> Result<()> {
+    let [osrel, cmdline] = texts(files, place)?;
+    let sections = [
+        (".osrel", osrel),
+        (".cmdline", cmdline),
+        (".initrd", files.initrd.clone()),
+        (".linux", files.kernel.clone()),
+    ];
+    add_sections(stub, &sections, &place.join("vault.efi"))
+}
+
+/// An EFI system partition as lanzaboote leaves it: a stub for generation 7, and what it names.
+fn make_esp(stub: &Path, files: &Files, place: &Path) -> Result<()> {
+    let nixos = place.join("EFI/nixos");
+    let linux = place.join("EFI/Linux");
+    for folder in [&nixos, &linux] {
+        fs::create_dir_all(folder).at(folder)?;
+    }
+    let [osrel, cmdline] = texts(files, place)?;
+    let mut sections = vec![(".osrel", osrel), (".cmdline", cmdline)];
+    for (source, name, path_section, hash_section) in [
+        (&files.kernel, "kernel.efi", ".linux", ".linuxh"),
+        (&files.initrd, "initrd.efi", ".initrd", ".initrdh"),
+    ] {
+        let bytes = fs::read(source).at(source)?;
+        let copy = nixos.join(name);
+        fs::write(&copy, &bytes).at(&copy)?;
+        sections.push((path_section, text(place, path_section, format!("\\EFI\\nixos\\{name}"))?));
+        sections.push((hash_section, text(place, hash_section, Sha256::digest(&bytes))?));
+    }
+    add_sections(stub, &sections, &linux.join("nixos-generation-7.efi"))
+}
+
+/// `boot.img`: a disk with one partition, the EFI system partition of a NixOS with systemd-boot. Of its generations 7
+/// and 8 the newer one is the default; its command line begins with `generation=8`, and that of its specialisation
+/// `rescue` with `rescue`.
+fn make_disk(files: &Files, place: &Path) -> Result<()> {
+    let entry = |options: &str| {
+        format!(
+            "title NixOS\nlinux /EFI/nixos/kernel.efi\ninitrd /EFI/nixos/initrd.efi\noptions {options}{}\n",
+            files.cmdline
+        )
+    };
+    let [kernel, initrd] = [&files.kernel, &files.initrd].map(|path| fs::read(path).at(path));
+    let (kernel, initrd) = (kernel?, initrd?);
+    let [seven, eight, rescue] = ["", "generation=8 ", "rescue "].map(entry);
+    // Room for the file system's own.
+    let size = (kernel.len() + initrd.len() + (2 << 20)).next_multiple_of(1 << 20);
+    let contents: [(&[&str], &str, &[u8]); 6] = [
+        (&["loader"], "loader.conf", b"timeout 5\ndefault nixos-generation-8.conf\n"),
+        (&["loader", "entries"], "nixos-generation-7.conf", seven.as_bytes()),
+        (&["loader", "entries"], "nixos-generation-8.conf", eight.as_bytes()),
+        (&["loader", "entries"], "nixos-generation-8-specialisation-rescue.conf", rescue.as_bytes()),
+        (&["EFI", "nixos"], "kernel.efi", &kernel),
+        (&["EFI", "nixos"], "initrd.efi", &initrd),
+    ];
+    fs::create_dir_all(place).at(place)?;
+    let image = place.join("boot.img");
+    let write = || -> io::Result<()> {
+        let mut partition = Cursor::new(vec![0; size]);
+        fatfs::format_volume(&mut partition, fatfs::FormatVolumeOptions::new())?;
+        let volume = fatfs::FileSystem::new(&mut partition, fatfs::FsOptions::new())?;
+        for (folders, name, bytes) in contents {
+            let mut folder = volume.root_dir();
+            for name in folders {
+                folder = folder.create_dir(name)?;
+            }
+            folder.create_file(name)?.write_all(bytes)?;
+        }
+        drop(volume);
+        // A master boot record: one partition of type 0xef from the second MiB on.
+        let mut disk = vec![0; 1 << 20];
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[450] = 0xef;
+        disk[454..458].copy_from_slice(&(1_u32 << 11).to_le_bytes());
+        disk[458..462].copy_from_slice(&u32::try_from(size / 512).unwrap_or(u32::MAX).to_le_bytes());
+        disk.extend_from_slice(&partition.into_inner());
+        fs::write(&image, disk)
+    };
+    write().at(&image)
+}
+
+fn texts(files: &Files, place: &Path) -> Result<[PathBuf; 2]> {
+    Ok([
+        text(place, ".osrel", "ID=nixos\nPRETTY_NAME=\"NixOS 22.11.testing\"\n")?,
+        text(place, ".cmdline", &files.cmdline)?,
+    ])
+}
+
+/// A section's contents, in a file beside `place`, which goes into dom0.
+fn text(place: &Path, section: &str, contents: impl AsRef<[u8]>) -> Result<PathBuf> {
+    fs::create_dir_all(place).at(place)?;
+    let path = place.with_extension(section.trim_start_matches('.'));
+    fs::write(&path, contents).at(&path)?;
+    Ok(path)
+}
+
+/// Writes the stub with more sections to `target`.
+fn add_sections(stub: &Path, sections: &[(&str, PathBuf)], target: &Path) -> Result<()> {
+    let mut objcopy = Command::new("objcopy");
+    let mut address = FIRST_ADDRESS;
+    for (name, file) in sections {
+        objcopy.arg("--add-section").arg(format!("{name}={}", file.display()));
+        objcopy.arg("--change-section-vma").arg(format!("{name}={address:#x}"));
+        address = (address + file.metadata().at(file)?.len()).next_multiple_of(0x1000);
+    }
+    process::run(objcopy.arg(stub).arg(target))
+}
