@@ -117,11 +117,14 @@ impl Toolchain<'_> {
         if let Some(tree) = self.tree {
             let pkg_config = tree.root().join("usr/lib/x86_64-linux-gnu/pkgconfig");
             cargo.env("PKG_CONFIG_SYSROOT_DIR", tree.root()).env("PKG_CONFIG_LIBDIR", pkg_config);
-            cargo
-                .env("XEN_SONAME", self.release.xen)
-                .env("RUSTFLAGS", format!("-Clink-arg={WITH_A_LATER_LIBC}"));
+            cargo.env("XEN_SONAME", self.release.xen);
         }
         cargo
+    }
+
+    /// For what is linked alone, so that what it is linked from can be shared.
+    fn rustc_arguments(&self) -> Vec<String> {
+        self.tree.map_or_else(Vec::new, |_| vec!["--".to_owned(), format!("-Clink-arg={WITH_A_LATER_LIBC}")])
     }
 
     fn compiler(&self, output: &Path) -> Command {
