@@ -7,14 +7,6 @@ use std::process::exit;
 
 /// pkg-config name and the functions that are used of each library.
 const LIBRARIES: &[(&str, &str)] = &[
-    (
-        "xencontrol",
-        "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
-         |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
-         |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
-         |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
-         |(assign|deassign)_device|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)",
-    ),
     // For the one domctl of a builder that libxenctrl has no function for.
     ("xencall", "xencall_(open|close|alloc_buffer|free_buffer)|xencall1"),
     (
@@ -35,12 +27,21 @@ const LIBRARIES: &[(&str, &str)] = &[
     ("xentoollog", ""),
 ];
 
-/// What xenctrl.h declares and libxenguest defines: opened when it is called, as that library brings three codecs along,
-/// which every run of a program would load for the few that call it.
-const GUEST_LIBRARY: &str = "xenguest";
+/// Of the two libraries whose ABI is another in each release of Xen (the name of the file, pkg-config's, and the functions):
+/// opened at run time, so that who meets the wrong release can say so.
+const CONTROL: &str = "xenctrl";
+const CONTROL_PACKAGE: &str = "xencontrol";
+const CONTROL_FUNCTIONS: &str = "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
+    |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
+    |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
+    |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
+    |(assign|deassign)_device|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)";
+/// What xenctrl.h declares and libxenguest defines. It brings three codecs along, which every run of a program would load for
+/// the few that call it.
+const GUEST: &str = "xenguest";
 const GUEST_FUNCTIONS: &str = "xc_(cpuid_apply_policy|domain_dumpcore)";
 
-const TYPES: &str = "xentoollog_logger|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
+const TYPES: &str = "xentoollog_logger|xc_interface|xc_(cpumap|nodemap|vcpuinfo|cpupoolinfo|cputopo|meminfo)_t|xen_domctl_sched_credit2?|xen_sysctl_credit2_schedule|physdev_pci_device_t|xc_evtchn_port_or_error_t|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
     |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
     |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
 
@@ -63,8 +64,12 @@ fn main() {
         }
     }
 
-    let soname = soname(GUEST_LIBRARY);
-    println!("cargo::rustc-env=XEN_SYS_GUEST_LIBRARY={soname}");
+    let (release, include) = release(CONTROL_PACKAGE);
+    includes.extend(include);
+    println!("cargo::rustc-env=XEN_SYS_RELEASE={release}");
+    for (variable, name) in [("CONTROL", CONTROL), ("GUEST", GUEST)] {
+        println!("cargo::rustc-env=XEN_SYS_{variable}_LIBRARY=lib{name}.so.{release}");
+    }
 
     // bindgen panics where it cannot load libclang; a panic's text is no error message.
     std::panic::set_hook(Box::new(|_| ()));
@@ -88,14 +93,18 @@ fn main() {
             .derive_default(true),
     );
     // The types are those of the other file.
-    write(
-        "guest.rs",
-        builder(&includes)
-            .allowlist_function(GUEST_FUNCTIONS)
-            .allowlist_recursively(false)
-            .dynamic_library_name("GuestLibrary")
-            .dynamic_link_require_all(true),
-    );
+    for (file, library, functions) in
+        [("control.rs", "ControlLibrary", CONTROL_FUNCTIONS), ("guest.rs", "GuestLibrary", GUEST_FUNCTIONS)]
+    {
+        write(
+            file,
+            builder(&includes)
+                .allowlist_function(functions)
+                .allowlist_recursively(false)
+                .dynamic_library_name(library)
+                .dynamic_link_require_all(true),
+        );
+    }
 }
 
 fn builder(includes: &[PathBuf]) -> bindgen::Builder {
@@ -117,19 +126,19 @@ fn write(name: &str, builder: bindgen::Builder) {
             }
         }
         Err(error) => fail(&format!(
-            "Xen's headers were not understood ({}): install the Debian package libxen-dev of Xen 4.17",
+            "Xen's headers were not understood ({}): install the Debian package libxen-dev",
             one_line(&error.to_string())
         )),
     }
 }
 
-/// The name under which the installed library is found at run time. libxenguest's has Xen's release in it, as its ABI
-/// is another in each, and pkg-config gives the version of the library in the same form.
-fn soname(name: &str) -> String {
+/// Xen's release, as the files of its unstable libraries have it in their names and pkg-config in their versions: `4.17`; and
+/// where the headers are.
+fn release(name: &str) -> (String, Vec<PathBuf>) {
     match pkg_config::Config::new().cargo_metadata(false).probe(name) {
         Ok(library) => {
             let release: Vec<&str> = library.version.split('.').take(2).collect();
-            format!("lib{name}.so.{}", release.join("."))
+            (release.join("."), library.include_paths)
         }
         Err(_) => fail(&format!(
             "Xen's library {name} was not found by pkg-config: install the Debian packages libxen-dev and pkg-config"

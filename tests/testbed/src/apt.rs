@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::Cache;
+use crate::debian::HYPERVISOR;
 use crate::error::At as _;
+use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
 const SOURCES: &str = "/etc/apt/sources.list.d";
@@ -18,12 +20,13 @@ const SOURCES: &str = "/etc/apt/sources.list.d";
 #[derive(Debug)]
 pub struct Apt {
     state: PathBuf,
+    release: Release,
 }
 
 impl Apt {
-    /// Fetches the package lists.
-    pub fn update(cache: &Cache) -> Result<Self> {
-        let state = cache.folder("apt")?;
+    /// Fetches the package lists of a release.
+    pub fn update(cache: &Cache, release: Release) -> Result<Self> {
+        let state = cache.folder(&format!("apt-{}", release.suite))?;
         for folder in ["lists/partial", "archives/partial", "sources"] {
             let path = state.join(folder);
             fs::create_dir_all(&path).at(&path)?;
@@ -32,8 +35,13 @@ impl Apt {
         let status = state.join("status");
         fs::write(&status, "").at(&status)?;
 
-        let apt = Self { state };
-        apt.adopt_sources()?;
+        let apt = Self { state, release };
+        if release == BOOKWORM {
+            apt.adopt_sources()?;
+        } else {
+            // The machine's own are of Debian 12; where those are, the others are.
+            Self::update(cache, BOOKWORM)?.add_suite(&apt, release.suite)?;
+        }
         apt.fetch_lists()?;
         Ok(apt)
     }
@@ -53,6 +61,12 @@ impl Apt {
 
     /// Adds the backports of the Debian 12 that the machine uses.
     pub fn add_backports(&self) -> Result<()> {
+        self.add_suite(self, "bookworm-backports")?;
+        self.fetch_lists()
+    }
+
+    /// Adds to the sources of another (or of this) a suite of the repository that has the machine's Debian 12.
+    fn add_suite(&self, to: &Self, suite: &str) -> Result<()> {
         let targets = process::output(self.command("apt-get").args([
             "indextargets",
             "--format",
@@ -64,13 +78,12 @@ impl Apt {
         let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
         let signed_by =
             if keyring.exists() { format!("[signed-by={}] ", keyring.display()) } else { String::new() };
-        let path = self.state.join("sources/testbed-backports.list");
-        fs::write(&path, format!("deb {signed_by}{repository} bookworm-backports main\n")).at(&path)?;
-        self.fetch_lists()
+        let path = to.state.join(format!("sources/testbed-{suite}.list"));
+        fs::write(&path, format!("deb {signed_by}{repository} {suite} main\n")).at(&path)
     }
 
     /// Downloads `packages` and all they depend on, and returns the files.
-    pub fn download_closure(&self, packages: &[&str], into: &Path) -> Result<Vec<PathBuf>> {
+    pub fn download_closure(&self, packages: &[String], into: &Path) -> Result<Vec<PathBuf>> {
         let partial = into.join("partial");
         fs::create_dir_all(&partial).at(&partial)?;
         let archives = format!("Dir::Cache::archives={}", into.display());
@@ -105,9 +118,10 @@ impl Apt {
     fn fetch_lists(&self) -> Result<()> {
         // A third party's source that does not answer makes this fail and matters only if Debian's did neither.
         let updated = process::run(self.command("apt-get").args(["update", "-qq"]));
-        match self.candidate("xen-hypervisor-4.17-amd64")? {
+        let hypervisor = self.release.name(HYPERVISOR);
+        match self.candidate(&hypervisor)? {
             Some(_) => Ok(()),
-            None => updated.and(Err(Error::NoBookworm)),
+            None => updated.and(Err(Error::NotOffered { package: hypervisor, suite: self.release.suite })),
         }
     }
 
@@ -120,6 +134,11 @@ impl Apt {
             format!("Dir::State::status={state}/status"),
             format!("Dir::Cache={state}"),
             format!("Dir::Etc::sourceparts={state}/sources"),
+            // Another release's packages are not to be mixed with the machine's.
+            format!(
+                "Dir::Etc::sourcelist={}",
+                if self.release == BOOKWORM { "/etc/apt/sources.list" } else { "/dev/null" }
+            ),
             "APT::Architecture=amd64".to_owned(),
             // The folders belong to whoever runs the tests, and apt's own user may not reach them.
             "APT::Sandbox::User=root".to_owned(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::assets::NAMES;
 use crate::error::At as _;
+use crate::release::{BOOKWORM, Release, TRIXIE};
 use crate::{Error, Result};
 
 /// How long a check may take unless it says otherwise: far beyond what it needs, as a machine may be busy and the
@@ -20,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub struct Boot {
     /// The name by which checks ask for it.
     pub name: &'static str,
+    /// What it boots.
+    pub release: Release,
     /// The emulated machine's memory in MiB, of which dom0 has 1024.
     pub memory: u32,
     /// Its processors. With two emulated ones about one guest in ten dies of a triple fault while it calibrates its
@@ -28,11 +31,12 @@ pub struct Boot {
 }
 
 /// The machines, in the order in which they are booted.
-pub const BOOTS: [Boot; 3] = [
-    Boot { name: "qubes", memory: 3328, processors: 1 },
-    Boot { name: "guests", memory: 3328, processors: 1 },
+pub const BOOTS: [Boot; 4] = [
+    Boot { name: "qubes", release: BOOKWORM, memory: 3328, processors: 1 },
+    Boot { name: "guests", release: BOOKWORM, memory: 3328, processors: 1 },
     // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
-    Boot { name: "large", memory: 6400, processors: 2 },
+    Boot { name: "large", release: BOOKWORM, memory: 6400, processors: 2 },
+    Boot { name: "xen-4.20", release: TRIXIE, memory: 3328, processors: 1 },
 ];
 
 /// One check.

@@ -1,4 +1,5 @@
-//! What comes from Debian: one tree of Xen, dom0's user land and QEMU, and three kernels for the guests.
+//! What comes from Debian: for each release a tree of Xen and dom0's user land, and from Debian 12 QEMU and three kernels
+//! for the guests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,11 @@ use std::process::Command;
 use crate::apt::Apt;
 use crate::cache::Cache;
 use crate::error::At as _;
+use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
-/// The packages of the tree; what they depend on comes along.
-const PACKAGES: [&str; 11] = [
+/// The packages of a release's tree; what they depend on comes along.
+const PACKAGES: [&str; 10] = [
     "xen-utils-4.17",
     "xen-utils-common",
     "xenstore-utils",
@@ -24,11 +26,13 @@ const PACKAGES: [&str; 11] = [
     // flock and losetup: what libxl's block script works with.
     "util-linux",
     "mount",
-    "qemu-system-x86",
 ];
 
+/// What our programs are built with for a release that the machine does not have installed.
+const DEVELOPMENT: &str = "libxen-dev";
+
 /// The hypervisor's own package, without its dependencies: they are for booting it from a disk.
-const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
+pub const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 
 const QEMU: &str = "qemu-system-x86";
 const QEMU_VERSION: &str = "1:7.2";
@@ -94,7 +98,8 @@ impl Debian {
     /// The packages, downloaded if the cache has none yet.
     pub fn obtain(cache: &Cache) -> Result<Self> {
         let modules = (MODULES, FRONTENDS, BACKENDS);
-        let recipe = format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU_VERSION} {KERNELS:?} {modules:?}");
+        let recipe =
+            format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
         let squashfs = [Tree::of_package(cache, SQUASHFS[0])?, Tree::of_package(cache, SQUASHFS[1])?];
         Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels"), squashfs })
@@ -102,18 +107,35 @@ impl Debian {
 }
 
 impl Tree {
+    /// The tree of a release, with what to build for it, downloaded if the cache has none yet.
+    pub fn of_release(cache: &Cache, release: Release) -> Result<Self> {
+        let recipe = format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {DEVELOPMENT} {release:?}");
+        let place = cache.entry(&format!("xen-{}", release.xen), &recipe, |place| {
+            let _lock = cache.lock("apt")?;
+            let archives = place.join("archives");
+            fetch_tree(&Apt::update(cache, release)?, release, &[DEVELOPMENT], place, &archives)?;
+            fs::remove_dir_all(&archives).at(&archives)
+        })?;
+        Ok(Self { root: place.join("tree") })
+    }
+
     /// One package without what it depends on, downloaded if the cache does not have it yet: for a program that runs right
     /// here.
     pub fn of_package(cache: &Cache, package: &str) -> Result<Self> {
         let place = cache.entry(package, &format!("{REVISION} {package}"), |place| {
             let _lock = cache.lock("apt")?;
             let archives = place.join("archives");
-            for archive in Apt::update(cache)?.download(&[package.to_owned()], &archives)? {
+            for archive in Apt::update(cache, BOOKWORM)?.download(&[package.to_owned()], &archives)? {
                 unpack(&archive, &place.join("tree"), &[])?;
             }
             fs::remove_dir_all(&archives).at(&archives)
         })?;
         Ok(Self { root: place.join("tree") })
+    }
+
+    /// Where it is on this machine.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Where the packages' `path` is, relative to `/`. Debian 12 packages still say `/bin` or `/lib` where an
@@ -135,7 +157,7 @@ impl Tree {
 
 fn fetch(cache: &Cache, place: &Path) -> Result<()> {
     let _lock = cache.lock("apt")?;
-    let apt = Apt::update(cache)?;
+    let apt = Apt::update(cache, BOOKWORM)?;
     let offered = apt.candidate(QEMU)?.unwrap_or_else(|| "not offered by apt".to_owned());
     if !offered.starts_with(QEMU_VERSION) {
         return Err(Error::Version {
@@ -147,17 +169,21 @@ fn fetch(cache: &Cache, place: &Path) -> Result<()> {
     }
 
     let archives = place.join("archives");
-    let mut packages = apt.download_closure(&PACKAGES, &archives)?;
-    packages.extend(apt.download(&[HYPERVISOR.to_owned()], &archives.join("hypervisor"))?);
-    let tree = place.join("tree");
-    for package in &packages {
-        unpack(package, &tree, &[])?;
-    }
+    fetch_tree(&apt, BOOKWORM, &[QEMU], place, &archives)?;
     for (codec, metapackage) in KERNELS {
         let archives = archives.join(codec);
         fetch_kernel(&apt, metapackage, &archives, &place.join("kernels").join(codec))?;
     }
     fs::remove_dir_all(&archives).at(&archives)
+}
+
+/// The packages of a release, and some more, in `tree` below the place.
+fn fetch_tree(apt: &Apt, release: Release, more: &[&str], place: &Path, archives: &Path) -> Result<()> {
+    let names: Vec<_> = PACKAGES.iter().chain(more).map(|name| release.name(name)).collect();
+    let mut packages = apt.download_closure(&names, archives)?;
+    packages.extend(apt.download(&[release.name(HYPERVISOR)], &archives.join("hypervisor"))?);
+    let tree = place.join("tree");
+    packages.iter().try_for_each(|package| unpack(package, &tree, &[]))
 }
 
 fn fetch_kernel(apt: &Apt, metapackage: &str, archives: &Path, place: &Path) -> Result<()> {

@@ -13,9 +13,10 @@ use crate::closure::Closure;
 use crate::debian::{BACKENDS, Debian, MODULES, Tree};
 use crate::error::At as _;
 use crate::products::Products;
+use crate::release::Release;
 use crate::{Error, Result, elf, process};
 
-/// Programs of the packages: where they lie there, and where they go in dom0.
+/// Programs of the packages: where they lie there, and where they go in dom0. (Of Debian 12: elsewhere Xen's version differs.)
 const PROGRAMS: [(&str, &str); 21] = [
     ("usr/bin/bash", "usr/bin/bash"),
     ("usr/bin/busybox", "usr/bin/busybox"),
@@ -66,21 +67,22 @@ pub struct Base {
 }
 
 impl Base {
-    /// The base made of `debian`'s packages.
-    pub fn assemble(cache: &Cache, debian: &Debian) -> Result<Self> {
-        let recipe = format!("{REVISION} {PROGRAMS:?} {LOADED_LATER:?} {}", debian.kernels.display());
+    /// The base made of a release's packages, with `debian`'s kernel.
+    pub fn assemble(cache: &Cache, debian: &Debian, (release, tree): (Release, &Tree)) -> Result<Self> {
+        let kernels = debian.kernels.display();
+        let recipe = format!("{REVISION} {release:?} {PROGRAMS:?} {LOADED_LATER:?} {kernels}");
         let place = cache.entry("dom0", &recipe, |place| {
-            let hypervisor = debian.tree.file("boot/xen-4.17-amd64.gz")?;
+            let hypervisor = tree.file(&release.name("boot/xen-4.17-amd64.gz"))?;
             decompress("gzip", &fs::read(&hypervisor).at(&hypervisor)?, &place.join("xen"))?;
             unpack_kernel(&debian.kernels.join("xz/vmlinuz"), &place.join("vmlinux"))?;
             let initrd = place.join("initrd");
-            fs::write(&initrd, base_archive(debian)?).at(&initrd)
+            fs::write(&initrd, base_archive(debian, (release, tree))?).at(&initrd)
         })?;
         Ok(Self { xen: place.join("xen"), kernel: place.join("vmlinux"), initrd: place.join("initrd") })
     }
 }
 
-fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
+fn base_archive(debian: &Debian, (release, tree): (Release, &Tree)) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for merged in ["bin", "sbin", "lib", "lib64"] {
         archive.link(merged, &format!("usr/{merged}"));
@@ -95,11 +97,11 @@ fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
 
     let mut binaries = Vec::new();
     for (packaged, path) in PROGRAMS {
-        let source = debian.tree.file(packaged)?;
-        archive.copy(path, &source)?;
+        let source = tree.file(&release.name(packaged))?;
+        archive.copy(&release.name(path), &source)?;
         binaries.push(source);
     }
-    let folders = debian.tree.library_folders();
+    let folders = tree.library_folders();
     let mut libraries = elf::libraries(&binaries, &folders)?;
     for name in LOADED_LATER {
         let path = elf::locate(name, &folders)
@@ -108,9 +110,10 @@ fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
     }
     // Our own programs are built against these; some use more of them than xl does.
     for name in ["libxengnttab.so.1", "libxenvchan.so.4.17", "libm.so.6"] {
-        let path = elf::locate(name, &folders)
-            .ok_or_else(|| Error::NoLibrary { binary: "nxl".into(), library: name.to_owned() })?;
-        libraries.insert(name.to_owned(), path);
+        let name = release.name(name);
+        let path = elf::locate(&name, &folders)
+            .ok_or_else(|| Error::NoLibrary { binary: "nxl".into(), library: name.clone() })?;
+        libraries.insert(name, path);
     }
     for (name, path) in libraries {
         let contents = fs::read(&path).at(&path)?;
@@ -123,9 +126,9 @@ fn base_archive(debian: &Debian) -> Result<Vec<u8>> {
         let source = debian.kernels.join("xz").join(folder).join(format!("{module}.ko"));
         archive.copy(&format!("usr/lib/modules/{module}.ko"), &source)?;
     }
-    archive.copy("etc/xen/xl.conf", &debian.tree.file("etc/xen/xl.conf")?)?;
+    archive.copy("etc/xen/xl.conf", &tree.file("etc/xen/xl.conf")?)?;
     // What stock xl runs for a disk and an interface.
-    archive.copy("etc/xen/scripts", &debian.tree.file("etc/xen/scripts")?)?;
+    archive.copy("etc/xen/scripts", &tree.file("etc/xen/scripts")?)?;
     archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
     archive.file("etc/group", 0o644, b"root:x:0:\n");
     Ok(archive.finish())
@@ -149,7 +152,7 @@ pub fn scripts() -> PathBuf {
 
 /// The overlay of one run: our programs, the closures, the checks and what to do with them.
 pub fn overlay(
-    debian: &Debian,
+    (debian, tree): (&Debian, &Tree),
     products: &Products,
     closures: &[Closure],
     assets: &Assets,
@@ -174,7 +177,8 @@ pub fn overlay(
         binaries.push(source.to_owned());
     }
     // The base has the libraries of stock tools; ours may use another of the same packages.
-    let trees = debian.squashfs.iter().chain([&debian.tree]);
+    // What a release's packages do not have, is Debian 12's.
+    let trees = debian.squashfs.iter().chain([tree, &debian.tree]);
     let folders: Vec<PathBuf> = trees.flat_map(Tree::library_folders).collect();
     for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;

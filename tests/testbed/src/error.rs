@@ -35,6 +35,16 @@ pub enum Error {
     /// apt on this machine knows no Debian 12.
     #[error("the testbed is made of Debian 12 packages, and apt has no source for bookworm on this machine")]
     NoBookworm,
+    /// apt does not get at another release.
+    #[error(
+        "apt offers no {package}: the repository of this machine's Debian 12 has no {suite}, or did not answer"
+    )]
+    NotOffered {
+        /// The package.
+        package: String,
+        /// The release that has it.
+        suite: &'static str,
+    },
     /// A package is not of the version that the testbed is known to work with.
     #[error("{package} is {found}, and only {wanted}* is known to work: {why}")]
     Version {

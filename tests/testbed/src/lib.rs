@@ -3,7 +3,7 @@
 //!
 //! The way of a run, one module a step:
 //!
-//! 1. [`apt`] and [`debian`]: the packages, in a folder of their own; nothing is installed on the machine.
+//! 1. [`apt`] and [`debian`]: the packages of a [`release`], in a folder of their own; nothing is installed on the machine.
 //! 2. [`dom0`]: Xen, the dom0 kernel and an initrd of a cached base and a small overlay.
 //! 3. [`products`]: our own programs, built when they are not.
 //! 4. [`closure`]: the guests, as NixOS-shaped closures built by Nix from `nixos/testing`.
@@ -28,6 +28,7 @@ pub mod process;
 pub mod products;
 pub mod protocol;
 pub mod qemu;
+pub mod release;
 pub mod suite;
 
 pub use error::{Error, Result};

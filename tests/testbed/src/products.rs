@@ -1,10 +1,14 @@
 //! What this checkout builds and the testbed runs: our programs, and the small C programs that face them.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cache::checkout;
+use crate::debian::Tree;
+use crate::error::At as _;
+use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
 /// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
@@ -30,28 +34,46 @@ pub struct Products {
 }
 
 impl Products {
-    /// Builds what is not built or is older than its sources. `folder` takes what a C compiler makes.
+    /// Builds what is not built or is older than its sources, for the release that the machine has installed.
+    /// `folder` takes what a C compiler makes.
     pub fn build(folder: &Path) -> Result<Self> {
+        Self::build_with(folder, &Toolchain { target: target_folder(), release: BOOKWORM, tree: None })
+    }
+
+    /// The same for another release, whose headers and libraries are in `tree`.
+    pub fn build_for(release: Release, tree: &Tree, folder: &Path) -> Result<Self> {
+        let target = target_folder().join(format!("xen-{}", release.xen));
+        fs::create_dir_all(folder).at(folder)?;
+        if !target.exists() {
+            // What does not depend on Xen's release is not compiled twice.
+            fs::create_dir_all(&target).at(&target)?;
+            process::run(Command::new("cp").arg("-a").arg(target_folder().join("release")).arg(&target))?;
+        }
+        Self::build_with(folder, &Toolchain { target, release, tree: Some(tree) })
+    }
+
+    fn build_with(folder: &Path, toolchain: &Toolchain<'_>) -> Result<Self> {
         let mut programs = Vec::new();
         for (package, arguments, path) in PROGRAMS {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(checkout()).args(["build", "--release", "--quiet", "--package", package]);
-            process::run(cargo.args(arguments))?;
+            let mut cargo = toolchain.cargo();
+            cargo.args(["rustc", "--release", "--quiet", "--package", package]).args(arguments);
+            process::run(cargo.args(toolchain.rustc_arguments()))?;
             // What a debugger wants of them is four times what runs, and initrds lie in dom0's memory.
-            let (_, whole) = built(path, target_folder().join("release").join(path))?;
+            let (_, whole) = built(path, toolchain.target.join("release").join(path))?;
             let bare = folder.join(path.rsplit('/').next().unwrap_or(path));
             process::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&bare).arg(whole))?;
             programs.push(built(path, bare)?);
         }
         for (name, source) in PEERS {
             let peer = folder.join(name);
-            process::run(compiler(&peer).arg(checkout().join(source)).args(["-lxenvchan", "-lxentoollog"]))?;
+            let mut compiler = toolchain.compiler(&peer);
+            process::run(compiler.arg(checkout().join(source)).args(["-lxenvchan", "-lxentoollog"]))?;
             programs.push(built(name, peer)?);
         }
 
         let hypercount = folder.join("hypercount.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("hypercount.c");
-        process::run(compiler(&hypercount).args(["-shared", "-fPIC", "-pthread"]).arg(source))?;
+        process::run(toolchain.compiler(&hypercount).args(["-shared", "-fPIC", "-pthread"]).arg(source))?;
         programs.push(built("hypercount.so", hypercount)?);
         Ok(Self { programs })
     }
@@ -77,10 +99,44 @@ fn built(name: &str, path: PathBuf) -> Result<(String, PathBuf)> {
     Ok((format!("{folder}/{base}"), path))
 }
 
-fn compiler(output: &Path) -> Command {
-    let mut command = Command::new("gcc");
-    command.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(output);
-    command
+/// What builds for a release.
+struct Toolchain<'a> {
+    target: PathBuf,
+    release: Release,
+    /// Where its headers and libraries are, unless the machine has them installed.
+    tree: Option<&'a Tree>,
+}
+
+/// The libraries of a newer release want a newer libc than the machine's; they get it where the programs run.
+const WITH_A_LATER_LIBC: &str = "-Wl,--allow-shlib-undefined";
+
+impl Toolchain<'_> {
+    fn cargo(&self) -> Command {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(checkout()).env("CARGO_TARGET_DIR", &self.target);
+        if let Some(tree) = self.tree {
+            let pkg_config = tree.root().join("usr/lib/x86_64-linux-gnu/pkgconfig");
+            cargo.env("PKG_CONFIG_SYSROOT_DIR", tree.root()).env("PKG_CONFIG_LIBDIR", pkg_config);
+            cargo.env("XEN_SONAME", self.release.xen);
+        }
+        cargo
+    }
+
+    /// For what is linked alone, so that what it is linked from can be shared.
+    fn rustc_arguments(&self) -> Vec<String> {
+        self.tree.map_or_else(Vec::new, |_| vec!["--".to_owned(), format!("-Clink-arg={WITH_A_LATER_LIBC}")])
+    }
+
+    fn compiler(&self, output: &Path) -> Command {
+        let mut command = Command::new("gcc");
+        command.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(output);
+        if let Some(tree) = self.tree {
+            let libraries = tree.root().join("usr/lib/x86_64-linux-gnu");
+            command.arg("-I").arg(tree.root().join("usr/include")).arg("-L").arg(&libraries);
+            command.arg(format!("-Wl,-rpath-link,{}", libraries.display())).arg(WITH_A_LATER_LIBC);
+        }
+        command
+    }
 }
 
 fn target_folder() -> PathBuf {

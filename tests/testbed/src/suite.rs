@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,13 @@ use crate::assets::Assets;
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check};
 use crate::closure::{self, Closure, Store};
-use crate::debian::Debian;
+use crate::debian::{Debian, Tree};
 use crate::dom0::{self, Base, Task};
 use crate::error::At as _;
 use crate::products::Products;
 use crate::protocol::Event;
 use crate::qemu::{Console, Heard, Machine};
+use crate::release::{BOOKWORM, Release};
 use crate::{Result, process, qemu};
 
 /// How long dom0 has to come up, and to say more once a check's own limit is over.
@@ -53,13 +54,24 @@ pub enum Verdict {
 /// Everything that boots need.
 #[derive(Debug)]
 pub struct Testbed {
+    cache: Cache,
     debian: Debian,
     base: Base,
     products: Products,
     closures: Vec<Closure>,
+    /// dom0s of other releases than Debian 12's, made when the first check wants one.
+    others: Mutex<BTreeMap<Release, Arc<Other>>>,
     assets: Assets,
     scratch: Scratch,
     boots: AtomicU32,
+}
+
+/// What a boot of another release than Debian 12's has of its own.
+#[derive(Debug)]
+struct Other {
+    tree: Tree,
+    base: Base,
+    products: Products,
 }
 
 /// One run of a check: seconds, or the reason of its failure.
@@ -79,13 +91,40 @@ impl Testbed {
     fn assemble_with(store: Store) -> Result<Self> {
         let cache = Cache::open()?;
         let debian = step("Debian packages", || Debian::obtain(&cache))?;
-        let base = step("Xen and dom0", || Base::assemble(&cache, &debian))?;
+        let base = step("Xen and dom0", || Base::assemble(&cache, &debian, (BOOKWORM, &debian.tree)))?;
         let scratch = cache.scratch()?;
         let products = step("our programs", || Products::build(scratch.path()))?;
         let closures =
             step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
         let assets = Assets::make(&cache, &closures, scratch.path())?;
-        Ok(Self { debian, base, products, closures, assets, scratch, boots: AtomicU32::new(0) })
+        let others = Mutex::default();
+        Ok(Self {
+            cache,
+            debian,
+            base,
+            products,
+            closures,
+            assets,
+            others,
+            scratch,
+            boots: AtomicU32::new(0),
+        })
+    }
+
+    fn other(&self, release: Release) -> Result<Arc<Other>> {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = others.get(&release) {
+            return Ok(Arc::clone(other));
+        }
+        let tree = step(&format!("Debian {}", release.suite), || Tree::of_release(&self.cache, release))?;
+        let name = format!("Xen {}", release.xen);
+        let base = step(&name, || Base::assemble(&self.cache, &self.debian, (release, &tree)))?;
+        let folder = self.scratch.path().join(format!("xen-{}", release.xen));
+        let products =
+            step(&format!("our programs for {name}"), || Products::build_for(release, &tree, &folder))?;
+        let other = Arc::new(Other { tree, base, products });
+        others.insert(release, Arc::clone(&other));
+        Ok(other)
     }
 
     /// Leaves the logs of this run in place, and says where.
@@ -227,8 +266,13 @@ impl Testbed {
             log("no nested virtualisation here: software emulation");
         }
         let folder = self.scratch.path().join(format!("boot-{}", before + 1));
-        let overlay = dom0::overlay(&self.debian, &self.products, &self.closures, &self.assets, task)?;
-        Machine::boot(&self.debian, &self.base, &overlay, &folder, boot, console)
+        let other = (boot.release != BOOKWORM).then(|| self.other(boot.release)).transpose()?;
+        let (tree, base, products) = match &other {
+            Some(other) => (&other.tree, &other.base, &other.products),
+            None => (&self.debian.tree, &self.base, &self.products),
+        };
+        let overlay = dom0::overlay((&self.debian, tree), products, &self.closures, &self.assets, task)?;
+        Machine::boot(&self.debian, base, &overlay, &folder, boot, console)
     }
 
     /// One boot for `checks`. A check that the machine did not live to run has no outcome.
@@ -330,8 +374,8 @@ mod tests {
                 .map(|group| group.iter().map(|boot| boot.name).collect::<Vec<_>>())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(names(1), [vec!["qubes"], vec!["guests"], vec!["large"]]);
-        assert_eq!(names(2), [vec!["qubes", "guests"], vec!["large"]]);
-        assert_eq!(names(4), [["qubes", "guests", "large"]]);
+        assert_eq!(names(1), [vec!["qubes"], vec!["guests"], vec!["large"], vec!["xen-4.20"]]);
+        assert_eq!(names(2), [vec!["qubes", "guests"], vec!["large"], vec!["xen-4.20"]]);
+        assert_eq!(names(4), [vec!["qubes", "guests", "large"], vec!["xen-4.20"]]);
     }
 }

@@ -3,17 +3,19 @@
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
 use super::logger;
+use super::release::{check_hypervisor, control_library, guest_library};
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, GuestKind, HostInfo,
     HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
-use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use xen_sys::{self as sys, xc_interface};
 
-pub(super) struct Control(NonNull<xc_interface>);
+pub(super) struct Control {
+    pub(super) library: &'static sys::ControlLibrary,
+    raw: NonNull<xc_interface>,
+}
 
 // SAFETY: the handle is file descriptors, loggers and a lock-protected cache of hypercall buffers; hypercalls are ioctls.
 unsafe impl Send for Control {}
@@ -23,7 +25,7 @@ unsafe impl Sync for Control {}
 impl Drop for Control {
     fn drop(&mut self) {
         // SAFETY: opened by `open`, and not used afterwards.
-        unsafe { sys::xc_interface_close(self.0.as_ptr()) };
+        unsafe { self.library.xc_interface_close(self.handle()) };
     }
 }
 
@@ -32,13 +34,17 @@ const DOMAINS_AT_ONCE: usize = 1_024;
 
 impl Control {
     pub(super) fn open() -> Result<Self> {
+        let library = control_library()?;
         // SAFETY: the logger lives for ever; no flags.
-        let raw = unsafe { sys::xc_interface_open(logger::silent(), logger::silent(), 0) };
-        NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xc_interface_open", ""))
+        let raw = unsafe { library.xc_interface_open(logger::silent(), logger::silent(), 0) };
+        let raw = NonNull::new(raw).ok_or_else(|| Error::last("xc_interface_open", ""))?;
+        let control = Self { library, raw };
+        check_hypervisor(library, control.handle())?;
+        Ok(control)
     }
 
     pub(super) fn handle(&self) -> *mut xc_interface {
-        self.0.as_ptr()
+        self.raw.as_ptr()
     }
 
     /// A string of Xen's version interface.
@@ -73,7 +79,7 @@ impl Control {
     /// `out` must be what the header says for `command`.
     fn version_into(&self, command: u32, out: *mut libc::c_void) -> Result<libc::c_int> {
         // SAFETY: each caller passes the type that version.h gives for the command.
-        let result = unsafe { sys::xc_version(self.handle(), command as libc::c_int, out) };
+        let result = unsafe { self.library.xc_version(self.handle(), command as libc::c_int, out) };
         if result < 0 { Err(Error::last("xc_version", format!("command {command}"))) } else { Ok(result) }
     }
 }
@@ -122,19 +128,6 @@ impl Hypercalls {
         unsafe { sys::xencall_free_buffer(self.0.as_ptr(), buffer.as_ptr().cast()) };
         result
     }
-}
-
-/// libxenguest, which is opened once and stays.
-pub(super) fn guest_library() -> Result<&'static sys::GuestLibrary> {
-    static LIBRARY: OnceLock<sys::GuestLibrary> = OnceLock::new();
-    if let Some(library) = LIBRARY.get() {
-        return Ok(library);
-    }
-    // SAFETY: the library's constructors do nothing but what the C compiler puts there, and its functions have the types of
-    // the headers, which are of the release that is in the file's name.
-    let opened = unsafe { sys::GuestLibrary::new(sys::GUEST_LIBRARY) };
-    let opened = opened.map_err(|error| Error::new("dlopen", sys::GUEST_LIBRARY, io::Error::other(error)))?;
-    Ok(LIBRARY.get_or_init(|| opened))
 }
 
 /// The text before the first NUL.
@@ -205,44 +198,44 @@ impl DomainControl for Control {
         // 0 asks Xen to choose the id.
         let mut domid = 0;
         // SAFETY: both pointers are to live values of the types that the function takes.
-        let result = unsafe { sys::xc_domain_create(self.handle(), &raw mut domid, &raw mut config) };
+        let result = unsafe { self.library.xc_domain_create(self.handle(), &raw mut domid, &raw mut config) };
         done(result, "xc_domain_create", || format!("{} vCPUs", domain.max_vcpus))?;
         Ok(DomId(domid as u16))
     }
 
     fn destroy(&self, domid: DomId) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_destroy(self.handle(), domid.0.into()) };
+        let result = unsafe { self.library.xc_domain_destroy(self.handle(), domid.0.into()) };
         done(result, "xc_domain_destroy", || format!("domid {domid}"))
     }
 
     fn pause(&self, domid: DomId) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_pause(self.handle(), domid.0.into()) };
+        let result = unsafe { self.library.xc_domain_pause(self.handle(), domid.0.into()) };
         done(result, "xc_domain_pause", || format!("domid {domid}"))
     }
 
     fn unpause(&self, domid: DomId) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_unpause(self.handle(), domid.0.into()) };
+        let result = unsafe { self.library.xc_domain_unpause(self.handle(), domid.0.into()) };
         done(result, "xc_domain_unpause", || format!("domid {domid}"))
     }
 
     fn set_max_vcpus(&self, domid: DomId, vcpus: u32) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_max_vcpus(self.handle(), domid.0.into(), vcpus) };
+        let result = unsafe { self.library.xc_domain_max_vcpus(self.handle(), domid.0.into(), vcpus) };
         done(result, "xc_domain_max_vcpus", || format!("domid {domid}, {vcpus} vCPUs"))
     }
 
     fn set_max_mem(&self, domid: DomId, kib: u64) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_setmaxmem(self.handle(), domid.0.into(), kib) };
+        let result = unsafe { self.library.xc_domain_setmaxmem(self.handle(), domid.0.into(), kib) };
         done(result, "xc_domain_setmaxmem", || format!("domid {domid}, {kib} KiB"))
     }
 
     fn set_paging_mempool_size(&self, domid: DomId, bytes: u64) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_set_paging_mempool_size(self.handle(), domid.0.into(), bytes) };
+        let result = unsafe { self.library.xc_set_paging_mempool_size(self.handle(), domid.0.into(), bytes) };
         done(result, "xc_set_paging_mempool_size", || format!("domid {domid}, {bytes} bytes"))
     }
 
@@ -272,22 +265,25 @@ impl DomainControl for Control {
 
     fn alloc_unbound_port(&self, domid: DomId, remote: DomId) -> Result<Port> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_evtchn_alloc_unbound(self.handle(), domid.0.into(), remote.0.into()) };
+        let result =
+            unsafe { self.library.xc_evtchn_alloc_unbound(self.handle(), domid.0.into(), remote.0.into()) };
         done(result, "xc_evtchn_alloc_unbound", || format!("domid {domid}, remote {remote}"))?;
         Ok(Port(result as u32))
     }
 
     fn set_hvm_param(&self, domid: DomId, param: HvmParam, value: u64) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_hvm_param_set(self.handle(), domid.0.into(), param as u32, value) };
+        let result =
+            unsafe { self.library.xc_hvm_param_set(self.handle(), domid.0.into(), param as u32, value) };
         done(result, "xc_hvm_param_set", || format!("domid {domid}, {param:?} = {value:#x}"))
     }
 
     fn hvm_param(&self, domid: DomId, param: HvmParam) -> Result<u64> {
         let mut value = 0;
         // SAFETY: `value` is live and of the type that the function writes.
-        let result =
-            unsafe { sys::xc_hvm_param_get(self.handle(), domid.0.into(), param as u32, &raw mut value) };
+        let result = unsafe {
+            self.library.xc_hvm_param_get(self.handle(), domid.0.into(), param as u32, &raw mut value)
+        };
         done(result, "xc_hvm_param_get", || format!("domid {domid}, {param:?}"))?;
         Ok(value)
     }
@@ -300,14 +296,14 @@ impl DomainControl for Control {
         let count = entries.len() as u32;
         // SAFETY: the function reads `count` entries.
         let result = unsafe {
-            sys::xc_domain_set_memory_map(self.handle(), domid.0.into(), entries.as_mut_ptr(), count)
+            self.library.xc_domain_set_memory_map(self.handle(), domid.0.into(), entries.as_mut_ptr(), count)
         };
         done(result, "xc_domain_set_memory_map", || format!("domid {domid}, {count} entries"))
     }
 
     fn claim_pages(&self, domid: DomId, pages: u64) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_domain_claim_pages(self.handle(), domid.0.into(), pages) };
+        let result = unsafe { self.library.xc_domain_claim_pages(self.handle(), domid.0.into(), pages) };
         done(result, "xc_domain_claim_pages", || format!("domid {domid}, {pages} pages"))
     }
 
@@ -319,7 +315,7 @@ impl DomainControl for Control {
         };
         // SAFETY: the function reads and writes `extents.len()` frame numbers.
         let result = unsafe {
-            sys::xc_domain_populate_physmap(
+            self.library.xc_domain_populate_physmap(
                 self.handle(),
                 domid.0.into(),
                 extents.len() as libc::c_ulong,
@@ -338,7 +334,7 @@ impl DomainControl for Control {
         let mut extents: Vec<sys::xen_pfn_t> = pfns.iter().map(|pfn| pfn.0).collect();
         // SAFETY: the function reads and writes `extents.len()` frame numbers.
         let result = unsafe {
-            sys::xc_domain_populate_physmap(
+            self.library.xc_domain_populate_physmap(
                 self.handle(),
                 domid.0.into(),
                 extents.len() as libc::c_ulong,
@@ -371,7 +367,8 @@ impl DomainControl for Control {
         let mut operation = sys::mmuext_op { cmd: sys::MMUEXT_PIN_L4_TABLE, ..Default::default() };
         operation.arg1.mfn = level4.0;
         // SAFETY: one operation, as is said.
-        let result = unsafe { sys::xc_mmuext_op(self.handle(), &raw mut operation, 1, domid.0.into()) };
+        let result =
+            unsafe { self.library.xc_mmuext_op(self.handle(), &raw mut operation, 1, domid.0.into()) };
         done(result, "xc_mmuext_op", || format!("domid {domid}, MMUEXT_PIN_L4_TABLE, frame {level4}"))
     }
 
@@ -394,7 +391,8 @@ impl DomainControl for Control {
         context.ctrlreg[3] = start.page_table.address();
         let mut context = sys::vcpu_guest_context_any_t { c: context };
         // SAFETY: the function reads the context of a 64-bit vCPU, which is the native one.
-        let result = unsafe { sys::xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
+        let result =
+            unsafe { self.library.xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
         done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
     }
 
@@ -402,20 +400,21 @@ impl DomainControl for Control {
         // What is reserved in a domain's address space for a device is no matter to one that has none.
         let flags = if domid == DomId::IO { sys::XEN_DOMCTL_DEV_RDM_RELAXED } else { 0 };
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_assign_device(self.handle(), domid.0.into(), device.sbdf(), flags) };
+        let result =
+            unsafe { self.library.xc_assign_device(self.handle(), domid.0.into(), device.sbdf(), flags) };
         done(result, "xc_assign_device", || format!("domid {domid}, {device}"))
     }
 
     fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result = unsafe { sys::xc_deassign_device(self.handle(), domid.0.into(), device.sbdf()) };
+        let result = unsafe { self.library.xc_deassign_device(self.handle(), domid.0.into(), device.sbdf()) };
         done(result, "xc_deassign_device", || format!("domid {domid}, {device}"))
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
         // SAFETY: the null pointers stand for answers that are not wanted.
         let result = unsafe {
-            sys::xc_domain_set_pod_target(
+            self.library.xc_domain_set_pod_target(
                 self.handle(),
                 domid.0.into(),
                 pages,
@@ -430,13 +429,19 @@ impl DomainControl for Control {
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>> {
         let args = || format!("domid {domid}");
         // SAFETY: a null buffer asks for the size.
-        let size =
-            unsafe { sys::xc_domain_hvm_getcontext(self.handle(), domid.0.into(), ptr::null_mut(), 0) };
+        let size = unsafe {
+            self.library.xc_domain_hvm_getcontext(self.handle(), domid.0.into(), ptr::null_mut(), 0)
+        };
         done(size, "xc_domain_hvm_getcontext", args)?;
         let mut records = vec![0; size as usize];
         // SAFETY: `records` has room for `size` bytes.
         let used = unsafe {
-            sys::xc_domain_hvm_getcontext(self.handle(), domid.0.into(), records.as_mut_ptr(), size as u32)
+            self.library.xc_domain_hvm_getcontext(
+                self.handle(),
+                domid.0.into(),
+                records.as_mut_ptr(),
+                size as u32,
+            )
         };
         done(used, "xc_domain_hvm_getcontext", args)?;
         records.truncate(used as usize);
@@ -446,7 +451,7 @@ impl DomainControl for Control {
     fn set_hvm_context(&self, domid: DomId, records: &[u8]) -> Result<()> {
         // SAFETY: the function reads `records.len()` bytes (and writes none, in spite of its type).
         let result = unsafe {
-            sys::xc_domain_hvm_setcontext(
+            self.library.xc_domain_hvm_setcontext(
                 self.handle(),
                 domid.0.into(),
                 records.as_ptr().cast_mut(),
@@ -459,7 +464,8 @@ impl DomainControl for Control {
     fn domain_info(&self, domid: DomId) -> Result<DomainInfo> {
         let mut info = sys::xen_domctl_getdomaininfo::default();
         // SAFETY: room for the one entry that is asked for.
-        let found = unsafe { sys::xc_domain_getinfolist(self.handle(), domid.0.into(), 1, &raw mut info) };
+        let found =
+            unsafe { self.library.xc_domain_getinfolist(self.handle(), domid.0.into(), 1, &raw mut info) };
         let args = || format!("domid {domid}");
         done(found, "xc_domain_getinfolist", args)?;
         // The call answers with the first domain from that id on.
@@ -476,7 +482,12 @@ impl DomainControl for Control {
             let mut part = vec![sys::xen_domctl_getdomaininfo::default(); DOMAINS_AT_ONCE];
             // SAFETY: room for as many entries as are asked for.
             let found = unsafe {
-                sys::xc_domain_getinfolist(self.handle(), first, DOMAINS_AT_ONCE as u32, part.as_mut_ptr())
+                self.library.xc_domain_getinfolist(
+                    self.handle(),
+                    first,
+                    DOMAINS_AT_ONCE as u32,
+                    part.as_mut_ptr(),
+                )
             };
             done(found, "xc_domain_getinfolist", || format!("from domid {first}"))?;
             domains.extend(part[..found as usize].iter().map(domain_info));
@@ -490,7 +501,7 @@ impl DomainControl for Control {
     fn phys_info(&self) -> Result<PhysInfo> {
         let mut raw = sys::xen_sysctl_physinfo::default();
         // SAFETY: `raw` is live and of the type that the function writes.
-        let result = unsafe { sys::xc_physinfo(self.handle(), &raw mut raw) };
+        let result = unsafe { self.library.xc_physinfo(self.handle(), &raw mut raw) };
         done(result, "xc_physinfo", String::new)?;
         Ok(PhysInfo {
             threads_per_core: raw.threads_per_core,
@@ -538,17 +549,20 @@ impl DomainControl for Control {
     fn host_info(&self) -> Result<HostInfo> {
         let mut scheduler = 0;
         // SAFETY: `scheduler` is live and of the type that the function writes.
-        let result = unsafe { sys::xc_sched_id(self.handle(), &raw mut scheduler) };
+        let result = unsafe { self.library.xc_sched_id(self.handle(), &raw mut scheduler) };
         done(result, "xc_sched_id", String::new)?;
         // SAFETY: an open handle. A hypervisor without memory sharing answers with an error, and shares nothing.
         let [freed, used] = unsafe {
-            [sys::xc_sharing_freed_pages(self.handle()), sys::xc_sharing_used_frames(self.handle())]
+            [
+                self.library.xc_sharing_freed_pages(self.handle()),
+                self.library.xc_sharing_used_frames(self.handle()),
+            ]
         };
         // SAFETY: an open handle.
-        let size = unsafe { sys::xc_get_cpumap_size(self.handle()) };
+        let size = unsafe { self.library.xc_get_cpumap_size(self.handle()) };
         done(size, "xc_get_cpumap_size", String::new)?;
         // SAFETY: an open handle; the answer is `size` bytes from malloc, or null.
-        let map = unsafe { sys::xc_cpupool_freeinfo(self.handle()) };
+        let map = unsafe { self.library.xc_cpupool_freeinfo(self.handle()) };
         let map = NonNull::new(map).ok_or_else(|| Error::last("xc_cpupool_freeinfo", ""))?;
         // SAFETY: as above.
         let free_cpus = unsafe { std::slice::from_raw_parts(map.as_ptr(), size as usize) }

@@ -1,12 +1,12 @@
 //! Diagnostics through libxenctrl.
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
-use super::control::{Control, done, guest_library, text_of};
+use super::control::{Control, done, text_of};
+use super::release::guest_library;
 use crate::{Diagnostics, DomId, Error, ErrorKind, Result, Trigger};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use xen_sys as sys;
 
 /// What is read of the console ring in one hypercall.
 const RING_PART: usize = 16 << 10;
@@ -24,7 +24,7 @@ impl Control {
         let mut len = RING_PART as u32;
         // SAFETY: the buffer has the room that `len` says; both numbers are live.
         let result = unsafe {
-            sys::xc_readconsolering(
+            self.library.xc_readconsolering(
                 self.handle(),
                 part.as_mut_ptr().cast(),
                 &raw mut len,
@@ -59,14 +59,15 @@ impl Diagnostics for Control {
     fn send_debug_keys(&self, keys: &str) -> Result<()> {
         let text = c_string("xc_send_debug_keys", keys.as_bytes())?;
         // SAFETY: a string that ends with a NUL.
-        let result = unsafe { sys::xc_send_debug_keys(self.handle(), text.as_ptr()) };
+        let result = unsafe { self.library.xc_send_debug_keys(self.handle(), text.as_ptr()) };
         done(result, "xc_send_debug_keys", || keys.to_owned())
     }
 
     fn send_trigger(&self, domid: DomId, trigger: Trigger, vcpu: u32) -> Result<()> {
         // SAFETY: plain values to an open handle.
-        let result =
-            unsafe { sys::xc_domain_send_trigger(self.handle(), domid.0.into(), trigger as u32, vcpu) };
+        let result = unsafe {
+            self.library.xc_domain_send_trigger(self.handle(), domid.0.into(), trigger as u32, vcpu)
+        };
         done(result, "xc_domain_send_trigger", || format!("domid {domid}, {trigger:?}, vCPU {vcpu}"))
     }
 
@@ -82,7 +83,7 @@ impl Diagnostics for Control {
         let mut label = [0_u8; LABEL];
         // SAFETY: the buffer has the room that the function is told of.
         let result = unsafe {
-            sys::xc_flask_sid_to_context(
+            self.library.xc_flask_sid_to_context(
                 self.handle(),
                 ssidref as libc::c_int,
                 label.as_mut_ptr().cast(),

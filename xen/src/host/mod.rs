@@ -7,6 +7,7 @@ mod event;
 mod foreign;
 mod grant;
 mod logger;
+mod release;
 mod scheduling;
 mod store;
 

@@ -1,0 +1,130 @@
+//! Xen's libraries whose ABI is another in each release, libxenctrl and libxenguest: opened at run time, and once, in the
+//! release that this was built for. Where there is another one, that is what the error says; a program that is linked
+//! against them would not even start.
+#![allow(unsafe_code, reason = "opens libraries")]
+
+use super::control::done;
+use crate::{Error, Result};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+use xen_sys::{self as sys, xc_interface};
+
+/// libxenctrl.
+pub(super) fn control_library() -> Result<&'static sys::ControlLibrary> {
+    static LIBRARY: OnceLock<sys::ControlLibrary> = OnceLock::new();
+    // SAFETY: the library's constructors do nothing but what the C compiler puts there, and its functions have the types of
+    // the headers, which are of the release that is in the file's name.
+    once(&LIBRARY, sys::CONTROL_LIBRARY, || unsafe { sys::ControlLibrary::new(sys::CONTROL_LIBRARY) })
+}
+
+/// libxenguest.
+pub(super) fn guest_library() -> Result<&'static sys::GuestLibrary> {
+    static LIBRARY: OnceLock<sys::GuestLibrary> = OnceLock::new();
+    // SAFETY: as above.
+    once(&LIBRARY, sys::GUEST_LIBRARY, || unsafe { sys::GuestLibrary::new(sys::GUEST_LIBRARY) })
+}
+
+fn once<L, E: std::fmt::Display>(
+    place: &'static OnceLock<L>,
+    name: &str,
+    open: impl FnOnce() -> std::result::Result<L, E>,
+) -> Result<&'static L> {
+    if let Some(library) = place.get() {
+        return Ok(library);
+    }
+    let library = open().map_err(|error| {
+        let here = FOLDERS.iter().filter_map(|folder| releases_in(Path::new(folder))).flatten().collect();
+        Error::new("dlopen", name, io::Error::other(missing(&error.to_string(), here)))
+    })?;
+    Ok(place.get_or_init(|| library))
+}
+
+/// Where the libraries of a 64-bit system are: Debian's and Fedora's.
+const FOLDERS: [&str; 4] =
+    ["/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"];
+
+/// The releases of Xen whose libxenctrl is in a folder.
+fn releases_in(folder: &Path) -> Option<Vec<String>> {
+    let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+    Some(names.filter_map(|name| release_of(name.to_str()?)).collect())
+}
+
+/// Of the name by which the library is found; not of that of the file that it leads to, `libxenctrl.so.4.17.0`.
+fn release_of(name: &str) -> Option<String> {
+    let release = name.strip_prefix("libxenctrl.so.")?;
+    (release.split('.').count() == 2).then(|| release.to_owned())
+}
+
+fn missing(why: &str, mut here: Vec<String>) -> String {
+    here.sort();
+    here.dedup();
+    here.retain(|release| release != sys::RELEASE);
+    let wanted = sys::RELEASE;
+    if here.is_empty() {
+        format!("{why}; this program was built for Xen {wanted}, whose libraries are not here")
+    } else {
+        let here = here.join(" and ");
+        format!(
+            "this program was built for Xen {wanted}, and here are the libraries of Xen {here}: install the build for that"
+        )
+    }
+}
+
+/// An error unless the hypervisor is of the release that this was built for.
+pub(super) fn check_hypervisor(library: &sys::ControlLibrary, handle: *mut xc_interface) -> Result<()> {
+    // SAFETY: an open handle; this command takes no argument and returns the version.
+    let version =
+        unsafe { library.xc_version(handle, sys::XENVER_version as libc::c_int, std::ptr::null_mut()) };
+    done(version, "xc_version", || "XENVER_version".to_owned())?;
+    let running = format!("{}.{}", version >> 16, version & 0xffff);
+    if running == sys::RELEASE {
+        Ok(())
+    } else {
+        Err(Error::new("xc_version", "", io::Error::other(other(&running))))
+    }
+}
+
+fn other(running: &str) -> String {
+    format!(
+        "this program was built for Xen {}, and Xen {running} runs here: install the build for that",
+        sys::RELEASE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libraries_of_other_releases_are_found_by_name() {
+        let names = ["libxenctrl.so.4.20", "libxenctrl.so.4.20.0", "libxenctrl.so", "libxenguest.so.4.19"];
+        assert_eq!(names.map(release_of), [Some("4.20".to_owned()), None, None, None]);
+        assert_eq!(releases_in(Path::new("/none")), None);
+    }
+
+    #[test]
+    fn the_error_says_which_release_is_needed_and_which_is_here() {
+        let wanted = sys::RELEASE;
+        assert_eq!(
+            missing("not found", vec!["4.99".into(), wanted.into(), "4.99".into()]),
+            format!(
+                "this program was built for Xen {wanted}, and here are the libraries of Xen 4.99: install the build for that"
+            )
+        );
+        assert_eq!(
+            missing("not found", vec![]),
+            format!("not found; this program was built for Xen {wanted}, whose libraries are not here")
+        );
+        assert!(other("4.99").contains("Xen 4.99 runs here"));
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_an_error_that_names_it() {
+        static NONE: OnceLock<()> = OnceLock::new();
+        let error = once(&NONE, "libxenctrl.so.0", || Err("no such file")).unwrap_err();
+        assert!(error.to_string().starts_with("dlopen(libxenctrl.so.0): "), "{error}");
+        assert!(control_library().is_ok(), "what this was built with is here");
+    }
+}
