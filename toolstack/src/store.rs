@@ -344,9 +344,8 @@ pub fn remove(
 /// What is above a node, from below: the folders of devices, of backends and of libxl. A domain's home is none of them.
 fn folders_of(path: &str) -> impl Iterator<Item = &str> {
     let above = std::iter::successors(Some(parent(path)), |path| Some(parent(path)));
-    above.take_while(|path| {
-        !path.is_empty() && !(path.starts_with("/local/") && path.matches('/').count() <= 3)
-    })
+    let is_home = |path: &str| path.starts_with("/local/") && path.matches('/').count() <= 3;
+    above.take_while(move |path| !path.is_empty() && !is_home(path))
 }
 
 /// Removes a node, if it is there, and what is above it as far as that is empty then.
