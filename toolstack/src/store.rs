@@ -310,13 +310,42 @@ pub fn remove(
     devices: &[Address],
 ) -> Result<(), xen::Error> {
     xen::transaction(store, |tx| {
-        let mut paths = vec![home(domid), vm_path(uuid)];
-        let with_parents = paths.len();
-        paths.extend(devices.iter().map(Address::backend_path));
-        paths.extend([libxl_path(domid), console_backend_path(console_domid, domid)]);
-        store.apply(tx, &paths.iter().map(|path| Change::Remove(path)).collect::<Vec<_>>())?;
-        paths[with_parents..].iter().try_for_each(|path| remove_empty_parents(store, tx, path))
+        let mut gone = vec![home(domid), vm_path(uuid)];
+        let with_parents = gone.len();
+        gone.extend(devices.iter().map(Address::backend_path));
+        gone.extend([libxl_path(domid), console_backend_path(console_domid, domid)]);
+        // All is asked before anything is removed, and sent at once: what is empty then is seen from the lists.
+        let folders: BTreeSet<&str> = gone[with_parents..].iter().flat_map(|path| folders_of(path)).collect();
+        let folders: Vec<&str> = folders.into_iter().collect();
+        let lists = store.directory_all(tx, &folders)?;
+        let mut lists: BTreeMap<&str, Vec<String>> =
+            folders.iter().zip(lists).filter_map(|(folder, names)| Some((*folder, names?))).collect();
+        let mut emptied = Vec::new();
+        for path in &gone[with_parents..] {
+            let mut path = path.as_str();
+            for folder in folders_of(path) {
+                if let Some(names) = lists.get_mut(folder) {
+                    let name = &path[folder.len() + 1..];
+                    names.retain(|other| other != name);
+                    if !names.is_empty() {
+                        break;
+                    }
+                    lists.remove(folder);
+                    emptied.push(folder.to_owned());
+                }
+                path = folder;
+            }
+        }
+        let removed = gone.iter().chain(&emptied).map(|path| Change::Remove(path));
+        store.apply(tx, &removed.collect::<Vec<_>>())
     })
+}
+
+/// What is above a node, from below: the folders of devices, of backends and of libxl. A domain's home is none of them.
+fn folders_of(path: &str) -> impl Iterator<Item = &str> {
+    let above = std::iter::successors(Some(parent(path)), |path| Some(parent(path)));
+    let is_home = |path: &str| path.starts_with("/local/") && path.matches('/').count() <= 3;
+    above.take_while(move |path| !path.is_empty() && !is_home(path))
 }
 
 /// Removes a node, if it is there, and what is above it as far as that is empty then.
@@ -326,11 +355,7 @@ pub(crate) fn remove_with_empty_parents(
     path: &str,
 ) -> Result<(), xen::Error> {
     remove_if_there(store, tx, path)?;
-    remove_empty_parents(store, tx, path)
-}
-
-/// Removes what is above a node that is gone as far as that is empty.
-fn remove_empty_parents(store: &dyn Xenstore, tx: Transaction, mut path: &str) -> Result<(), xen::Error> {
+    let mut path = path;
     while let Some((parent, _)) = path.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
         match directory_if_there(store, tx, parent)? {
             Some(names) if names.is_empty() => remove_if_there(store, tx, parent)?,

@@ -114,20 +114,18 @@ pub trait Xenstore: AsFd + Send + Sync {
         changes.iter().try_for_each(|change| match *change {
             Change::Write(path, value) => self.write(tx, path, value),
             Change::SetPermissions(path, permissions) => self.set_permissions(tx, path, permissions),
-            Change::Remove(path) => match self.remove(tx, path) {
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-                result => result,
-            },
+            Change::Remove(path) => found(self.remove(tx, path)).map(drop),
         })
     }
     /// The values of nodes, in the order of the paths; `None` where there is no such node. Sent as [`Self::apply`] is.
     fn read_all(&self, tx: Transaction, paths: &[&str]) -> Result<Vec<Option<Vec<u8>>>> {
-        let read = |path: &&str| match self.read(tx, path) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        };
+        let read = |path: &&str| found(self.read(tx, path));
         paths.iter().map(read).collect()
+    }
+    /// The names right below each of the paths; `None` where there is no such node. Sent as [`Self::apply`] is.
+    fn directory_all(&self, tx: Transaction, paths: &[&str]) -> Result<Vec<Option<Vec<String>>>> {
+        let list = |path: &&str| found(self.directory(tx, path));
+        paths.iter().map(list).collect()
     }
     /// Opens a transaction. [`Exhausted`](ErrorKind::Exhausted) beyond the quota (stock: 10 a domain). Whoever wants
     /// it closed on every path uses [`transaction`].
@@ -146,6 +144,15 @@ pub trait Xenstore: AsFd + Send + Sync {
     fn release(&self, domid: DomId) -> Result<()>;
     /// Whether xenstored knows the domain.
     fn is_introduced(&self, domid: DomId) -> Result<bool>;
+}
+
+/// What a request on a node came back with; `None` where there is no such node.
+pub(crate) fn found<T>(answer: Result<T>) -> Result<Option<T>> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// How often [`transaction`] tries before it reports the conflict.

@@ -5,6 +5,8 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socke
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// `RTM_SETLINK`, `NLM_F_REQUEST | NLM_F_ACK` and `NLMSG_ERROR` (linux/rtnetlink.h, linux/netlink.h).
 const RTM_SETLINK: u16 = 19;
@@ -25,6 +27,9 @@ const ALIAS: &str = "nxl: ";
 /// The longest name of an interface (`IFNAMSIZ` less the NUL).
 pub(super) const NAME_MAX: usize = 15;
 
+/// How long netback may take to make an interface.
+const APPEARS_WITHIN: Duration = Duration::from_secs(10);
+
 fn folder(interface: &str) -> PathBuf {
     Path::new("/sys/class/net").join(interface)
 }
@@ -40,6 +45,20 @@ pub(super) fn is_name(name: &str) -> bool {
 fn number(interface: &str, attribute: &str) -> io::Result<u32> {
     let text = fs::read_to_string(folder(interface).join(attribute))?;
     text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// The index of an interface that is just about to be made: netback says in xenstore that it has taken its device before
+/// it makes the interface (`netback_probe`), and nothing in xenstore tells when it has.
+fn index_when_there(interface: &str, limit: Duration) -> io::Result<u32> {
+    let begun = Instant::now();
+    loop {
+        match number(interface, "ifindex") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && begun.elapsed() < limit => {
+                thread::sleep(Duration::from_millis(2));
+            }
+            index => return index,
+        }
+    }
 }
 
 /// The MTU of a bridge of this domain.
@@ -63,7 +82,7 @@ pub(super) fn connect(interface: &str, port: &Port) -> Result<u32, DeviceError> 
     let mtu = port.mtu.unwrap_or(bridge_mtu);
     let error = |source| DeviceError::Link { interface: interface.to_owned(), source };
     let message = set_link(
-        number(interface, "ifindex").map_err(error)?,
+        index_when_there(interface, APPEARS_WITHIN).map_err(error)?,
         number(&port.bridge, "ifindex").map_err(error)?,
         mtu,
         port,
@@ -171,6 +190,15 @@ mod tests {
                 (IFLA_MASTER, 9_u32.to_ne_bytes().to_vec()),
             ]
         );
+    }
+
+    #[test]
+    fn an_interface_that_does_not_come_is_waited_for_and_one_that_is_there_is_not() {
+        let (begun, limit) = (Instant::now(), Duration::from_millis(20));
+        let error = index_when_there("no-such-link", limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(begun.elapsed() >= limit);
+        assert!(index_when_there("lo", Duration::ZERO).is_ok());
     }
 
     #[test]

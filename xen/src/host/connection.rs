@@ -5,6 +5,7 @@
 //! bytes of text. Requests are answered in their order, so that many can be sent before the first answer is read; events
 //! of watches come in between and are kept for whoever asks for them.
 
+use crate::store::found;
 use crate::{
     Change, DomId, Error, ErrorKind, Gfn, Permission, Permissions, Port, Result, Transaction, WatchEvent,
     Xenstore,
@@ -420,13 +421,8 @@ impl Xenstore for Connection {
     }
 
     fn directory(&self, tx: Transaction, path: &str) -> Result<Vec<String>> {
-        let call = "xs_directory";
-        match self.one(call, sys::xsd_sockmsg_type_XS_DIRECTORY, tx, joined(call, &[path])?) {
-            Ok(payload) => Ok(names(&payload)),
-            // More than a message holds.
-            Err(error) if error.kind() == ErrorKind::Exhausted => self.directory_in_parts(tx, path),
-            Err(error) => Err(error),
-        }
+        let listed = self.directory_all(tx, &[path])?.into_iter().next().flatten();
+        listed.ok_or_else(|| Error::errno("xs_directory", path, libc::ENOENT))
     }
 
     fn permissions(&self, tx: Transaction, path: &str) -> Result<Permissions> {
@@ -450,21 +446,29 @@ impl Xenstore for Connection {
         };
         let requests: Vec<Request> = changes.iter().map(request).collect::<Result<_>>()?;
         let answers = self.talk(&requests).into_iter();
-        answers.zip(changes).try_for_each(|(answer, change)| match (answer, change) {
-            (Err(error), Change::Remove(_)) if error.kind() == ErrorKind::NotFound => Ok(()),
-            (answer, _) => answer.map(drop),
+        answers.zip(changes).try_for_each(|(answer, change)| match change {
+            Change::Remove(_) => found(answer).map(drop),
+            _ => answer.map(drop),
         })
     }
 
     fn read_all(&self, tx: Transaction, paths: &[&str]) -> Result<Vec<Option<Vec<u8>>>> {
         let request = |path: &&str| path_request("xs_read", sys::xsd_sockmsg_type_XS_READ, tx, path);
         let requests: Vec<Request> = paths.iter().map(request).collect::<Result<_>>()?;
-        let found = |answer| match answer {
-            Ok(value) => Ok(Some(value)),
-            Err(error @ Error { .. }) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        };
         self.talk(&requests).into_iter().map(found).collect()
+    }
+
+    fn directory_all(&self, tx: Transaction, paths: &[&str]) -> Result<Vec<Option<Vec<String>>>> {
+        let kind = sys::xsd_sockmsg_type_XS_DIRECTORY;
+        let request = |path: &&str| path_request("xs_directory", kind, tx, path);
+        let requests: Vec<Request> = paths.iter().map(request).collect::<Result<_>>()?;
+        let answers = self.talk(&requests).into_iter();
+        let list = |(answer, path): (Result<Vec<u8>>, &&str)| match answer {
+            // More than a message holds.
+            Err(error) if error.kind() == ErrorKind::Exhausted => self.directory_in_parts(tx, path).map(Some),
+            answer => Ok(found(answer)?.map(|payload| names(&payload))),
+        };
+        answers.zip(paths).map(list).collect()
     }
 
     fn begin(&self) -> Result<Transaction> {

@@ -251,6 +251,8 @@ fn a_folder_of_more_names_than_a_message_holds_is_listed() {
     let names = wire.directory(Transaction::NONE, "/test").unwrap();
     assert_eq!(names, direct.directory(Transaction::NONE, "/test").unwrap());
     assert_eq!(names.len(), 1_500);
+    let both = wire.directory_all(Transaction::NONE, &["/none", "/test"]).unwrap();
+    assert_eq!(both, [None, Some(names)]);
 }
 
 #[test]
