@@ -9,6 +9,9 @@ use xen::{DomId, PAGE_SHIFT, Transaction};
 const SLACK_KIB: u64 = 1_024;
 /// What dom0 is not to go below (`LIBXL_MIN_DOM0_MEM`), in KiB.
 const LEAST_DOM0_KIB: u64 = 128 << 10;
+/// What Xen itself may take of the host's memory for a new domain and its vCPUs, in KiB: without it a qube for which there
+/// is just room enough does not come about.
+const OVERHEAD_KIB: u64 = 8 << 10;
 /// How often it is looked for memory that dom0 gives back.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -147,12 +150,13 @@ impl Qubes {
         })
     }
 
-    /// Asks dom0 to give memory back until the host has so much to give away, and waits for that.
+    /// Asks dom0 to give memory back until the host has enough for a new domain that needs so much, and waits for that.
     ///
     /// # Errors
     /// [`MemoryError::TooLittle`] when dom0 itself needs it, [`MemoryError::NoRoom`] after `patience`, or what Xen or
     /// xenstored says.
     pub fn make_room(&self, dom0: &Qube, kib: u64, patience: Duration) -> Result<(), MemoryError> {
+        let kib = kib.saturating_add(OVERHEAD_KIB);
         let begun = Instant::now();
         let free = || -> Result<u64, xen::Error> {
             let host = self.control.phys_info()?;
@@ -266,12 +270,15 @@ mod tests {
         let dom0 = Qube { info, name: None };
         let free = || host.qubes.control().phys_info().unwrap().free_pages << 2;
         host.machine.reset_counts();
-        host.qubes.make_room(&dom0, free(), Duration::ZERO).unwrap();
+        host.qubes.make_room(&dom0, free() - OVERHEAD_KIB, Duration::ZERO).unwrap();
         assert_eq!(host.machine.counts().xenstore_requests(), 0, "there is room");
 
-        let wanted = free() + (1 << 20);
+        let wanted = free() + (1 << 20) - OVERHEAD_KIB;
         let error = host.qubes.make_room(&dom0, wanted, Duration::ZERO).unwrap_err();
-        assert!(matches!(error, MemoryError::NoRoom { needed_kib, .. } if needed_kib == wanted), "{error}");
+        assert!(
+            matches!(error, MemoryError::NoRoom { needed_kib, .. } if needed_kib == wanted + OVERHEAD_KIB),
+            "{error}"
+        );
         assert_eq!(host.qubes.memory(&dom0).unwrap(), (Some(1 << 20), Some(2 << 20)));
         // Another GiB would leave nothing.
         let error = host.qubes.make_room(&dom0, wanted, Duration::ZERO).unwrap_err();

@@ -1,7 +1,7 @@
 //! The host's PCI devices that qubes may be given: those that dom0's driver pciback holds, and no driver of dom0's own
 //! (`xl pci-assignable-add` and its like).
 //!
-//! As with libxl, `/libxl/pciback/DEVICE` remembers the driver that a device came from and a name for it, and Xen gives a
+//! As with libxl, `/libxl/pci/DEVICE` remembers the driver that a device came from and a name for it, and Xen gives a
 //! device that nobody has to a domain without memory, so that it reaches nobody's: it is quarantined.
 
 use crate::qubes::Qubes;
@@ -15,7 +15,7 @@ use xen::{DomId, ErrorKind, PciAddress, Transaction};
 const DEVICES: &str = "/sys/bus/pci/devices";
 const PCIBACK: &str = "/sys/bus/pci/drivers/pciback";
 /// libxl's records of devices.
-const RECORDS: &str = "/libxl/pciback";
+const RECORDS: &str = "/libxl/pci";
 /// The longest name that libxl takes.
 const NAME_LIMIT: usize = 64;
 
@@ -122,7 +122,7 @@ pub fn parse_address(text: &str) -> Option<PciAddress> {
     PciAddress::parse(text).or_else(|| PciAddress::parse(&format!("0000:{text}")))
 }
 
-/// `/libxl/pciback/0000-03-00-0`
+/// `/libxl/pci/0000-03-00-0`
 fn record(device: PciAddress) -> String {
     format!("{RECORDS}/{}", device.to_string().replace([':', '.'], "-"))
 }
@@ -471,14 +471,14 @@ mod tests {
         assert_eq!(shown(&pciback), ["0000:03:00.0 wan", "0001:04:00.1 -"]);
         assert_eq!((kernel.driver(NIC), kernel.slots()), (Some("pciback"), 2));
         assert_eq!(quarantined(&host), [address(NIC), address(BARE)]);
-        let driver = host.qubes.read("/libxl/pciback/0000-03-00-0/driver_path").unwrap();
+        let driver = host.qubes.read("/libxl/pci/0000-03-00-0/driver_path").unwrap();
         assert_eq!(driver.as_deref(), Some("/sys/bus/pci/drivers/e1000e"));
         // Another name, and not a second slot.
         pciback.add(address(NIC), Some("lan")).unwrap();
         assert_eq!((shown(&pciback)[0].as_str(), kernel.slots()), ("0000:03:00.0 lan", 2));
 
         // A qube's is none that can be given away, or back.
-        let domid = "/libxl/pciback/0000-03-00-0/domid";
+        let domid = "/libxl/pci/0000-03-00-0/domid";
         host.qubes.store.write(Transaction::NONE, domid, b"7").unwrap();
         assert_eq!(shown(&pciback), ["0001:04:00.1 -"]);
         assert!(matches!(pciback.remove(NIC, true), Err(PcibackError::Assigned { .. })));

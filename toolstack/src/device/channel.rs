@@ -1,7 +1,8 @@
 //! A channel, which is a second console with a name: what is attached, and its records.
 //!
 //! xenconsoled serves first consoles alone. libxl starts a QEMU for channels that dom0 serves; one of another domain's it
-//! records, for the toolstack there.
+//! records, for the toolstack there. (xl 4.17 gives the first channel of a file the number 0, which is the primary
+//! console's and which libxl refuses; xl goes on without it. Here it has the number that libxl itself gives it.)
 
 use super::address::Entries;
 use super::{DeviceError, state};
