@@ -12,6 +12,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::net::SendFlags;
 use std::collections::VecDeque;
 use std::env;
 use std::fs::{File, OpenOptions};
@@ -255,7 +256,13 @@ impl Connection {
 
     fn put(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match rustix::io::write(&self.wire, bytes) {
+            let sent = if self.is_device {
+                rustix::io::write(&self.wire, bytes)
+            } else {
+                // That xenstored has gone is an error like another, and no signal.
+                rustix::net::send(&self.wire, bytes, SendFlags::NOSIGNAL)
+            };
+            match sent {
                 Ok(len) => bytes = &bytes[len..],
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
