@@ -35,13 +35,19 @@ impl GiveWay {
         want: u32,
         look: impl FnOnce() -> Result<u32, E>,
     ) -> Result<Option<u32>, E> {
-        self.attempt(want, std::thread::yield_now, look)
+        let give_way = || {
+            let begin = Instant::now();
+            std::thread::yield_now();
+            begin.elapsed()
+        };
+        self.attempt(want, give_way, look)
     }
 
+    /// With a way of giving way that says how long that took.
     fn attempt<E>(
         &mut self,
         want: u32,
-        give_way: impl FnOnce(),
+        give_way: impl FnOnce() -> Duration,
         look: impl FnOnce() -> Result<u32, E>,
     ) -> Result<Option<u32>, E> {
         if !self.enabled {
@@ -51,10 +57,8 @@ impl GiveWay {
             self.backoff.skipped();
             return Ok(None);
         }
-        let begin = Instant::now();
-        give_way();
+        let away = give_way();
         let found = Some(look()?).filter(|found| *found >= want);
-        let away = begin.elapsed();
         if found.is_some() && away <= TOO_LONG {
             self.backoff.succeeded();
         } else {
@@ -71,11 +75,11 @@ mod tests {
     use std::convert::Infallible;
 
     /// Whether it gave way, and what came of it.
-    fn attempt(half: &mut GiveWay, takes: Duration, found: u32) -> (bool, Option<u32>) {
+    fn attempt(half: &mut GiveWay, away: Duration, found: u32) -> (bool, Option<u32>) {
         let gave_way = Cell::new(false);
         let give_way = || {
             gave_way.set(true);
-            std::thread::sleep(takes);
+            away
         };
         let outcome = half.attempt(2, give_way, || Ok::<_, Infallible>(found)).unwrap();
         (gave_way.get(), outcome)
@@ -84,21 +88,16 @@ mod tests {
     #[test]
     fn a_peer_that_answers_is_given_way_again() {
         let mut half = GiveWay::new(true);
-        // Two tries: the machine may have had other work in one of them.
-        let mut again = || {
-            let first = attempt(&mut half, Duration::ZERO, 2);
-            half.backoff.is_over()
-                && first == (true, Some(2))
-                && attempt(&mut half, Duration::ZERO, 3) == (true, Some(3))
-        };
-        assert!((0..20).any(|_| again()));
+        for _ in 0..3 {
+            assert_eq!(attempt(&mut half, TOO_LONG, 2), (true, Some(2)));
+        }
     }
 
     #[test]
     fn what_is_in_vain_becomes_rare() {
         let mut half = GiveWay::new(true);
         let tries = (0..10_000).filter(|_| attempt(&mut half, Duration::ZERO, 1) == (true, None)).count();
-        assert!((1..=20).contains(&tries), "{tries} tries");
+        assert!((15..=20).contains(&tries), "{tries} tries");
     }
 
     #[test]
