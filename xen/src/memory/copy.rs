@@ -227,6 +227,13 @@ pub(super) unsafe fn prefetch_write(at: *mut u8, len: usize) {
     }
 }
 
+/// Asks for a cache line, to be read. Any address will do: where nothing is mapped, nothing happens.
+#[inline]
+pub(super) fn prefetch_read(at: *const u8) {
+    // SAFETY: a hint, which changes nothing and does not fault.
+    unsafe { asm!("prefetcht0 [{}]", in(reg) at, options(nostack, preserves_flags, readonly)) }
+}
+
 /// Whether the processor (and the system) has registers of 32 bytes.
 fn has_avx() -> bool {
     is_x86_feature_detected!("avx")
