@@ -20,7 +20,9 @@
 //!
 //! A cache that cannot be used is told of once ([`KernelCache::on_problem`]), and kernels are unpacked without it.
 
+use crate::cache_folder;
 use crate::image::{Format, ImageError, Kernel, MappedFile, hex};
+use crate::lock;
 use crate::sources::Bytes;
 use rustix::fs::{FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
@@ -313,13 +315,7 @@ impl KernelCache {
             Err(source) => return Err(CacheError::File { path: self.folder.clone(), source }),
         };
         let user = rustix::process::geteuid().as_raw();
-        let mode = metadata.mode() & 0o7777;
-        let what = match () {
-            () if !metadata.is_dir() => "no folder".to_owned(),
-            () if metadata.uid() != user => format!("user {}'s", metadata.uid()),
-            () if mode & 0o077 != 0 => format!("open to others (mode {mode:04o})"),
-            () => return Ok(true),
-        };
+        let Some(what) = cache_folder::openness(&metadata, user) else { return Ok(true) };
         Err(CacheError::NotPrivate { path: self.folder.clone(), what, user })
     }
 
@@ -417,11 +413,9 @@ impl KernelCache {
     /// What the folder may hold now, in bytes: the limit, or half of what it has and could have where the file system has
     /// less to give.
     fn allowed(&self) -> Result<u64> {
-        let space = rustix::fs::statvfs(&self.folder)
-            .map_err(|errno| CacheError::File { path: self.folder.clone(), source: errno.into() })?;
-        let available = space.f_bavail.saturating_mul(space.f_frsize);
-        let held: u64 = self.list()?.iter().map(|entry| entry.size).sum();
-        Ok(share(self.limit, held, available))
+        let held = self.list()?.iter().map(|entry| entry.size).sum();
+        cache_folder::allowed(&self.folder, self.limit, held)
+            .map_err(|source| CacheError::File { path: self.folder.clone(), source })
     }
 
     /// Unpacks into the locked file, and makes it an entry.
@@ -558,18 +552,9 @@ impl KernelCache {
     }
 }
 
-/// The most that may be held: never more than half of what a file system can give, so that nobody else is starved.
-fn share(limit: u64, held: u64, available: u64) -> u64 {
-    limit.min(held.saturating_add(available) / 2)
-}
-
-/// Whether the file is (still) the one of that name.
+/// Whether the file is (still) the one of that name, for certain.
 fn is_at(file: &File, path: &Path) -> bool {
-    let id = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(file), Ok(path)) => id(file) == id(path),
-        _ => false,
-    }
+    lock::is_at(file, path).unwrap_or(false)
 }
 
 fn remove(path: &Path) -> Result<()> {

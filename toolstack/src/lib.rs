@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod bootloader;
 mod cache;
+mod cache_folder;
 pub mod closure_disk;
 pub mod config;
 pub mod create;

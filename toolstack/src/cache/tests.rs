@@ -334,15 +334,6 @@ fn a_kernel_that_does_not_fit_is_not_kept() {
 }
 
 #[test]
-fn half_of_a_small_file_system_is_left_to_others() {
-    assert_eq!(share(1 << 30, 0, 10 << 30), 1 << 30);
-    assert_eq!(share(1 << 30, 0, 200 << 20), 100 << 20);
-    assert_eq!(share(1 << 30, 100 << 20, 100 << 20), 100 << 20, "the same when half is taken");
-    assert_eq!(share(1 << 30, u64::MAX, u64::MAX), 1 << 30);
-    assert_eq!(share(1 << 30, 0, 0), 0);
-}
-
-#[test]
 fn what_cannot_be_booted_is_not_kept() {
     let host = Host::new();
     let no_pvh = SyntheticElf { notes: Vec::new(), ..elf(1) };

@@ -7,10 +7,11 @@
 
 use super::ClosureDiskError;
 use super::requisites::{hash, requisites};
+use crate::cache_folder;
 use crate::lock;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -114,7 +115,7 @@ impl ClosureImages {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.folder).map_err(error)?;
         let metadata = fs::symlink_metadata(&self.folder).map_err(error)?;
         let user = rustix::process::geteuid().as_raw();
-        if !metadata.is_dir() || metadata.uid() != user || metadata.mode() & 0o077 != 0 {
+        if cache_folder::openness(&metadata, user).is_some() {
             return Err(ClosureDiskError::NotPrivate { path: self.folder.clone(), user });
         }
         Ok(())
@@ -194,10 +195,8 @@ impl ClosureImages {
                 fs::remove_file(&lock_path).map_err(error)?;
             }
         }
-        let space = rustix::fs::statvfs(&self.folder).map_err(|errno| error(errno.into()))?;
-        let available = space.f_bavail.saturating_mul(space.f_frsize);
         let mut held: u64 = images.iter().map(|(_, size, _)| size).sum();
-        let allowed = self.limit.min(held.saturating_add(available) / 2);
+        let allowed = cache_folder::allowed(&self.folder, self.limit, held).map_err(error)?;
         images.sort();
         for (_, size, path) in images {
             if held > allowed && path != keep {
