@@ -302,6 +302,8 @@ pub(crate) enum Command {
     /// Who may call what in which qube or container: the policy in /run/qubes/policy.d and /etc/qubes/policy.d.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Show the calls between qubes: what was decided, and how each ended.
+    Calls(CallsOptions),
     /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
     /// own, nxl-bootloader.
     Bootloader(Box<BootloaderOptions>),
@@ -463,6 +465,32 @@ pub(crate) enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which lines of the log of calls, and how.
+#[derive(Debug, Args)]
+pub(crate) struct CallsOptions {
+    /// Go on with those that come.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// As the log has them, a JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The log.
+    #[arg(long, value_name = "FILE", default_value = "/var/log/nexus/calls.jsonl")]
+    pub(crate) log: PathBuf,
+    /// Calls of this qube and its containers, of this container, or of dom0.
+    #[arg(long, value_name = "QUBE")]
+    pub(crate) source: Option<String>,
+    /// Calls to it, wherever policy led them.
+    #[arg(long, value_name = "QUBE")]
+    pub(crate) target: Option<String>,
+    /// Calls of this service, with any argument or with this one.
+    #[arg(long, value_name = "SERVICE[+ARGUMENT]")]
+    pub(crate) service: Option<String>,
+    /// Those that came to nothing.
+    #[arg(long)]
+    pub(crate) denied: bool,
 }
 
 /// Which policy, and of which qubes.

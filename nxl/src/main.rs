@@ -3,6 +3,7 @@
 mod block;
 mod bootloader;
 mod cache;
+mod calls;
 mod command;
 mod console;
 mod create;
@@ -109,6 +110,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Watch(options) => watch::watch(qubes()?, options.linger),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
+        Command::Calls(options) => calls::calls(&options),
         Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
     }
