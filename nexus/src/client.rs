@@ -2,7 +2,7 @@
 
 pub use crate::conversation::ConversationError;
 use crate::conversation::{Incoming, send};
-use crate::wire::{Channel, Ident, Message, Trigger, Version};
+use crate::wire::{Channel, Ident, Message, Trigger};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -62,7 +62,7 @@ impl OutgoingCall {
             Err(ConversationError::Io(_)) => Ok(()),
             sent => sent,
         };
-        unless_gone(send(&mut socket, &Message::Hello(Version::OURS.number())))?;
+        unless_gone(send(&mut socket, &Message::Hello(Channel::FromClient.version().number())))?;
         let ident = Ident::new(b"call").ok_or(CallError::TooLong)?;
         let trigger = Trigger { ident, target: target.as_bytes(), service: service.as_bytes() };
         match unless_gone(send(&mut socket, &Message::TriggerService3(trigger))) {

@@ -1,6 +1,6 @@
 //! Messages over a Unix socket: what client and agent have in common.
 
-use crate::wire::{Channel, Decoder, Message, Version, WireError};
+use crate::wire::{Channel, Decoder, MAX_CHUNK, Message, Version, WireError};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -29,12 +29,7 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(socket: UnixStream, channel: Channel) -> Self {
-        Self {
-            socket,
-            decoder: Decoder::new(channel),
-            buffer: vec![0; Version::OURS.max_chunk()].into(),
-            filled: 0..0,
-        }
+        Self { socket, decoder: Decoder::new(channel), buffer: vec![0; MAX_CHUNK].into(), filled: 0..0 }
     }
 
     pub(crate) fn socket(&self) -> &UnixStream {

@@ -4,6 +4,9 @@
 //! (`struct msg_header`, libqrexec/qrexec.h). [`Decoder`] makes whole [`Frame`]s of bytes as they come, [`Message`] says
 //! what a frame means, and [`Message::encode`] is the way back.
 //!
+//! Between nexusd and our agents there is more ([`control`]), and between two of our agents one vchan for all calls
+//! ([`pair`]).
+//!
 //! What a direction may carry is [`Channel`]'s to say: a type that does not belong there is an error before its length is
 //! believed, and no more than one frame is ever kept.
 //!
@@ -11,7 +14,7 @@
 //! use nexus::wire::{Channel, Decoder, Message, Version};
 //!
 //! let mut bytes = Vec::new();
-//! Message::Hello(Version::OURS.number()).encode(&mut bytes)?;
+//! Message::Hello(Version::V3.number()).encode(&mut bytes)?;
 //! assert_eq!(bytes, [0, 3, 0, 0, 4, 0, 0, 0, 3, 0, 0, 0]);
 //!
 //! let mut decoder = Decoder::new(Channel::FromAgent);
@@ -22,16 +25,18 @@
 //! ```
 
 mod channel;
+pub mod control;
 mod decoder;
 mod error;
 mod message;
+pub mod pair;
 mod version;
 
 pub use channel::{Channel, Kind};
 pub use decoder::{Decoder, Frame};
 pub use error::WireError;
-pub use message::{Execute, Ident, Link, Message, Trigger};
-pub use version::Version;
+pub use message::{Execute, Ident, Link, Message, Source, Trigger};
+pub use version::{MAX_CHUNK, Version};
 
 /// The port of the vchan between a qube's agent and dom0 (`VCHAN_BASE_PORT`, libqrexec/qrexec.h).
 pub const CONTROL_PORT: u32 = 512;

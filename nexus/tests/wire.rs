@@ -1,7 +1,10 @@
 //! Messages byte by byte, worked out from the protocol's text, and decoders under pieces and lies.
 
 use nexus::policy::Place;
-use nexus::wire::{Channel, Decoder, Execute, Ident, Kind, Link, Message, Trigger, Version, WireError};
+use nexus::wire::control::{Ended, Join, OpenCall, Role, Run, Via};
+use nexus::wire::{
+    Channel, Decoder, Execute, Ident, Kind, Link, Message, Source, Trigger, Version, WireError,
+};
 use proptest::prelude::*;
 
 fn ident(text: &str) -> Ident {
@@ -87,11 +90,111 @@ fn messages_are_laid_out_as_documented() {
         assert_eq!(encoded(&sent), bytes, "{sent:?}");
         assert_eq!(first(channel, 3, &bytes).unwrap(), format!("{sent:?}"));
     }
+    let bytes = message(0x213, &[&padded(b"far", 64), &padded(b"@dispvm", 64), &ident11, b"q.A+x\0"]);
+    let sent = Message::TriggerService4(Source(b"far"), trigger);
+    assert_eq!(encoded(&sent), bytes);
+    assert_eq!(first(Channel::FromAgent, 4, &bytes).unwrap(), format!("{sent:?}"));
     assert_eq!(trigger.target().unwrap(), Some(Place::DispVm));
     assert_eq!(trigger.service().unwrap().to_string(), "q.A+x");
     // A request for nonsense is one that can be refused.
     let nonsense = Trigger { target: b"@anyvm", service: b"../sh", ..trigger };
     assert!(nonsense.target().is_err() && nonsense.service().is_err());
+}
+
+/// What our hello says, and a peer of ours.
+const OURS: u32 = 0x4e58_0001;
+
+#[test]
+fn our_own_messages_are_laid_out_as_documented() {
+    let pair = Via { domain: 7, port: None };
+    let plain = Via { domain: 7, port: Some(513) };
+    let run = Run {
+        call: 0x0102_0304_0506_0708,
+        via: plain,
+        container: b"gpg",
+        user: b"",
+        service: b"q.A+x",
+        source: b"work:mail",
+        wish: b"@default",
+    };
+    let call = [8, 7, 6, 5, 4, 3, 2, 1];
+    let (wire_pair, wire_plain) = ([7, 0, 0, 0, 0, 0, 0, 0], [7, 0, 0, 0, 1, 2, 0, 0]);
+    let ended = Ended { call: run.call, exit: -1, role: Role::Service, to_service: 2, to_caller: 1 << 32 };
+    for (channel, sent, bytes) in [
+        (
+            Channel::ToAgent,
+            Message::Run(run),
+            message(0x4e58_0200, &[&call, &wire_plain, b"gpg\0\0q.A+x\0work:mail\0@default\0"]),
+        ),
+        (
+            Channel::ToAgent,
+            Message::Join(Join { call: run.call, via: pair, ident: ident("S1") }),
+            message(0x4e58_0202, &[&call, &wire_pair, &padded(b"S1", 32)]),
+        ),
+        (Channel::ToAgent, Message::Gone(7), message(0x4e58_0204, &[&[7, 0, 0, 0]])),
+        (
+            Channel::FromAgent,
+            Message::Ended(ended),
+            message(
+                0x4e58_0211,
+                &[&call, &[0xff; 4], &[1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0], &[0, 0, 0, 0, 1, 0, 0, 0]],
+            ),
+        ),
+        (
+            Channel::FromAgent,
+            Message::Open(OpenCall { call: run.call, via: pair, role: Role::Caller }),
+            message(0x4e58_0212, &[&call, &wire_pair, &[0; 4]]),
+        ),
+    ] {
+        assert_eq!(encoded(&sent), bytes, "{sent:?}");
+        assert_eq!(first(channel, OURS, &bytes).unwrap(), format!("{sent:?}"));
+        assert!(matches!(first(channel, 4, &bytes), Err(WireError::Misplaced { .. })));
+    }
+}
+
+#[test]
+fn what_breaks_our_own_messages_is_an_error() {
+    let (call, pair) = ([0; 8], [7, 0, 0, 0, 0, 0, 0, 0]);
+    let kind = Kind::Run;
+    for (channel, bytes, expected) in [
+        (
+            Channel::ToAgent,
+            message(0x4e58_0200, &[&call, &pair, b"\0\0s\0w\0"]),
+            WireError::Unterminated(kind),
+        ),
+        (
+            Channel::ToAgent,
+            message(0x4e58_0200, &[&call, &pair, b"\0\0s\0w\0w"]),
+            WireError::Unterminated(kind),
+        ),
+        (
+            Channel::ToAgent,
+            message(0x4e58_0200, &[&call, &pair, b"\0\0s\0w\0w\0w"]),
+            WireError::Unterminated(kind),
+        ),
+        (
+            Channel::ToAgent,
+            message(0x4e58_0200, &[&call, &pair, &[b'a'; 128], b"\0\0s\0w\0w\0"]),
+            WireError::Unterminated(kind),
+        ),
+        (
+            Channel::ToAgent,
+            message(0x4e58_0200, &[&call, &[7, 0, 0, 0, 0, 2, 0, 0], b"\0\0s\0w\0\0"]),
+            WireError::Port { kind, port: 512 },
+        ),
+        (
+            Channel::ToAgent,
+            message(0x4e58_0204, &[&[0xf0, 0x7f, 0, 0]]),
+            WireError::Domain { kind: Kind::Gone, domain: 0x7ff0 },
+        ),
+        (
+            Channel::FromAgent,
+            message(0x4e58_0212, &[&call, &pair, &[2, 0, 0, 0]]),
+            WireError::Role(Kind::Open),
+        ),
+    ] {
+        assert_eq!(first(channel, OURS, &bytes), Err(expected), "{bytes:?}");
+    }
 }
 
 #[test]
@@ -223,7 +326,15 @@ fn the_hello_comes_first_and_is_of_a_version_that_is_spoken() {
 
     let mut decoder = Decoder::new(Channel::FromAgent);
     assert_eq!(decoder.decode(&mut &encoded(&Message::Hello(1))[..]), Err(WireError::Version(1)));
-    assert_eq!(greeted(Channel::FromAgent, 4).version(), Some(Version::V3));
+    for (channel, number, version) in [
+        (Channel::FromAgent, 4, Version::V4),
+        (Channel::FromAgent, OURS, Version::Nexus),
+        (Channel::ToAgent, OURS + 1, Version::Nexus),
+        (Channel::ToService, OURS, Version::V4),
+        (Channel::FromClient, 4, Version::V3),
+    ] {
+        assert_eq!(greeted(channel, number).version(), Some(version));
+    }
     assert_eq!(greeted(Channel::FromAgent, 2).version(), Some(Version::V2));
 }
 

@@ -145,9 +145,7 @@ impl Receiver {
         if chunk.is_empty() {
             return Ok(0);
         }
-        let parts = chunk.receiver.consumer.unread(chunk.len().min(max) as u32);
-        let n = xen::write_to_fd(fd.as_fd(), &parts)
-            .map_err(|source| Error::System { call: "writev", source })?;
+        let n = chunk.write_to_fd(0, fd, max)?;
         chunk.consume(n);
         Ok(n)
     }
@@ -307,7 +305,40 @@ impl ReadChunk<'_> {
     /// The bytes: up to the end of the ring, and from its start (empty if there are no more).
     #[must_use]
     pub fn segments(&self) -> [VolatileSlice<'_>; 2] {
-        self.receiver.consumer.unread(self.ready)
+        self.receiver.consumer.unread(0..self.ready)
+    }
+
+    /// Copies bytes out, from behind the first `skip` bytes.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn copy_to(&self, skip: usize, bytes: &mut [u8]) {
+        let end = skip.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= self.len()),
+            "{} bytes behind {skip} of {}",
+            bytes.len(),
+            self.len()
+        );
+        self.receiver.consumer.peek(skip as u32, bytes);
+    }
+
+    /// Writes bytes straight to a descriptor, from behind the first `skip` bytes: at most `max`, once, and returns how many.
+    /// They are still there, to be [consumed](Self::consume).
+    ///
+    /// # Errors
+    /// [`System`](Error::System) when the descriptor cannot be written to.
+    ///
+    /// # Panics
+    /// When `skip` is more than [`len`](Self::len).
+    pub fn write_to_fd(&self, skip: usize, fd: impl AsFd, max: usize) -> Result<usize> {
+        let end = self.len().min(skip.saturating_add(max));
+        assert!(skip <= self.len(), "{skip} bytes skipped of {}", self.len());
+        if skip == end {
+            return Ok(0);
+        }
+        let parts = self.receiver.consumer.unread(skip as u32..end as u32);
+        xen::write_to_fd(fd.as_fd(), &parts).map_err(|source| Error::System { call: "writev", source })
     }
 
     /// Counts the first `n` of them as received.

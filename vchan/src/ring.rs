@@ -17,7 +17,7 @@
 use crate::notify::{self, Notify};
 use crate::wire::{Pages, Wire};
 use crate::{Ring, Violation};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use xen::{VolatileSlice, VolatileSliceMut};
 
@@ -166,11 +166,12 @@ impl<W: Deref<Target: Wire>> Producer<W> {
 }
 
 impl Producer<Arc<Pages>> {
-    /// The reserved room itself: up to the end of the ring, and from its start.
+    /// A part of the reserved room itself: up to the end of the ring, and from its start.
     #[inline]
-    pub(crate) fn reserved(&self, len: u32) -> [VolatileSliceMut<'_>; 2] {
-        debug_assert!(len <= self.size - self.used());
-        let at = self.prod & (self.size - 1);
+    pub(crate) fn reserved(&self, part: Range<u32>) -> [VolatileSliceMut<'_>; 2] {
+        debug_assert!(part.start <= part.end && part.end <= self.size - self.used());
+        let at = self.prod.wrapping_add(part.start) & (self.size - 1);
+        let len = part.end - part.start;
         let first = len.min(self.size - at);
         [(at, first), (0, len - first)].map(|(at, len)| self.wire.slice_mut(self.ring, at, len))
     }
@@ -282,11 +283,12 @@ impl<W: Deref<Target: Wire>> Consumer<W> {
 }
 
 impl Consumer<Arc<Pages>> {
-    /// The first `len` unread bytes themselves: up to the end of the ring, and from its start.
+    /// A part of the unread bytes themselves: up to the end of the ring, and from its start.
     #[inline]
-    pub(crate) fn unread(&self, len: u32) -> [VolatileSlice<'_>; 2] {
-        debug_assert!(len <= self.known());
-        let at = self.cons & (self.size - 1);
+    pub(crate) fn unread(&self, part: Range<u32>) -> [VolatileSlice<'_>; 2] {
+        debug_assert!(part.start <= part.end && part.end <= self.known());
+        let at = self.cons.wrapping_add(part.start) & (self.size - 1);
+        let len = part.end - part.start;
         let first = len.min(self.size - at);
         [(at, first), (0, len - first)].map(|(at, len)| self.wire.slice(self.ring, at, len))
     }

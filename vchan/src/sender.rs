@@ -160,10 +160,8 @@ impl Sender {
         if max == 0 {
             return Ok(0);
         }
-        let chunk = self.reserve(1)?;
-        let mut parts = chunk.sender.producer.reserved(chunk.len().min(max) as u32);
-        let n = xen::read_from_fd(fd.as_fd(), &mut parts)
-            .map_err(|source| Error::System { call: "readv", source })?;
+        let mut chunk = self.reserve(1)?;
+        let n = chunk.read_from_fd(0, fd, max)?;
         chunk.commit(n)?;
         Ok(n)
     }
@@ -377,7 +375,41 @@ impl WriteChunk<'_> {
 
     /// The room: up to the end of the ring, and from its start (empty if the first suffices).
     pub fn segments(&mut self) -> [VolatileSliceMut<'_>; 2] {
-        self.sender.producer.reserved(self.room)
+        self.sender.producer.reserved(0..self.room)
+    }
+
+    /// Copies bytes into it, behind the first `skip` bytes.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn fill(&mut self, skip: usize, bytes: &[u8]) {
+        let end = skip.checked_add(bytes.len());
+        assert!(
+            end.is_some_and(|end| end <= self.len()),
+            "{} bytes behind {skip} of {}",
+            bytes.len(),
+            self.len()
+        );
+        self.sender.producer.fill(skip as u32, bytes);
+    }
+
+    /// Reads from a descriptor straight into it, behind the first `skip` bytes: at most `max` bytes, once, and returns how
+    /// many; 0 at the end of the file (or when there is no room). Nothing is sent before [`commit`](Self::commit): what
+    /// says how many bytes follow can be filled in before them when that is known.
+    ///
+    /// # Errors
+    /// [`System`](Error::System) when the descriptor cannot be read.
+    ///
+    /// # Panics
+    /// When `skip` is more than [`len`](Self::len).
+    pub fn read_from_fd(&mut self, skip: usize, fd: impl AsFd, max: usize) -> Result<usize> {
+        let end = self.len().min(skip.saturating_add(max));
+        assert!(skip <= self.len(), "{skip} bytes skipped of {}", self.len());
+        if skip == end {
+            return Ok(0);
+        }
+        let mut parts = self.sender.producer.reserved(skip as u32..end as u32);
+        xen::read_from_fd(fd.as_fd(), &mut parts).map_err(|source| Error::System { call: "readv", source })
     }
 
     /// Sends the first `n` bytes of it.

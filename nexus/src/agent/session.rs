@@ -4,7 +4,7 @@ use super::running::{self, Ended};
 use super::{RpcConfig, Shared, services};
 use crate::conversation::{ConversationError, Incoming, send};
 use crate::policy::{Call, Place, Principal, Service, Verdict};
-use crate::wire::{Channel, EXIT_NO_SERVICE, EXIT_PROBLEM, Ident, Message, Version, WireError};
+use crate::wire::{Channel, EXIT_NO_SERVICE, EXIT_PROBLEM, Ident, Message, WireError};
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -56,7 +56,7 @@ pub(super) fn serve(mut socket: UnixStream, source: &Principal, shared: &Shared)
 
 fn greet(socket: &UnixStream) -> Result<(Incoming, Request), ConversationError> {
     socket.set_read_timeout(Some(PATIENCE))?;
-    send(&mut &*socket, &Message::Hello(Version::OURS.number()))?;
+    send(&mut &*socket, &Message::Hello(Channel::ToClient.version().number()))?;
     let mut incoming = Incoming::new(socket.try_clone()?, Channel::FromClient);
     incoming.next(|_| ())?;
     let request = incoming.next(|message| match message {
@@ -75,7 +75,7 @@ fn greet(socket: &UnixStream) -> Result<(Incoming, Request), ConversationError> 
 pub(super) fn refuse(mut socket: &UnixStream) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let refusal = Ident::new(b"call").map(Message::ServiceRefused);
-    for message in [Message::Hello(Version::OURS.number())].into_iter().chain(refusal) {
+    for message in [Message::Hello(Channel::ToClient.version().number())].into_iter().chain(refusal) {
         message.encode(&mut bytes).map_err(std::io::Error::other)?;
     }
     socket.write_all(&bytes)

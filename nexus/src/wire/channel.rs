@@ -1,6 +1,7 @@
 //! Which messages there are, where each may be sent, and how long it may be.
 
 use super::MAX_COMMAND;
+use super::control::{NAME, OF_CALL};
 use super::error::WireError;
 use super::version::Version;
 use crate::policy::service::MAX_SERVICE;
@@ -33,8 +34,20 @@ pub enum Kind {
     ConnectionTerminated = 0x211,
     /// A qube requests a service, as of version 3.
     TriggerService3 = 0x212,
+    /// A qube requests a service, as of version 4: in the name of one behind it, or of a container.
+    TriggerService4 = 0x213,
     /// The first message of either end.
     Hello = 0x300,
+    /// nexusd has allowed a call: its service.
+    Run = 0x4e58_0200,
+    /// nexusd has allowed a call: its request.
+    Join = 0x4e58_0202,
+    /// A qube is gone, or its agent.
+    Gone = 0x4e58_0204,
+    /// An end of a call is no more.
+    Ended = 0x4e58_0211,
+    /// An end of a call is open.
+    Open = 0x4e58_0212,
 }
 
 impl Kind {
@@ -43,7 +56,7 @@ impl Kind {
     /// # Errors
     /// [`WireError::Type`] if there is none.
     pub fn of(number: u32) -> Result<Self, WireError> {
-        const ALL: [Kind; 12] = [
+        const ALL: [Kind; 18] = [
             Kind::Stdin,
             Kind::Stdout,
             Kind::Stderr,
@@ -55,7 +68,13 @@ impl Kind {
             Kind::TriggerService,
             Kind::ConnectionTerminated,
             Kind::TriggerService3,
+            Kind::TriggerService4,
             Kind::Hello,
+            Kind::Run,
+            Kind::Join,
+            Kind::Gone,
+            Kind::Ended,
+            Kind::Open,
         ];
         ALL.into_iter().find(|kind| *kind as u32 == number).ok_or(WireError::Type(number))
     }
@@ -96,12 +115,24 @@ pub(super) const IDENT: usize = 32;
 /// `target_domain` in `struct trigger_service_params`, and in the one of version 3.
 pub(super) const TARGET: usize = 32;
 pub(super) const TARGET3: usize = 64;
+/// `source_domain` in `struct trigger_service_params4`.
+pub(super) const SOURCE4: usize = 64;
 /// `service_name` in `struct trigger_service_params`.
 pub(super) const SERVICE: usize = 64;
 /// `connect_domain` and `connect_port` in `struct exec_params`.
 pub(super) const LINK: usize = 8;
 
 impl Channel {
+    /// The newest version that we speak there.
+    #[must_use]
+    pub fn version(self) -> Version {
+        match self {
+            Channel::ToAgent | Channel::FromAgent => Version::Nexus,
+            Channel::ToService | Channel::ToCaller => Version::V4,
+            Channel::FromClient | Channel::ToClient => Version::V3,
+        }
+    }
+
     /// How many bytes a message may have here. `version` is none before the other end has said hello.
     ///
     /// # Errors
@@ -121,7 +152,17 @@ impl Channel {
             (Channel::FromAgent | Channel::FromClient, Kind::TriggerService3) if version >= Version::V3 => {
                 TARGET3 + IDENT + 1..=TARGET3 + IDENT + MAX_SERVICE + 1
             }
+            (Channel::FromAgent, Kind::TriggerService4) if version >= Version::V4 => {
+                SOURCE4 + TARGET3 + IDENT + 1..=SOURCE4 + TARGET3 + IDENT + MAX_SERVICE + 1
+            }
             (Channel::FromAgent, Kind::ConnectionTerminated) => LINK..=LINK,
+            (Channel::ToAgent, Kind::Run) if version == Version::Nexus => {
+                OF_CALL + 5..=OF_CALL + 4 * NAME + MAX_SERVICE + 1
+            }
+            (Channel::ToAgent, Kind::Join) if version == Version::Nexus => OF_CALL + IDENT..=OF_CALL + IDENT,
+            (Channel::ToAgent, Kind::Gone) if version == Version::Nexus => 4..=4,
+            (Channel::FromAgent, Kind::Ended) if version == Version::Nexus => 32..=32,
+            (Channel::FromAgent, Kind::Open) if version == Version::Nexus => OF_CALL + 4..=OF_CALL + 4,
             (Channel::ToService | Channel::FromClient, Kind::Stdin)
             | (Channel::ToCaller | Channel::ToClient, Kind::Stdout | Kind::Stderr) => 0..=version.max_chunk(),
             (Channel::ToCaller | Channel::ToClient, Kind::ExitCode) => 4..=4,
@@ -150,11 +191,17 @@ mod tests {
             (0x210, vec![FromAgent]),
             (0x211, vec![FromAgent]),
             (0x212, vec![FromAgent, FromClient]),
+            (0x213, vec![FromAgent]),
+            (0x4e58_0200, vec![ToAgent]),
+            (0x4e58_0202, vec![ToAgent]),
+            (0x4e58_0204, vec![ToAgent]),
+            (0x4e58_0211, vec![FromAgent]),
+            (0x4e58_0212, vec![FromAgent]),
         ];
         for (number, places) in table {
             let kind = Kind::of(number).unwrap();
             for channel in [ToAgent, FromAgent, ToService, ToCaller, FromClient, ToClient] {
-                let lengths = channel.lengths(kind, Some(Version::V3));
+                let lengths = channel.lengths(kind, Some(Version::Nexus));
                 assert_eq!(lengths.is_ok(), places.contains(&channel), "{kind:?} {channel}");
                 assert_eq!(channel.lengths(kind, None), Err(WireError::Order(kind)));
             }
@@ -162,8 +209,19 @@ mod tests {
         let again = ToAgent.lengths(Kind::Hello, Some(Version::V2));
         assert_eq!(again, Err(WireError::Order(Kind::Hello)));
         assert!(FromAgent.lengths(Kind::TriggerService3, Some(Version::V2)).is_err());
+        assert!(FromAgent.lengths(Kind::TriggerService4, Some(Version::V3)).is_err());
+        for (channel, kind) in [
+            (ToAgent, Kind::Run),
+            (ToAgent, Kind::Join),
+            (ToAgent, Kind::Gone),
+            (FromAgent, Kind::Ended),
+            (FromAgent, Kind::Open),
+        ] {
+            let misplaced = Err(WireError::Misplaced { kind, channel });
+            assert_eq!(channel.lengths(kind, Some(Version::V4)), misplaced);
+        }
         assert_eq!(ToService.lengths(Kind::Stdin, Some(Version::V2)), Ok(0..=4_096));
-        for none in [0, 0x18f, 0x194, 0x204, 0x213, 0x301, u32::MAX] {
+        for none in [0, 0x18f, 0x194, 0x204, 0x214, 0x301, 0x4e58_0201, u32::MAX] {
             assert_eq!(Kind::of(none), Err(WireError::Type(none)));
         }
     }

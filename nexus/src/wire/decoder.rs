@@ -94,7 +94,8 @@ impl Decoder {
             return Ok(None);
         }
         if let (Kind::Hello, Some(number)) = (kind, self.kept[HEADER..].first_chunk()) {
-            self.version = Some(Version::with_peer(u32::from_le_bytes(*number))?);
+            let theirs = Version::of_peer(u32::from_le_bytes(*number))?;
+            self.version = Some(theirs.min(self.channel.version()));
         }
         Ok(Some((kind, length)))
     }

@@ -53,6 +53,9 @@ pub enum WireError {
         /// The number.
         port: u32,
     },
+    /// Neither the caller's end of a call nor the service's.
+    #[error("{0:?}: a call has no such end")]
+    Role(Kind),
     /// A peer that is too old.
     #[error("the other end speaks protocol version {0}; 2 is the oldest that is spoken here")]
     Version(u32),

@@ -1,6 +1,7 @@
 //! What a message says, both ways.
 
-use super::channel::{IDENT, Kind, SERVICE, TARGET, TARGET3};
+use super::channel::{IDENT, Kind, SERVICE, SOURCE4, TARGET, TARGET3};
+use super::control::{Ended, Join, NAME, OpenCall, Role, Run, Via};
 use super::decoder::Frame;
 use super::error::WireError;
 use super::{FIRST_DATA_PORT, MAX_COMMAND};
@@ -30,6 +31,8 @@ pub enum Message<'a> {
     TriggerService(Trigger<'a>),
     /// `MSG_TRIGGER_SERVICE3`: a request, as of version 3.
     TriggerService3(Trigger<'a>),
+    /// `MSG_TRIGGER_SERVICE4`: a request, as of version 4.
+    TriggerService4(Source<'a>, Trigger<'a>),
     /// `MSG_CONNECTION_TERMINATED`: that vchan is closed.
     ConnectionTerminated(Link),
     /// `MSG_DATA_STDIN`; nothing: its end.
@@ -40,7 +43,22 @@ pub enum Message<'a> {
     Stderr(&'a [u8]),
     /// `MSG_DATA_EXIT_CODE`: 0 to 255 from a process that ended; a peer may say anything.
     ExitCode(i32),
+    /// `NEXUS_RUN`: a call was allowed; run its service.
+    Run(Run<'a>),
+    /// `NEXUS_JOIN`: a call was allowed; it was asked for here.
+    Join(Join),
+    /// `NEXUS_GONE`, `u32 domain`: that qube is gone, or its agent.
+    Gone(u16),
+    /// `NEXUS_ENDED`: an end of a call is no more.
+    Ended(Ended),
+    /// `NEXUS_OPEN`: an end of a call is open.
+    Open(OpenCall),
 }
+
+/// Who asks, in the words of the agent: the name of a qube behind its own, or of a container in it. Without the NUL; at
+/// most 63 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source<'a>(pub &'a [u8]);
 
 /// A vchan for data (`struct exec_params`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +86,7 @@ pub struct Ident {
     length: u8,
 }
 
-/// A request (`struct trigger_service_params`, or the one of version 3). That target and service are none is no breach of
+/// A request (`struct trigger_service_params`, or the one of version 3 or 4). That target and service are none is no breach of
 /// the protocol: the request is refused, by its identifier, and others go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trigger<'a> {
@@ -169,15 +187,51 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The string up to the next NUL.
+    fn next(&mut self) -> Result<&'a [u8], WireError> {
+        let end = self.left.iter().position(|byte| *byte == 0).ok_or(WireError::Unterminated(self.kind))?;
+        let (text, left) = self.left.split_at(end);
+        self.left = &left[1..];
+        Ok(text)
+    }
+
+    /// One of at most so many bytes with its NUL.
+    fn next_of(&mut self, most: usize) -> Result<&'a [u8], WireError> {
+        self.next().and_then(|text| {
+            if text.len() < most { Ok(text) } else { Err(WireError::Unterminated(self.kind)) }
+        })
+    }
+
+    fn long(&mut self) -> Result<u64, WireError> {
+        let (low, high) = (self.number()?, self.number()?);
+        Ok(u64::from(high) << 32 | u64::from(low))
+    }
+
+    fn role(&mut self) -> Result<Role, WireError> {
+        Role::of(self.number()?).ok_or(WireError::Role(self.kind))
+    }
+
+    fn domain(&mut self) -> Result<u16, WireError> {
+        let (kind, domain) = (self.kind, self.number()?);
+        let valid = u16::try_from(domain).ok().filter(|_| domain < RESERVED);
+        valid.ok_or(WireError::Domain { kind, domain })
+    }
+
+    fn via(&mut self) -> Result<Via, WireError> {
+        let (kind, domain, port) = (self.kind, self.domain()?, self.number()?);
+        if (1..FIRST_DATA_PORT).contains(&port) {
+            return Err(WireError::Port { kind, port });
+        }
+        Ok(Via { domain, port: (port != 0).then_some(port) })
+    }
+
     fn ident(&mut self, width: usize) -> Result<Ident, WireError> {
         let text = self.fixed(width)?;
         Ident::new(text).ok_or(WireError::Ident(self.kind))
     }
 
     fn link(&mut self) -> Result<Link, WireError> {
-        let (kind, domain, port) = (self.kind, self.number()?, self.number()?);
-        let valid = u16::try_from(domain).ok().filter(|_| domain < RESERVED);
-        let domain = valid.ok_or(WireError::Domain { kind, domain })?;
+        let (kind, domain, port) = (self.kind, self.domain()?, self.number()?);
         if port < FIRST_DATA_PORT {
             return Err(WireError::Port { kind, port });
         }
@@ -221,7 +275,35 @@ impl<'a> Message<'a> {
                 let (target, ident) = (fields.fixed(TARGET3)?, fields.ident(IDENT)?);
                 Message::TriggerService3(Trigger { ident, target, service: fields.rest()? })
             }
+            Kind::TriggerService4 => {
+                let (source, target) = (fields.fixed(SOURCE4)?, fields.fixed(TARGET3)?);
+                let ident = fields.ident(IDENT)?;
+                Message::TriggerService4(Source(source), Trigger { ident, target, service: fields.rest()? })
+            }
             Kind::ConnectionTerminated => Message::ConnectionTerminated(fields.link()?),
+            Kind::Run => Message::Run(Run {
+                call: fields.long()?,
+                via: fields.via()?,
+                container: fields.next_of(NAME)?,
+                user: fields.next_of(NAME)?,
+                service: fields.next_of(MAX_SERVICE + 1)?,
+                source: fields.next_of(NAME)?,
+                wish: fields.next_of(NAME)?,
+            }),
+            Kind::Join => {
+                Message::Join(Join { call: fields.long()?, via: fields.via()?, ident: fields.ident(IDENT)? })
+            }
+            Kind::Gone => Message::Gone(fields.domain()?),
+            Kind::Ended => Message::Ended(Ended {
+                call: fields.long()?,
+                exit: fields.number()?.cast_signed(),
+                role: fields.role()?,
+                to_service: fields.long()?,
+                to_caller: fields.long()?,
+            }),
+            Kind::Open => {
+                Message::Open(OpenCall { call: fields.long()?, via: fields.via()?, role: fields.role()? })
+            }
         };
         fields.end()?;
         Ok(message)
@@ -237,7 +319,13 @@ impl<'a> Message<'a> {
             Message::ServiceRefused(_) => Kind::ServiceRefused,
             Message::TriggerService(_) => Kind::TriggerService,
             Message::TriggerService3(_) => Kind::TriggerService3,
+            Message::TriggerService4(..) => Kind::TriggerService4,
             Message::ConnectionTerminated(_) => Kind::ConnectionTerminated,
+            Message::Run(_) => Kind::Run,
+            Message::Join(_) => Kind::Join,
+            Message::Gone(_) => Kind::Gone,
+            Message::Ended(_) => Kind::Ended,
+            Message::Open(_) => Kind::Open,
             Message::Stdin(_) => Kind::Stdin,
             Message::Stdout(_) => Kind::Stdout,
             Message::Stderr(_) => Kind::Stderr,
@@ -285,9 +373,45 @@ impl<'a> Message<'a> {
                 out.extend(trigger.ident.bytes);
                 terminated(out, trigger.service, MAX_SERVICE + 1)?;
             }
+            Message::TriggerService4(source, trigger) => {
+                fixed(out, source.0, SOURCE4)?;
+                fixed(out, trigger.target, TARGET3)?;
+                out.extend(trigger.ident.bytes);
+                terminated(out, trigger.service, MAX_SERVICE + 1)?;
+            }
             Message::ConnectionTerminated(of) => link(out, *of)?,
+            Message::Run(run) => {
+                out.extend(run.call.to_le_bytes());
+                via(out, run.via)?;
+                terminated(out, run.container, NAME)?;
+                terminated(out, run.user, NAME)?;
+                terminated(out, run.service, MAX_SERVICE + 1)?;
+                terminated(out, run.source, NAME)?;
+                terminated(out, run.wish, NAME)?;
+            }
+            Message::Join(join) => {
+                out.extend(join.call.to_le_bytes());
+                via(out, join.via)?;
+                out.extend(join.ident.bytes);
+            }
+            Message::Gone(domain) => {
+                out.extend(u32::from(*domain).to_le_bytes());
+                (u32::from(*domain) < RESERVED).then_some(())?;
+            }
+            Message::Ended(ended) => {
+                out.extend(ended.call.to_le_bytes());
+                out.extend(ended.exit.to_le_bytes());
+                out.extend((ended.role as u32).to_le_bytes());
+                out.extend(ended.to_service.to_le_bytes());
+                out.extend(ended.to_caller.to_le_bytes());
+            }
+            Message::Open(open) => {
+                out.extend(open.call.to_le_bytes());
+                via(out, open.via)?;
+                out.extend((open.role as u32).to_le_bytes());
+            }
             Message::Stdin(data) | Message::Stdout(data) | Message::Stderr(data) => {
-                if data.len() > super::Version::OURS.max_chunk() {
+                if data.len() > super::version::MAX_CHUNK {
                     return None;
                 }
                 out.extend_from_slice(data);
@@ -303,6 +427,16 @@ fn link(out: &mut Vec<u8>, Link { domain, port }: Link) -> Option<()> {
         return None;
     }
     out.extend(u32::from(domain).to_le_bytes());
+    out.extend(port.to_le_bytes());
+    Some(())
+}
+
+fn via(out: &mut Vec<u8>, via: Via) -> Option<()> {
+    let port = via.port.unwrap_or(0);
+    if u32::from(via.domain) >= RESERVED || (1..FIRST_DATA_PORT).contains(&port) || via.port == Some(0) {
+        return None;
+    }
+    out.extend(u32::from(via.domain).to_le_bytes());
     out.extend(port.to_le_bytes());
     Some(())
 }

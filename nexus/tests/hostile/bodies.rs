@@ -3,7 +3,7 @@
 use nexus::policy::parser::{Language, Statement, parse};
 use nexus::policy::service::{ArgumentColumn, ServiceColumn};
 use nexus::policy::{Call, Place, Policy, Principal, Service, System, Verdict};
-use nexus::wire::{Channel, Decoder, Frame, Message, WireError};
+use nexus::wire::{Channel, Decoder, Frame, Message, WireError, pair};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -107,7 +107,10 @@ fn read(decoder: &mut Decoder, pieces: &mut dyn Iterator<Item = &[u8]>) -> (Vec<
             assert!(piece.len() < length || frame.payload.is_empty());
             match Message::parse(&frame) {
                 Ok(message) => {
-                    if let Message::TriggerService(trigger) | Message::TriggerService3(trigger) = &message {
+                    if let Message::TriggerService(trigger)
+                    | Message::TriggerService3(trigger)
+                    | Message::TriggerService4(_, trigger) = &message
+                    {
                         // A request for anything has an answer.
                         let _ = (trigger.target(), trigger.service());
                     }
@@ -123,4 +126,14 @@ fn read(decoder: &mut Decoder, pieces: &mut dyn Iterator<Item = &[u8]>) -> (Vec<
         }
     }
     (seen, None)
+}
+
+/// Any bytes are headers of a pair channel's frames, or none.
+pub(crate) fn pair(bytes: &[u8]) {
+    for header in bytes.as_chunks().0 {
+        if let Ok(found) = pair::Header::parse(header) {
+            assert_eq!(found.encode(), *header);
+            assert!(found.length as usize <= pair::MAX_DATA);
+        }
+    }
 }

@@ -20,6 +20,11 @@ fn any_bytes_are_messages_or_a_breach() {
     replay::run("messages", TIME, bodies::messages);
 }
 
+#[test]
+fn any_bytes_are_frames_or_none() {
+    replay::run("pair", TIME, bodies::pair);
+}
+
 proptest! {
     /// Lines of the right words in any order.
     #[test]

@@ -1188,6 +1188,42 @@ fn descriptors_are_read_into_the_ring_and_written_from_it() {
 }
 
 #[test]
+fn a_header_and_what_it_says_of_go_out_together() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    let (from, to) = (rustix::pipe::pipe().unwrap(), rustix::pipe::pipe().unwrap());
+    // The ring is gone round several times, so that every part of a frame lies across its end once.
+    for round in 0..500 {
+        let bytes = pattern(round * 61, 61);
+        assert_eq!(rustix::io::write(&from.1, &bytes).unwrap(), 61);
+        let mut chunk = client.reserve(4 + 100).unwrap();
+        let n = chunk.read_from_fd(4, &from.0, 100).unwrap();
+        assert_eq!(n, 61);
+        chunk.fill(0, &(n as u32).to_le_bytes());
+        chunk.commit(4 + n).unwrap();
+
+        let chunk = server.peek(4 + n).unwrap();
+        let mut header = [0; 4];
+        chunk.copy_to(0, &mut header);
+        assert_eq!(u32::from_le_bytes(header), 61);
+        let (first, second) =
+            (chunk.write_to_fd(4, &to.1, 20).unwrap(), chunk.write_to_fd(24, &to.1, 41).unwrap());
+        assert_eq!((first, second), (20, 41));
+        assert_eq!(chunk.write_to_fd(chunk.len(), &to.1, 1).unwrap(), 0);
+        chunk.consume(4 + n);
+        let mut got = vec![0; 61];
+        assert_eq!(rustix::io::read(&to.0, &mut got).unwrap(), 61);
+        assert!(got == bytes, "round {round}");
+    }
+    // What is not committed was not sent.
+    client.reserve(10).unwrap().fill(3, b"never");
+    client.send_all(b"x").unwrap();
+    let mut one = [0];
+    server.recv_exact(&mut one).unwrap();
+    assert_eq!(&one, b"x");
+}
+
+#[test]
 fn a_cork_holds_back_until_a_flush_a_part_of_the_ring_or_a_wait() {
     let host = Host::new();
     let (mut server, mut client) = host.pair(&sizes(0, 0));
