@@ -3,7 +3,7 @@
 //! A message is not put together before it is handed on: 64 KiB that come in 16 reads are 16 pieces.
 
 use crate::conversation::ConversationError;
-use crate::wire::{Channel, Kind, Version, WireError};
+use crate::wire::{Channel, Decoder, Kind, Message, Version, WireError};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -31,9 +31,9 @@ impl Bytes {
     pub(super) async fn read(&self, to: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Socket(socket) => read(socket, to).await,
-            Self::Vchan(channel) => poll_fn(|context| channel.borrow_mut().poll_recv(context, to))
-                .await
-                .map_err(io::Error::from),
+            Self::Vchan(channel) => {
+                poll_fn(|context| channel.borrow_mut().poll_recv(context, to)).await.map_err(io::Error::from)
+            }
         }
     }
 
@@ -113,6 +113,8 @@ pub(super) struct Reading {
     filled: Range<usize>,
     /// What is to come of the current message's data.
     current: Option<(Kind, usize)>,
+    /// Read little at once: somebody else takes the rest of a message from where it is.
+    little: bool,
 }
 
 impl Reading {
@@ -120,7 +122,7 @@ impl Reading {
     pub(super) fn new(from: Bytes, channel: Channel, version: Version, begun: &[u8]) -> Self {
         let mut room = Room(begun.to_vec());
         room.0.resize(begun.len().max(LEAST_ROOM), 0);
-        Self { from, channel, version, room, filled: 0..begun.len(), current: None }
+        Self { from, channel, version, room, filled: 0..begun.len(), current: None, little: false }
     }
 
     pub(super) fn bytes(&self) -> &Bytes {
@@ -138,7 +140,7 @@ impl Reading {
                 return Ok(false);
             }
             self.filled.end += read;
-            if self.filled.start == 0 {
+            if !self.little {
                 self.room.read(self.filled.end);
             }
         }
@@ -149,6 +151,10 @@ impl Reading {
         let bytes = self.room.0[self.filled.clone()].first_chunk().copied();
         self.filled.start += N;
         bytes.unwrap_or([0; N])
+    }
+
+    pub(super) fn read_little(&mut self) {
+        self.little = true;
     }
 
     /// Of a message whose data is to come next, how much, if none of it was read yet.
@@ -246,4 +252,59 @@ pub(super) fn header(kind: Kind, length: usize) -> [u8; HEADER] {
     // A message has 64 KiB at most.
     header[4..].copy_from_slice(&(length as u32).to_le_bytes());
     header
+}
+
+/// The first messages of a conversation: hello, and perhaps a request. What was read beyond them is the beginning of the
+/// rest.
+#[derive(Debug)]
+pub(super) struct Opening {
+    from: Bytes,
+    channel: Channel,
+    decoder: Decoder,
+    room: Room,
+    filled: Range<usize>,
+}
+
+impl Opening {
+    /// `channel`: what comes this way.
+    pub(super) fn new(from: Bytes, channel: Channel) -> Self {
+        Self { from, channel, decoder: Decoder::new(channel), room: Room::default(), filled: 0..0 }
+    }
+
+    /// Says hello by the other direction.
+    pub(super) async fn say_hello(&self, by: Channel) -> Result<(), ConversationError> {
+        let mut bytes = Vec::new();
+        Message::Hello(by.version().number()).encode(&mut bytes)?;
+        Ok(self.from.write(&[], &bytes).await?)
+    }
+
+    /// Waits for the next message, and has it looked at.
+    pub(super) async fn next<T>(
+        &mut self,
+        look: impl FnOnce(Message<'_>) -> T,
+    ) -> Result<T, ConversationError> {
+        loop {
+            let room = self.room.get();
+            let mut input = &room[self.filled.clone()];
+            let before = input.len();
+            let decoded = self.decoder.decode(&mut input)?;
+            self.filled.start += before - input.len();
+            if let Some(frame) = decoded {
+                return Ok(look(Message::parse(&frame)?));
+            }
+            let read = self.from.read(room).await?;
+            if read == 0 {
+                return Err(ConversationError::HungUp);
+            }
+            self.filled = 0..read;
+        }
+    }
+
+    /// The conversation after that.
+    pub(super) fn into_halves(mut self) -> (Reading, Writing) {
+        let version = self.decoder.version().unwrap_or(Version::V2);
+        let begun = &self.room.get()[self.filled.clone()];
+        let reading = Reading::new(self.from.clone(), self.channel, version, begun);
+        (reading, Writing::new(self.from, version))
+    }
 }
