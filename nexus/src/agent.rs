@@ -31,6 +31,7 @@ use crate::wire::control::CallId;
 use control::Control;
 use limits::Limit;
 use pairs::Pairs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Deserialize;
 use service::Ended;
 use std::collections::BTreeMap;
@@ -179,6 +180,7 @@ impl Agent {
         let system =
             System { qubes: [(settings.qube.clone(), info)].into(), within: Some(settings.qube.clone()) };
         let control = settings.control.clone();
+        raise_descriptors();
         let shared = Rc::new(Shared {
             settings,
             system,
@@ -202,6 +204,13 @@ impl Agent {
             Ok(())
         })
     }
+}
+
+/// A call takes up to four descriptors: as many as may be had.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Nobody may be refused more than the hard limit has.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// A socket at a path: whoever has it mounted may call. What an agent before this one left there is replaced.

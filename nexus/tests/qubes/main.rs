@@ -7,4 +7,5 @@ mod deaths;
 #[path = "../../../vchan/tests/sim/host.rs"]
 #[allow(dead_code, unreachable_pub, reason = "it is vchan's, whose tests use all of it")]
 mod host;
+mod many;
 mod stage;

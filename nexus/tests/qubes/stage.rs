@@ -29,6 +29,21 @@ impl Stage {
 
     /// With settings for both agents.
     pub(crate) fn with(name: &str, rules: Rules, settings: &serde_json::Value) -> Self {
+        Self::of(
+            name,
+            rules,
+            settings,
+            &[(WORK.0, WORK.1, &["mail", "web"]), (VAULT.0, VAULT.1, &["gpg", "http"])],
+        )
+    }
+
+    /// With these qubes, their domains and containers.
+    pub(crate) fn of(
+        name: &str,
+        rules: Rules,
+        settings: &serde_json::Value,
+        qubes: &[(&str, u16, &[&str])],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut stage = Self {
             broker: Broker::new(folder.path(), rules),
@@ -37,21 +52,19 @@ impl Stage {
             agents: Vec::new(),
             settings: settings.clone(),
         };
-        for (qube, domid, containers) in
-            [(WORK.0, WORK.1, ["mail", "web"]), (VAULT.0, VAULT.1, ["gpg", "http"])]
-        {
+        for &(qube, domid, containers) in qubes {
             for folder in ["", "/policy", "/services", "/rpc-config"]
                 .map(String::from)
                 .into_iter()
-                .chain(containers.map(|container| format!("/{container}")))
+                .chain(containers.iter().map(|container| format!("/{container}")))
             {
                 fs::create_dir(stage.path(&format!("{qube}{folder}"))).unwrap();
             }
-            stage.configure(qube, &containers);
+            stage.configure(qube, containers);
             stage.broker.listen(qube, domid);
             stage.start(qube, domid);
         }
-        stage.until(|| stage.broker.has(WORK.0) && stage.broker.has(VAULT.0));
+        stage.until(|| qubes.iter().all(|(qube, ..)| stage.broker.has(qube)));
         stage
     }
 

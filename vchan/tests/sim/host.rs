@@ -29,6 +29,12 @@ impl Host {
         Self { dir }
     }
 
+    /// Its folder.
+    #[allow(dead_code, reason = "for who looks for the host's process")]
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A program in a domain.
     pub(crate) fn command(&self, domid: u16, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
