@@ -7,5 +7,6 @@ mod deaths;
 #[path = "../../../vchan/tests/sim/host.rs"]
 #[allow(dead_code, unreachable_pub, reason = "it is vchan's, whose tests use all of it")]
 mod host;
+mod hostile;
 mod many;
 mod stage;

@@ -71,8 +71,9 @@ fn requests(stage: &Stage) -> u64 {
     };
     let pids = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
     let host: Vec<_> = pids.filter(|pid| is_host(pid)).collect();
-    assert_eq!(host.len(), 1, "{host:?}");
-    let tasks = fs::read_dir(host[0].join("task")).unwrap();
+    // It begins with the first request.
+    let Some(host) = host.first() else { return 0 };
+    let tasks = fs::read_dir(host.join("task")).unwrap();
     let switches = |task: &Path| {
         let status = fs::read_to_string(task.join("status")).unwrap();
         let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
