@@ -19,12 +19,12 @@ fn instantiate(arguments: &[&str], file: &Path) -> String {
         .expect("nix-instantiate (the Debian package nix-bin has it)");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {stderr}", file.display());
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("text")
 }
 
 fn nix_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("a file").path();
         if path.is_dir() {
             nix_files(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "nix") {

@@ -255,12 +255,16 @@ impl Worker<'_> {
         if let Some(private) = private {
             volume::ensure(Path::new(&private.target), private.size)?;
         }
-        let qube = match self.qubes.create(config, true, &*self.foreign) {
-            Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) => {
-                (self.hooks.make_room)(&self.qubes, needed_kib)?;
-                self.qubes.create(config, true, &*self.foreign)?
+        // What was made room for may be taken by another that is made at the same time.
+        let mut tries = self.host.jobs;
+        let qube = loop {
+            match self.qubes.create(config, true, &*self.foreign) {
+                Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) if tries > 0 => {
+                    (self.hooks.make_room)(&self.qubes, needed_kib)?;
+                    tries -= 1;
+                }
+                made => break made?,
             }
-            made => made?,
         };
         self.qubes.unpause(&qube)?;
         Ok(self.qubes.userdata.forget_restart(step.uuid)?)

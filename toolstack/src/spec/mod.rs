@@ -147,7 +147,7 @@ pub enum SpecError {
         /// The attribute.
         attribute: String,
         /// Why.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// The same, of the text.
     #[error("{attribute}: {source}")]
@@ -155,7 +155,7 @@ pub enum SpecError {
         /// The attribute.
         attribute: String,
         /// Why.
-        source: SyntaxError,
+        source: Box<SyntaxError>,
     },
 }
 
@@ -262,9 +262,10 @@ impl Spec {
             });
         };
         let text = settings(name, qube);
-        let config_error = |source| SpecError::Config { attribute: attribute.clone(), source };
+        let config_error =
+            |source| SpecError::Config { attribute: attribute.clone(), source: Box::new(source) };
         let settings = Settings::parse(&attribute, text.as_bytes(), &[""; 0])
-            .map_err(|source| SpecError::Text { attribute: attribute.clone(), source })?;
+            .map_err(|source| SpecError::Text { attribute: attribute.clone(), source: Box::new(source) })?;
         let (config, _) = match &qube.system {
             Some(system) => {
                 let closure = closure(&member(&attribute, "system"), system)?;

@@ -89,8 +89,9 @@ pub enum Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib =
-            |kib: u64| if kib % 1024 == 0 { format!("{} MiB", kib >> 10) } else { format!("{kib} KiB") };
+        let mib = |kib: u64| {
+            if kib.is_multiple_of(1024) { format!("{} MiB", kib >> 10) } else { format!("{kib} KiB") }
+        };
         match self {
             Self::Name { running } => write!(f, "name: it is called {running}"),
             Self::Memory { running, declared } => {
