@@ -191,7 +191,7 @@ fn host_cpus(settings: &Settings) -> Option<HostCpus> {
 }
 
 /// Has the vCPUs keep to what xl.conf says.
-fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
+pub(crate) fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
     let masks = conf.cpu_masks(config.guest == GuestType::Pvh);
     if masks.is_empty() {
         return Ok(());

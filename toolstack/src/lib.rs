@@ -19,6 +19,7 @@ pub mod qubes;
 pub mod scheduler;
 mod secrets;
 mod sources;
+pub mod spec;
 pub mod store;
 mod userdata;
 pub mod vcpus;
