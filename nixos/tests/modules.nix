@@ -85,6 +85,35 @@ let
   }).config;
   script = work.systemd.services."container@db".script;
 
+  # --- for a dom0 that is no NixOS, and for microvm.nix
+
+  more = {
+    stringToCharacters = text: filter (part: isString part && part != "") (split "" text);
+    hasPrefix = prefix: text: builtins.substring 0 (stringLength prefix) text == prefix;
+    imap0 = f: list: builtins.genList (number: f number (builtins.elemAt list number)) (builtins.length list);
+    concatMapStringsSep = separator: f: list: builtins.concatStringsSep separator (map f list);
+    concatStringsSep = builtins.concatStringsSep;
+    escapeShellArg = text: "'${text}'";
+  };
+  outside = import ../outside.nix {
+    nixpkgs = null;
+    pkgs = pkgs // { lib = system; htop = "htop"; curl = "curl"; sqlite = "sqlite"; gnupg = "gnupg"; };
+    declaration = import ../examples/demo.nix // { inherit evalConfig; };
+  };
+  example = fromJSON outside.text;
+
+  microvm = more': import ../runners/xen.nix {
+    pkgs.lib = system // more;
+    linuxTarget = "bzImage";
+    microvmConfig = {
+      hostName = "work"; preStart = "true"; user = null; vcpu = 2; mem = 1024; balloon = true; initialBalloonMem = 256; hotplugMem = 0;
+      hotpluggedMem = 0; shares = [ ]; devices = [ ]; vsock = { cid = null; }; kernel = "/nix/store/k"; initrdPath = "/nix/store/i/initrd";
+      kernelParams = [ "quiet" ]; credentialFiles = { }; storeDisk = "/nix/store/s"; storeOnDisk = true;
+      volumes = [ { image = "var.img"; } ];
+      interfaces = [ { type = "bridge"; mac = "00:16:3e:00:00:01"; bridge = "xenbr0"; id = "x"; } ];
+    } // more';
+  };
+
   fails = value: !(tryEval (deepSeq value true)).success;
   has = part: text: match "(.|\n)*${replaceStrings [ "." "*" "+" "(" ")" "[" "]" "$" "{" "}" ] [ "[.]" "[*]" "[+]" "[(]" "[)]" "[[]" "[]]" "[$]" "[{]" "[}]" ] part}(.|\n)*" text != null;
 in
@@ -150,4 +179,25 @@ in
   (test "it has the capabilities that it names" (map (part: has part work.systemd.services."container@web".script) [ "'--capability=CAP_NET_BIND_SERVICE'" "CAP_NET_BIND_SERVICE,CAP_NET_BROADCAST" "CAP_NET_ADMIN,CAP_NET_BROADCAST" ]) [ true false true ])
   (test "and not those that it does not name" (map (capability: elem capability (containers.dropped { capabilities = [ ]; })) [ "CAP_NET_ADMIN" "CAP_NET_RAW" "CAP_SYS_PTRACE" "CAP_MKNOD" "CAP_SETUID" ]) [ true true true true false ])
   (test "what it keeps has a place" (elem "d /var/lib/nexus/containers/db/var/lib/db 0700 root root -" work.systemd.tmpfiles.rules) true)
+
+  # --- outside of NixOS
+  (test "the example is a document" (lib.documentProblems example) [ ])
+  (test "the example has two qubes and three containers" (builtins.mapAttrs (_: qube: attrNames qube.containers) example.qubes) {
+    shop = [ "front" "orders" ];
+    vault = [ "gpg" ];
+  })
+  (test "the example's policy" example.policy."50-nexus.policy" "* * @tag:business vault deny\nnexus.Sign * shop:front vault:gpg ask\n")
+
+  # --- microvm.nix
+  (test "a microvm is created in the foreground" (microvm { }).command (builtins.concatStringsSep " " [
+    "nxl create -q -F /dev/null"
+    "\"name=\\\"work\\\"\" \"type=\\\"pvh\\\"\" \"kernel=\\\"/nix/store/k/bzImage\\\"\" \"ramdisk=\\\"/nix/store/i/initrd\\\"\""
+    "\"cmdline=\\\"console=hvc0 panic=-1 quiet\\\"\" \"vcpus=2\" \"memory=768\" \"maxmem=1024\""
+    "\"disk=[ '/nix/store/s,raw,xvda,r', '$PWD/var.img,raw,xvdb,w' ]\""
+    "\"vif=[ 'mac=00:16:3e:00:00:01,bridge=xenbr0' ]\""
+  ]))
+  (test "what a Xen guest has not is refused" (map (more: fails (microvm more).command) [
+    { user = "me"; } { shares = [ 1 ]; } { vsock.cid = 3; } { hotplugMem = 1; } { credentialFiles = { a = 1; }; } { devices = [ 1 ]; }
+    { interfaces = [ { type = "tap"; mac = "x"; id = "y"; } ]; }
+  ]) [ true true true true true true true ])
 ]
