@@ -2,6 +2,7 @@
 //!
 //! - [`policy`]: who may call what where, in policy format 5.0, with containers as principals.
 //! - [`wire`]: qrexec's messages, versions 2 and 3, read from bytes that a hostile qube may have written.
+//! - [`broker`]: dom0's part of a call from one qube to another: who may, and by which way.
 //! - [`agent`]: calls within one qube, from container to container, without dom0.
 //! - [`client`]: whoever calls.
 //!
@@ -10,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod broker;
 pub mod client;
 mod conversation;
 pub mod name;

@@ -47,7 +47,7 @@ fn decide(policy: &Policy, source: &str, target: &str, service: &str) -> Decisio
     // What explains a decision decides the same.
     let explained = policy.explain(&call, &system());
     assert_eq!(explained.decision, decision);
-    if !matches!(decision.verdict, Verdict::Deny(Denial::UnknownCaller(_))) {
+    if decision.compared > 0 {
         assert_eq!(explained.matched.as_ref().map(|rule| rule.origin.clone()), decision.rule);
         let matched = usize::from(explained.matched.is_some());
         assert_eq!(explained.passed.len() + matched, decision.compared);
@@ -214,11 +214,45 @@ fn a_target_that_does_not_exist_is_none() {
             ("work", "nobody", "q.A", 2, "allow target=vault"),
             ("work", "", "q.A", 2, "allow target=vault"),
             ("work", "vault:nothing", "q.A", 2, "allow target=vault"),
-            ("work", "@dispvm:vault", "q.A", 2, "allow target=vault"),
-            ("work", "uuid:00000000-0000-0000-0000-000000000000", "q.A", 2, "allow target=vault"),
+            ("work", "uuid:00000000-0000-0000-0000-000000000001", "q.A", 2, "allow target=vault"),
+            // dom0's, which exists everywhere.
+            ("work", "uuid:00000000-0000-0000-0000-000000000000", "q.A", 0, NO_RULE),
             ("work", "nobody", "q.B", 4, DENIED),
         ],
     );
+}
+
+/// DispVMTemplate.verify in the original: a disposable of what is no template is no target at all, not even @default.
+#[test]
+fn a_disposable_of_no_template_is_denied() {
+    let denied =
+        |base: &str| format!("deny: @dispvm:{base} does not exist, or is no template of disposable qubes");
+    check(
+        "q.A * work @default allow target=vault\n\
+         q.A * work * allow\n",
+        &[
+            ("work", "@dispvm:vault", "q.A", 0, &denied("vault")),
+            ("work", "@dispvm:nobody", "q.A", 0, &denied("nobody")),
+            ("work", "@dispvm:other-dvm", "q.A", 2, "allow target=@dispvm:other-dvm"),
+        ],
+    );
+}
+
+/// DispVMTemplate.match in the original compares `@dispvm` by the name of the caller's kind, and DispVMTag.match asks
+/// whether that is a template, too.
+#[test]
+fn a_callers_kind_of_disposable_is_matched_by_name() {
+    let mut system = system();
+    let dvm = system.qubes.get_mut("office-dvm").expect("a fixture");
+    dvm.template_for_dispvms = false;
+    let policy = policy(
+        "q.Name * work @dispvm:office-dvm deny\n\
+         q.Tag * work @dispvm:@tag:office-disposables deny\n\
+         * * work @dispvm allow target=vault\n",
+    );
+    let line = |service| policy.decide(&call("work", "@dispvm", service), &system).rule.map(|rule| rule.line);
+    assert_eq!(line("q.Name"), Some(1));
+    assert_eq!(line("q.Tag"), Some(3));
 }
 
 #[test]

@@ -196,11 +196,17 @@ fn of_target(target: Option<&Place>, source: &Principal, system: &System) -> Vec
             Some((name, info)) => of_qube(name, Some(info)),
             None => Vec::new(),
         },
-        Some(place @ (Place::DispVm | Place::DispVmOf(_))) => {
-            let mut tokens = vec![Token::Any, Token::AnyVm];
-            if *place == Place::DispVm {
-                tokens.push(Token::Place(Place::DispVm));
+        // The kind that the caller has is matched by its name, whether it can be made or not: a denial of it holds.
+        Some(Place::DispVm) => {
+            let mut tokens = vec![Token::Any, Token::AnyVm, Token::Place(Place::DispVm)];
+            let info = source.qube_name().and_then(|qube| system.qubes.get(qube));
+            if let Some(base) = info.and_then(|info| info.default_dispvm.as_ref()) {
+                tokens.extend(of_disposable(base, system.qubes.get(base)));
             }
+            tokens
+        }
+        Some(place @ Place::DispVmOf(_)) => {
+            let mut tokens = vec![Token::Any, Token::AnyVm];
             if let Some(Place::DispVmOf(Qube::Name(base))) = system.resolve(place, source) {
                 tokens.extend(of_disposable(&base, system.qubes.get(&base)));
             }
@@ -230,7 +236,9 @@ fn of_disposable(base: &Name, info: Option<&QubeInfo>) -> Vec<Token> {
     let mut tokens = vec![Token::Place(Place::DispVmOf(Qube::Name(base.clone())))];
     if let Some(info) = info {
         tokens.extend(info.uuid.map(|uuid| Token::Place(Place::DispVmOf(Qube::Uuid(uuid)))));
-        tokens.extend(info.tags.iter().cloned().map(Token::DispVmTag));
+        if info.template_for_dispvms {
+            tokens.extend(info.tags.iter().cloned().map(Token::DispVmTag));
+        }
     }
     tokens
 }

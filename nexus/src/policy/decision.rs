@@ -129,6 +129,12 @@ impl Policy {
         if !known(&call.source, system) {
             return Decision::deny(Denial::UnknownCaller(call.source.clone()), None, true, 0);
         }
+        // Who names a kind of disposable that there is not is not taken for one who names nothing.
+        if let Some(place @ Place::DispVmOf(_)) = &call.target
+            && !exists(place, &call.source, system)
+        {
+            return Decision::deny(Denial::NoSuchTarget(place.clone()), None, true, 0);
+        }
         // A place that does not exist is no place, as if the caller had named none.
         let target = call.target.as_ref().filter(|place| exists(place, &call.source, system));
         let call = &Call { target: target.cloned(), ..call.clone() };

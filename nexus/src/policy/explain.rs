@@ -42,11 +42,16 @@ impl Policy {
     /// Decides a call as [`Policy::decide`] does, and says why.
     pub fn explain(&self, call: &Call, system: &System) -> Explanation {
         let decision = self.decide(call, system);
-        let unknown = matches!(decision.verdict, super::Verdict::Deny(Denial::UnknownCaller(_)));
-        let unknown_target = call
-            .target
-            .clone()
-            .filter(|place| *place != Place::DispVm && system.resolve(place, &call.source).is_none());
+        // Denied before a rule is looked at: for who calls, or for a disposable that cannot be.
+        let unknown = decision.rule.is_none()
+            && matches!(
+                decision.verdict,
+                super::Verdict::Deny(Denial::UnknownCaller(_) | Denial::NoSuchTarget(_))
+            );
+        let unknown_target = call.target.clone().filter(|place| {
+            !matches!(place, Place::DispVm | Place::DispVmOf(_))
+                && system.resolve(place, &call.source).is_none()
+        });
         let target = if unknown_target.is_some() { None } else { call.target.clone() };
         let call = Call { target, ..call.clone() };
         let prepared = self.prepare(&call, system);

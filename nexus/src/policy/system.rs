@@ -71,6 +71,9 @@ pub struct QubeInfo {
     /// The containers that dom0 gave it.
     #[serde(default)]
     pub containers: BTreeSet<Name>,
+    /// For a RemoteVM: the qube that calls in its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relayvm: Option<Name>,
 }
 
 fn yes() -> bool {
@@ -89,6 +92,7 @@ impl QubeInfo {
             template_for_dispvms: false,
             disposable_of: None,
             containers: BTreeSet::new(),
+            relayvm: None,
         }
     }
 }

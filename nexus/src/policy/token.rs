@@ -191,7 +191,11 @@ impl Token {
                 } else if text.starts_with('@') {
                     return Err(TokenError::Unknown(shown(text)));
                 } else if text.starts_with("uuid:") {
-                    Place::Qube(Qube::parse(text)?)
+                    match Qube::parse(text)? {
+                        // dom0's, whatever is known of the qubes.
+                        Qube::Uuid(uuid) if uuid.is_nil() => Place::AdminVm,
+                        qube => Place::Qube(qube),
+                    }
                 } else if let Some((qube, container)) = text.split_once(':') {
                     return Self::container(text, qube, container);
                 } else {
@@ -301,7 +305,9 @@ mod tests {
 
     #[test]
     fn dom0_is_the_adminvm() {
-        assert_eq!(Token::parse("dom0", Column::Source).unwrap(), Token::Place(Place::AdminVm));
+        for text in ["dom0", "uuid:00000000-0000-0000-0000-000000000000"] {
+            assert_eq!(Token::parse(text, Column::Source).unwrap(), Token::Place(Place::AdminVm));
+        }
     }
 
     #[test]

@@ -1,0 +1,145 @@
+//! `nexusd`: decides calls between qubes.
+
+use clap::Parser;
+use listenfd::ListenFd;
+use nexus::broker::confine::{self, Identity};
+use nexus::broker::{Opened, Settings, attend, serve};
+use std::error::Error;
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::chown;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{env, fs};
+use xen::host::Host;
+
+/// Decides calls from one qube to another, by policy, and tells the agents of both.
+///
+/// SIGHUP: opens the log of calls anew. The policy and the file of the qubes are read anew when they change.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// A JSON file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/nexus/nexusd.json")]
+    config: PathBuf,
+    /// Keep the system calls: for those who look for a fault with a debugger.
+    #[arg(long)]
+    no_seccomp: bool,
+    /// Run programs for a nexusd, whose socket stdin is.
+    #[arg(long, hide = true)]
+    attendant: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_max_level(tracing::Level::INFO)
+        .without_time()
+        .init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody left to tell when stderr is gone, too.
+            let _ = writeln!(io::stderr(), "nexusd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let config = &arguments.config;
+    let settings: Settings = fs::read(config)
+        .and_then(|text| Ok(serde_json::from_slice(&text)?))
+        .map_err(|error| format!("{}: {error}", config.display()))?;
+    if arguments.attendant {
+        let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        return Ok(attend(socket, settings)?);
+    }
+    let identity = settings.user.as_deref().map(Identity::of).transpose()?;
+    let programs = !settings.ask.is_empty() || !settings.disposables.is_empty();
+    let attendant = if programs { Some(attendant(config)?) } else { None };
+    let (control, metrics) = sockets(&settings)?;
+    let paths = [&settings.log, &settings.socket, &settings.metrics].map(Clone::clone);
+    if let Some(folder) = settings.log.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let opened = Opened::new(settings, Host, control, metrics, attendant)?;
+    let notice = notice();
+    let no_seccomp = arguments.no_seccomp;
+    serve(opened, move || {
+        if let Some(identity) = &identity {
+            become_user(identity, &paths)?;
+        }
+        if !no_seccomp {
+            confine::filter().map_err(io::Error::other)?;
+        }
+        tracing::info!("calls are served");
+        if let Some(notice) = &notice {
+            // systemd may have gone away.
+            let _ = notice.send(b"READY=1\n");
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What it has to open anew, and whom it answers, is its user's.
+fn become_user(identity: &Identity, paths: &[PathBuf]) -> io::Result<()> {
+    for path in paths.iter().map(PathBuf::as_path).chain(paths[0].parent()) {
+        chown(path, Some(identity.uid()), Some(identity.gid()))?;
+    }
+    identity.assume().map_err(io::Error::other)
+}
+
+/// Starts the process that runs programs, while we may.
+fn attendant(config: &Path) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    Command::new("/proc/self/exe")
+        .arg("--attendant")
+        .arg("--config")
+        .arg(config)
+        .stdin(OwnedFd::from(theirs))
+        .env_remove("NOTIFY_SOCKET")
+        .spawn()?;
+    Ok(ours)
+}
+
+/// The sockets that systemd made for us, by their paths.
+fn sockets(settings: &Settings) -> io::Result<(Option<UnixListener>, Option<UnixListener>)> {
+    let mut passed = ListenFd::from_env();
+    let (mut control, mut metrics) = (None, None);
+    for index in 0..passed.len() {
+        let Some(listener) = passed.take_unix_listener(index)? else { continue };
+        let path = listener.local_addr()?.as_pathname().map(Path::to_owned);
+        if path.as_deref() == Some(&settings.socket) {
+            control = Some(listener);
+        } else if path.as_deref() == Some(&settings.metrics) {
+            metrics = Some(listener);
+        } else {
+            return Err(io::Error::other(format!(
+                "systemd passed the socket {path:?}; those of the configuration are {} and {}",
+                settings.socket.display(),
+                settings.metrics.display()
+            )));
+        }
+    }
+    Ok((control, metrics))
+}
+
+/// The socket of sd_notify(3), if systemd is to be told that we are ready.
+fn notice() -> Option<UnixDatagram> {
+    let path = env::var_os("NOTIFY_SOCKET")?;
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        path => SocketAddr::from_pathname(OsStr::from_bytes(path)),
+    };
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.connect_addr(&address.ok()?).ok()?;
+    Some(socket)
+}

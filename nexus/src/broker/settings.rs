@@ -1,0 +1,77 @@
+//! What nexusd is told by its configuration.
+
+use crate::name::Name;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// `/etc/nexus/nexusd.json`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The folders of the policy.
+    pub policy: Vec<PathBuf>,
+    /// The file that says what there is to know of the qubes ([`System`](crate::policy::System)).
+    pub system: PathBuf,
+    /// The socket for dom0's own agent.
+    pub socket: PathBuf,
+    /// The log of calls.
+    pub log: PathBuf,
+    /// The socket on which the figures can be had.
+    pub metrics: PathBuf,
+    /// The program that asks the user, with its arguments. None: nobody is asked, and the answer is no.
+    pub ask: Vec<String>,
+    /// How long the user has to answer.
+    pub ask_seconds: u64,
+    /// How many calls a qube, its containers included, may have open.
+    pub calls: usize,
+    /// Whom nexusd runs as. None: as whom it was started.
+    pub user: Option<String>,
+    /// Whom a stock agent runs services as when policy does not say.
+    pub default_user: String,
+    /// What disposable qubes may be made from.
+    pub disposables: BTreeMap<Name, DisposableSettings>,
+    /// Where the maker of disposable qubes notes which there are.
+    pub made: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: vec!["/run/qubes/policy.d".into(), "/etc/qubes/policy.d".into()],
+            system: "/etc/nexus/system.json".into(),
+            socket: "/run/nexus/control.sock".into(),
+            log: "/var/log/nexus/calls.jsonl".into(),
+            metrics: "/run/nexus/metrics.sock".into(),
+            ask: Vec::new(),
+            ask_seconds: 60,
+            calls: 1000,
+            user: None,
+            default_user: "user".to_owned(),
+            disposables: BTreeMap::new(),
+            made: "/var/lib/nexus/made".into(),
+        }
+    }
+}
+
+/// How one kind of disposable qube is made. `{name}` in an argument stands for its name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DisposableSettings {
+    /// The program that makes one, with its arguments.
+    pub create: Vec<String>,
+    /// The program that ends one.
+    #[serde(default = "destroy")]
+    pub destroy: Vec<String>,
+    /// How long it may take until its agent says hello.
+    #[serde(default = "patience")]
+    pub seconds: u64,
+}
+
+fn destroy() -> Vec<String> {
+    ["nxl", "destroy", "{name}"].map(str::to_owned).into()
+}
+
+fn patience() -> u64 {
+    60
+}
