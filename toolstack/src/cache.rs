@@ -26,6 +26,7 @@ use crate::cache_folder;
 use crate::image::{Format, ImageError, Kernel, MappedFile, hex};
 use crate::lock;
 use crate::sources::Bytes;
+use crate::store_path;
 use rustix::fs::{FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -375,11 +376,10 @@ impl KernelCache {
     /// The store path of a file, if it has one: `/nix/store/HASH-NAME/…`, written by root and never again.
     fn unchanging(&self, path: &Path) -> Option<PathBuf> {
         let path = path.canonicalize().ok()?;
-        let hashed = path.strip_prefix(&self.store).ok()?.iter().next()?.to_str()?;
-        let has_hash = hashed.len() > 33 && hashed.as_bytes()[32] == b'-';
+        store_path::hash(path.strip_prefix(&self.store).ok()?.iter().next()?)?;
         let metadata = path.metadata().ok()?;
         let ours = [0, rustix::process::geteuid().as_raw()].contains(&metadata.uid());
-        (has_hash && ours && metadata.mode() & 0o222 == 0).then_some(path)
+        (ours && metadata.mode() & 0o222 == 0).then_some(path)
     }
 
     fn path(&self, key: &str, extension: &str) -> PathBuf {

@@ -21,6 +21,7 @@ mod secrets;
 mod sources;
 pub mod spec;
 pub mod store;
+mod store_path;
 mod userdata;
 pub mod vcpus;
 pub mod watch;
