@@ -8,26 +8,43 @@
 //! A service of the qube is a program or a socket in its service folders. A service of a container is a socket in a
 //! folder that the container writes and the agent reads: no program of a container is run outside it.
 
+mod control;
+mod ends;
+mod frames;
 mod limits;
+mod pair;
+mod pairs;
+mod plain;
+mod program;
+mod remote;
 mod rpc_config;
-mod running;
+mod service;
 mod services;
 mod session;
 
+pub use control::ControlSettings;
 pub use rpc_config::{RpcConfig, RpcConfigError};
 
 use crate::name::Name;
-use crate::policy::{PolicyFolders, PolicyStore, Principal, QubeInfo, System};
+use crate::policy::{DOM0, PolicyFolders, PolicyStore, Principal, QubeInfo, System};
+use crate::wire::control::CallId;
+use control::Control;
 use limits::Limit;
+use pairs::Pairs;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Deserialize;
+use service::Ended;
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
+use tokio::task::{LocalSet, spawn_local};
+use vchan::Hub;
 
 /// What an agent is told of its qube.
 #[derive(Debug, Clone, Deserialize)]
@@ -54,6 +71,9 @@ pub struct Settings {
     /// How many calls each of them, and the qube itself, may have open.
     #[serde(default = "limit")]
     pub calls: usize,
+    /// Where dom0 is; none: there are calls within the qube alone.
+    #[serde(default)]
+    pub control: Option<ControlSettings>,
 }
 
 /// A container.
@@ -89,9 +109,10 @@ fn limit() -> usize {
 pub type Audit = Box<dyn Fn(&serde_json::Value) + Send + Sync>;
 
 /// An agent whose sockets are there.
-#[derive(Debug)]
 pub struct Agent {
-    shared: Arc<Shared>,
+    settings: Settings,
+    policy: PolicyStore,
+    audit: Audit,
     listeners: Vec<(Principal, UnixListener)>,
 }
 
@@ -101,11 +122,31 @@ struct Shared {
     system: System,
     policy: PolicyStore,
     audit: Audit,
+    control: Rc<Control>,
+    pairs: Rc<Pairs>,
+    /// For vchans with stock agents.
+    hub: OnceCell<Hub>,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("Agent").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Writes down how a call ended that another qube made here.
+    fn audit_end(&self, call: Option<CallId>, shown: &str, ended: &Ended, begin: Instant) {
+        (self.audit)(&serde_json::json!({
+            "event": "served",
+            "call": call,
+            "service": shown,
+            "exit": ended.exit,
+            "reason": ended.reason,
+            "bytes_to_service": ended.to_service,
+            "bytes_to_caller": ended.to_caller,
+            "seconds": begin.elapsed().as_secs_f64(),
+        }));
     }
 }
 
@@ -116,39 +157,60 @@ impl Agent {
     /// A socket cannot be made, or the policy's files not be watched. A wrong policy is none: it denies.
     pub fn open(settings: Settings, audit: Audit) -> io::Result<Self> {
         let policy = PolicyStore::open(PolicyFolders::of(settings.policy.iter().cloned()))?;
-        let mut listeners = vec![(Principal::Qube(settings.qube.clone()), listen(&settings.socket)?)];
+        let itself = match &settings.qube {
+            name if name == DOM0 => Principal::AdminVm,
+            name => Principal::Qube(name.clone()),
+        };
+        let mut listeners = vec![(itself, listen(&settings.socket)?)];
         for (name, container) in &settings.containers {
             let principal = Principal::Container { qube: settings.qube.clone(), container: name.clone() };
             listeners.push((principal, listen(&container.socket)?));
         }
+        Ok(Self { settings, policy, audit, listeners })
+    }
+
+    /// Serves calls until the process ends: all of them in this thread.
+    ///
+    /// # Errors
+    /// The kernel gives no epoll instance.
+    pub fn run(self) -> io::Result<()> {
+        let Self { settings, policy, audit, listeners } = self;
         let info =
             QubeInfo { containers: settings.containers.keys().cloned().collect(), ..QubeInfo::app_vm() };
         let system =
             System { qubes: [(settings.qube.clone(), info)].into(), within: Some(settings.qube.clone()) };
-        Ok(Self { shared: Arc::new(Shared { settings, system, policy, audit }), listeners })
+        let control = settings.control.clone();
+        raise_descriptors();
+        let shared = Rc::new(Shared {
+            settings,
+            system,
+            policy,
+            audit,
+            control: Rc::default(),
+            pairs: Rc::default(),
+            hub: OnceCell::new(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, async {
+            for (principal, listener) in listeners {
+                listener.set_nonblocking(true)?;
+                let listener = tokio::net::UnixListener::from_std(listener)?;
+                spawn_local(accept(principal, listener, shared.clone()));
+            }
+            match control {
+                Some(control) => control::maintain(&shared, &control).await,
+                None => std::future::pending().await,
+            }
+            Ok(())
+        })
     }
+}
 
-    /// Serves calls until the process ends.
-    ///
-    /// # Errors
-    /// A thread cannot be made.
-    pub fn run(self) -> io::Result<()> {
-        let mut threads = Vec::new();
-        for (principal, listener) in self.listeners {
-            let shared = self.shared.clone();
-            let name = principal.to_string();
-            threads.push(
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn(move || accept(&principal, &listener, &shared))?,
-            );
-        }
-        for thread in threads {
-            // They do not end; one that did would have nobody to tell.
-            let _ = thread.join();
-        }
-        Ok(())
-    }
+/// A call takes up to four descriptors: as many as may be had.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    // Nobody may be refused more than the hard limit has.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// A socket at a path: whoever has it mounted may call. What an agent before this one left there is replaced.
@@ -162,36 +224,36 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn accept(principal: &Principal, listener: &UnixListener, shared: &Arc<Shared>) {
+async fn accept(principal: Principal, listener: tokio::net::UnixListener, shared: Rc<Shared>) {
     let limit = Limit::new(shared.settings.calls);
+    let principal = Rc::new(principal);
     loop {
-        let socket = match listener.accept() {
+        let socket = match listener.accept().await {
             Ok((socket, _)) => socket,
             // No descriptors, or the caller has gone: others come.
             Err(_) => {
-                std::thread::sleep(Duration::from_millis(10));
+                tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
             }
         };
         let Some(place) = limit.take() else {
-            refuse_at_once(&socket, principal, shared, "it has as many calls open as it may");
+            let why = "it has as many calls open as it may";
+            (shared.audit)(
+                &serde_json::json!({ "event": "refused", "source": principal.to_string(), "reason": why }),
+            );
+            // A socket that was just opened has room for a few bytes: this is over at once.
+            session::refuse_unheard(socket).await;
             continue;
         };
-        let (principal, shared_too) = (principal.clone(), shared.clone());
-        let call = move || {
+        let (principal, shared) = (principal.clone(), shared.clone());
+        spawn_local(async move {
             let _place = place;
-            session::serve(socket, &principal, &shared_too);
-        };
-        // Without a thread the socket is closed, and the caller told so.
-        let _ = std::thread::Builder::new().name("call".to_owned()).spawn(call);
+            session::serve(socket, &principal, &shared).await;
+        });
     }
 }
 
-/// Tells a caller so whose request was not read.
-fn refuse_at_once(socket: &UnixStream, principal: &Principal, shared: &Shared, why: &str) {
-    (shared.audit)(
-        &serde_json::json!({ "event": "refused", "source": principal.to_string(), "reason": why }),
-    );
-    // A socket that was just opened has room for a few bytes; and if not, the caller sees that nobody is there.
-    let _ = socket.set_nonblocking(true).and_then(|()| session::refuse(socket));
+/// Says what is wrong to whoever keeps the log; there is nobody left to tell when stderr is gone, too.
+fn complain(what: &str) {
+    let _ = writeln!(io::stderr(), "nexus-agent: {what}");
 }

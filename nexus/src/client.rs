@@ -1,6 +1,10 @@
 //! Whoever calls: from a container or a qube, through the socket of its agent.
 
+mod tasks;
+
 pub use crate::conversation::ConversationError;
+pub use tasks::AsyncCall;
+
 use crate::conversation::{Incoming, send};
 use crate::wire::{Channel, Ident, Message, Trigger};
 use std::io::{self, Read, Write};
@@ -39,6 +43,43 @@ pub enum CallError {
     Output(#[source] io::Error),
 }
 
+impl CallError {
+    /// For those who read and write.
+    fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Self::Refused => io::ErrorKind::PermissionDenied,
+            Self::TooLong => io::ErrorKind::InvalidInput,
+            Self::Conversation(ConversationError::HungUp) => io::ErrorKind::UnexpectedEof,
+            Self::Conversation(ConversationError::Wire(_)) => io::ErrorKind::InvalidData,
+            Self::NoAgent { source: error, .. }
+            | Self::Conversation(ConversationError::Io(error))
+            | Self::Input(error)
+            | Self::Output(error) => error.kind(),
+        };
+        io::Error::new(kind, self)
+    }
+
+    fn from_io(error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => error,
+            Err(error) => ConversationError::Io(error).into(),
+        }
+    }
+}
+
+/// What a client says at first: hello, and what it wants. The agent says hello without being asked, so there is nothing to
+/// wait for.
+fn request(target: &str, service: &str) -> Result<Vec<u8>, CallError> {
+    let mut bytes = Vec::new();
+    let ident = Ident::new(b"call").ok_or(CallError::TooLong)?;
+    let trigger = Trigger { ident, target: target.as_bytes(), service: service.as_bytes() };
+    Message::Hello(Channel::FromClient.version().number())
+        .encode(&mut bytes)
+        .and_then(|()| Message::TriggerService3(trigger).encode(&mut bytes))
+        .map_err(|_| CallError::TooLong)?;
+    Ok(bytes)
+}
+
 /// A call whose request is on its way.
 #[derive(Debug)]
 pub struct OutgoingCall {
@@ -51,24 +92,15 @@ impl OutgoingCall {
     /// # Errors
     /// The agent is not there, or the request does not fit a message. That it is refused is known in [`Self::run`].
     pub fn start(agent: &Path, target: &str, service: &str) -> Result<Self, CallError> {
+        let request = request(target, service)?;
         let connected = UnixStream::connect(agent);
         let mut socket = connected.map_err(|source| CallError::NoAgent { path: agent.to_owned(), source })?;
-        let reading = socket.try_clone().map_err(ConversationError::Io)?;
-        let mut incoming = Incoming::new(reading, Channel::ToClient);
-        // The agent says hello first: its version is known from then on, and checked.
-        incoming.next(|_| ())?;
         // An agent that does not want to hear more has said why.
-        let unless_gone = |sent| match sent {
-            Err(ConversationError::Io(_)) => Ok(()),
-            sent => sent,
-        };
-        unless_gone(send(&mut socket, &Message::Hello(Channel::FromClient.version().number())))?;
-        let ident = Ident::new(b"call").ok_or(CallError::TooLong)?;
-        let trigger = Trigger { ident, target: target.as_bytes(), service: service.as_bytes() };
-        match unless_gone(send(&mut socket, &Message::TriggerService3(trigger))) {
-            Err(ConversationError::Wire(_)) => Err(CallError::TooLong),
-            sent => Ok(sent.map(|()| Self { incoming })?),
-        }
+        let _ = socket.write_all(&request);
+        let mut incoming = Incoming::new(socket, Channel::ToClient);
+        // Its hello: its version is known from then on, and checked.
+        incoming.next(|_| ())?;
+        Ok(Self { incoming })
     }
 
     /// Carries the call to its end: `input` goes to the service, what it writes comes back. Returns its exit code.

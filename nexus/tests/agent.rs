@@ -377,3 +377,34 @@ fn a_client_that_knows_nothing_of_calls_is_connected() {
     });
     forwarder.kill().and_then(|()| forwarder.wait()).expect("the forwarder");
 }
+
+#[tokio::test]
+async fn a_task_calls() {
+    use nexus::client::{AsyncCall, CallError};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
+
+    let qube = Qube::new("q.Cat * work:web work allow\n");
+    qube.service("q.Cat", "echo begun >&2; cat; echo ended >&2; exit 7");
+    let start =
+        async |service| AsyncCall::start(&qube.path("web.sock"), "work", service).await.expect("an agent");
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let (mut reading, mut writing) = split(start("q.Cat").await);
+    let said = bytes.clone();
+    let writer = tokio::spawn(async move {
+        for part in said.chunks(70_001) {
+            writing.write_all(part).await.expect("a service");
+        }
+        writing.shutdown().await.expect("a service");
+        writing
+    });
+    let mut back = Vec::new();
+    reading.read_to_end(&mut back).await.expect("a service");
+    let mut call = reading.unsplit(writer.await.expect("a writer"));
+    assert!(back == bytes, "{} bytes", back.len());
+    assert_eq!(call.exit_code().await.expect("an end"), 7);
+    assert_eq!(text(&call.stderr()), "begun\nended\n");
+    // Refused, by what is read or by its end.
+    let refused = start("q.None").await.read(&mut [0]).await.expect_err("a refusal");
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    assert!(matches!(start("q.None").await.exit_code().await, Err(CallError::Refused)));
+}

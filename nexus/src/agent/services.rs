@@ -7,7 +7,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// A service that was found.
@@ -15,8 +14,27 @@ use std::path::{Path, PathBuf};
 pub(super) enum Found {
     /// A program.
     Program(PathBuf),
-    /// A socket, connected.
-    Socket(UnixStream),
+    /// A socket.
+    Socket(Socket),
+}
+
+/// Where a socket is.
+#[derive(Debug)]
+pub(super) enum Socket {
+    /// By name.
+    Named(PathBuf),
+    /// The very file that was looked at.
+    Opened(OwnedFd),
+}
+
+impl Socket {
+    /// The path to connect to, for as long as this lives.
+    pub(super) fn path(&self) -> PathBuf {
+        match self {
+            Self::Named(path) => path.clone(),
+            Self::Opened(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        }
+    }
 }
 
 /// A service of the qube itself: the first of these folders that has `SERVICE+ARGUMENT`, or else the first that has
@@ -41,7 +59,7 @@ pub(super) fn of_qube(service: &Service, folders: &[PathBuf]) -> io::Result<Opti
 fn open(path: PathBuf) -> io::Result<Found> {
     let metadata = fs::metadata(&path)?;
     if metadata.file_type().is_socket() {
-        return UnixStream::connect(&path).map(Found::Socket);
+        return Ok(Found::Socket(Socket::Named(path)));
     }
     if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
         return Ok(Found::Program(path));
@@ -54,13 +72,13 @@ fn open(path: PathBuf) -> io::Result<Found> {
 /// run outside it.
 ///
 /// # Errors
-/// It is there and is no socket, or nobody listens.
-pub(super) fn of_container(service: &Service, folder: &Path) -> io::Result<Option<UnixStream>> {
+/// It is there and is no socket.
+pub(super) fn of_container(service: &Service, folder: &Path) -> io::Result<Option<Found>> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let folder = openat(CWD, folder, flags | OFlags::DIRECTORY, Mode::empty())?;
     for name in [service.to_string(), service.name().to_string()] {
         match openat(&folder, name.as_str(), flags, Mode::empty()).map_err(io::Error::from) {
-            Ok(found) => return connect(&found).map(Some),
+            Ok(found) => return socket(found).map(Some),
             Err(error) if absent(&error) => {}
             Err(error) => return Err(error),
         }
@@ -68,11 +86,10 @@ pub(super) fn of_container(service: &Service, folder: &Path) -> io::Result<Optio
     Ok(None)
 }
 
-/// Connects to the very file that was looked at.
-fn connect(found: &OwnedFd) -> io::Result<UnixStream> {
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(found)?.st_mode);
+fn socket(found: OwnedFd) -> io::Result<Found> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
     if kind != FileType::Socket {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a container's service is a socket"));
     }
-    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd()))
+    Ok(Found::Socket(Socket::Opened(found)))
 }

@@ -1,14 +1,19 @@
-//! One call, from its socket's hello to its exit code.
+//! One client's call, from its socket's hello to its exit code.
 
-use super::running::{self, Ended};
-use super::{RpcConfig, Shared, services};
-use crate::conversation::{ConversationError, Incoming, send};
-use crate::policy::{Call, Place, Principal, Service, Verdict};
-use crate::wire::{Channel, EXIT_NO_SERVICE, EXIT_PROBLEM, Ident, Message, WireError};
-use std::io::Write;
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use super::control::Answer;
+use super::ends::{Hearing, Saying};
+use super::frames::{Bytes, Opening};
+use super::service::{self, Ended, Wanted};
+use super::{Shared, remote};
+use crate::conversation::ConversationError;
+use crate::policy::{Call, Denial, Place, Principal, Qube, Service, Verdict};
+use crate::wire::{Channel, Ident, Message, WireError};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 /// How long a caller may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,12 +23,32 @@ struct Request {
     ident: Ident,
     target: Result<Option<Place>, String>,
     service: Result<Service, String>,
+    /// As they came.
+    words: (Box<[u8]>, Box<[u8]>),
+}
+
+/// What became of a request.
+enum Route {
+    /// It is for this qube.
+    Here {
+        target: Place,
+        user: Option<Arc<str>>,
+    },
+    /// It is dom0's to decide.
+    Dom0,
+    Refused,
 }
 
 /// Serves one call. Whatever the caller does, it ends.
-pub(super) fn serve(mut socket: UnixStream, source: &Principal, shared: &Shared) {
-    let (mut incoming, request) = match greet(&socket) {
+pub(super) async fn serve(socket: UnixStream, source: &Principal, shared: &Rc<Shared>) {
+    let bytes = Bytes::Socket(Rc::new(socket));
+    let mut opening = Opening::new(bytes.clone(), Channel::FromClient);
+    let greeted = match timeout(PATIENCE, greet(&mut opening)).await {
         Ok(greeted) => greeted,
+        Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+    };
+    let request = match greeted {
+        Ok(request) => request,
         Err(error) => {
             let reason = error.to_string();
             return (shared.audit)(
@@ -32,75 +57,145 @@ pub(super) fn serve(mut socket: UnixStream, source: &Principal, shared: &Shared)
         }
     };
     let ident = request.ident;
-    let Some((call, target, user)) = decide(request, source, shared) else {
-        // Gone is as good as refused.
-        let _ = send(&mut socket, &Message::ServiceRefused(ident));
-        return;
-    };
+    let (reading, writing) = opening.into_halves();
+    let (mut hearing, mut saying) = (Hearing::Messages(reading), Saying::Messages(writing));
     let begin = Instant::now();
-    let ended = run(&call, &target, user.as_deref(), &mut incoming, &socket, shared);
+    let (target, service, ended) = match decide(&request, source, shared) {
+        Ok((call, Route::Here { target, user })) => {
+            let wanted = Wanted {
+                container: match &target {
+                    Place::Container { container, .. } => Some(container.clone()),
+                    _ => None,
+                },
+                user: user.as_deref().map(str::to_owned),
+                service: call.service.clone(),
+                source: source.to_string(),
+                wish: String::new(),
+            };
+            let watch = hearing.watch();
+            let opened = tokio::select! {
+                biased;
+                opened = shared.open(&wanted) => opened,
+                () = watch.gone() => Err(Ended::problem("the caller is gone")),
+            };
+            let ended = match opened {
+                Ok(opened) => service::carry(opened, &mut hearing, &mut saying).await,
+                Err(ended) => ended,
+            };
+            (target.to_string(), call.service, Some(ended))
+        }
+        Ok((call, Route::Dom0)) => {
+            let target = call.target.as_ref().map_or("@default".to_owned(), ToString::to_string);
+            let ended = ask_dom0(&request, source, &mut hearing, &mut saying, shared).await;
+            (target, call.service, ended)
+        }
+        Ok((_, Route::Refused)) | Err(()) => return refuse(&bytes, ident).await,
+    };
+    let Some(ended) = ended else { return refuse(&bytes, ident).await };
     (shared.audit)(&serde_json::json!({
         "event": "end",
         "source": source.to_string(),
-        "target": target.to_string(),
-        "service": call.service.to_string(),
+        "target": target,
+        "service": service.to_string(),
         "exit": ended.exit,
         "reason": ended.reason,
         "bytes_to_service": ended.to_service,
         "bytes_to_caller": ended.to_caller,
         "seconds": begin.elapsed().as_secs_f64(),
     }));
-    let _ = send(&mut socket, &Message::ExitCode(ended.exit));
-    let _ = socket.shutdown(Shutdown::Both);
+    // Gone is as good as told.
+    let _ = saying.exit(ended.exit).await;
 }
 
-fn greet(socket: &UnixStream) -> Result<(Incoming, Request), ConversationError> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    send(&mut &*socket, &Message::Hello(Channel::ToClient.version().number()))?;
-    let mut incoming = Incoming::new(socket.try_clone()?, Channel::FromClient);
-    incoming.next(|_| ())?;
-    let request = incoming.next(|message| match message {
+/// Has dom0 decide, and carries the call. Nothing: it was refused.
+async fn ask_dom0(
+    request: &Request,
+    source: &Principal,
+    hearing: &mut Hearing,
+    saying: &mut Saying,
+    shared: &Rc<Shared>,
+) -> Option<Ended> {
+    let (target, service) = &request.words;
+    let mut asked = match shared.control.ask(source, target, service) {
+        Ok(asked) => asked,
+        Err(reason) => return Some(Ended::problem(reason)),
+    };
+    let watch = hearing.watch();
+    let answer = tokio::select! {
+        biased;
+        answer = asked.answer() => answer,
+        () = watch.gone() => return Some(Ended::problem("the caller is gone")),
+    };
+    match answer {
+        Some(Answer::Join(join)) => Some(remote::join(shared, &join, hearing, saying).await),
+        Some(Answer::Connect(link)) => {
+            let ended = remote::connect(shared, link, hearing, saying).await;
+            shared.control.terminated(link);
+            Some(ended)
+        }
+        Some(Answer::Refused) => None,
+        None => Some(Ended::problem("dom0 has gone before it decided")),
+    }
+}
+
+async fn greet(opening: &mut Opening) -> Result<Request, ConversationError> {
+    opening.say_hello(Channel::ToClient).await?;
+    opening.next(|_| ()).await?;
+    let request = opening.next(|message| match message {
         Message::TriggerService3(trigger) => Ok(Request {
             ident: trigger.ident,
             target: trigger.target().map_err(|error| error.to_string()),
             service: trigger.service().map_err(|error| error.to_string()),
+            words: (trigger.target.into(), trigger.service.into()),
         }),
         other => Err(WireError::Order(other.kind())),
-    })??;
-    socket.set_read_timeout(None)?;
-    Ok((incoming, request))
+    });
+    Ok(request.await??)
 }
 
 /// Refuses without having heard what is wanted.
-pub(super) fn refuse(mut socket: &UnixStream) -> std::io::Result<()> {
-    let mut bytes = Vec::new();
-    let refusal = Ident::new(b"call").map(Message::ServiceRefused);
-    for message in [Message::Hello(Channel::ToClient.version().number())].into_iter().chain(refusal) {
-        message.encode(&mut bytes).map_err(std::io::Error::other)?;
+pub(super) async fn refuse_unheard(socket: UnixStream) {
+    let opening = Opening::new(Bytes::Socket(Rc::new(socket)), Channel::FromClient);
+    if opening.say_hello(Channel::ToClient).await.is_ok()
+        && let Some(ident) = Ident::new(b"call")
+    {
+        let (_, writing) = opening.into_halves();
+        refuse(writing.bytes(), ident).await;
     }
-    socket.write_all(&bytes)
 }
 
-/// The call, where it goes and as whom it runs, if policy lets it.
-fn decide(
-    request: Request,
-    source: &Principal,
-    shared: &Shared,
-) -> Option<(Call, Place, Option<std::sync::Arc<str>>)> {
-    let (target, service) = match (request.target, request.service) {
-        (Ok(target), Ok(service)) => (target, service),
+async fn refuse(to: &Bytes, ident: Ident) {
+    let mut bytes = Vec::new();
+    if Message::ServiceRefused(ident).encode(&mut bytes).is_ok() {
+        // Gone is as good as refused.
+        let _ = to.write(&[], &bytes).await;
+    }
+}
+
+/// What becomes of a request. A request that is none is refused.
+fn decide(request: &Request, source: &Principal, shared: &Shared) -> Result<(Call, Route), ()> {
+    let (target, service) = match (&request.target, &request.service) {
+        (Ok(target), Ok(service)) => (target.clone(), service.clone()),
         (Err(reason), _) | (_, Err(reason)) => {
             (shared.audit)(&serde_json::json!({
                 "event": "decision", "source": source.to_string(), "verdict": "deny", "reason": reason,
             }));
-            return None;
+            return Err(());
         }
     };
     let call = Call { source: source.clone(), target, service };
+    let dom0 = shared.settings.control.is_some();
+    if dom0 && is_elsewhere(call.target.as_ref(), shared) {
+        return Ok((call, Route::Dom0));
+    }
     let mut decision = shared.policy.decide(&call, &shared.system);
     if let Verdict::Ask(_) = decision.verdict {
         // Nobody in a qube is asked: that is a no.
         decision = decision.answered(None);
+    }
+    if dom0 && call.target.is_none() && matches!(decision.verdict, Verdict::Deny(Denial::NoRule)) {
+        // The qube has no place of its own for it.
+        return Ok((call, Route::Dom0));
     }
     let mut record = serde_json::json!({
         "event": "decision",
@@ -109,67 +204,30 @@ fn decide(
         "service": call.service.to_string(),
         "rule": decision.rule.as_ref().map(ToString::to_string),
     });
-    let allowed = match decision.verdict {
+    let route = match decision.verdict {
         Verdict::Allow(allowed) => {
             record["verdict"] = "allow".into();
             record["to"] = allowed.target.to_string().into();
-            Some(allowed)
+            Route::Here { target: allowed.target, user: allowed.user }
         }
         Verdict::Deny(denial) => {
             record["verdict"] = "deny".into();
             record["reason"] = denial.to_string().into();
-            None
+            Route::Refused
         }
-        Verdict::Ask(_) => None,
+        Verdict::Ask(_) => Route::Refused,
     };
     (shared.audit)(&record);
-    allowed.map(|allowed| (call, allowed.target, allowed.user))
+    Ok((call, route))
 }
 
-fn run(
-    call: &Call,
-    target: &Place,
-    user: Option<&str>,
-    incoming: &mut Incoming,
-    socket: &UnixStream,
-    shared: &Shared,
-) -> Ended {
-    let settings = &shared.settings;
-    let problem = |reason: String| Ended::early(EXIT_PROBLEM, reason);
-    let container = match target {
-        Place::Container { container, .. } => match settings.containers.get(container) {
-            Some(container) => Some(container),
-            None => return problem(format!("{target} is not here")),
-        },
-        _ => None,
-    };
-    let rpc_config = container.and_then(|container| container.rpc_config.as_ref());
-    let config = match RpcConfig::of(&call.service, rpc_config.unwrap_or(&settings.rpc_config)) {
-        Ok(config) => config,
-        Err(error) => return problem(format!("rpc-config: {error}")),
-    };
-    let found = match container {
-        // Whom a container's service runs as is the container's to say.
-        Some(container) => services::of_container(&call.service, &container.services)
-            .map(|found| found.map(services::Found::Socket)),
-        None => {
-            // The agent has one user. To run a service as another than the one that it is to have would be a grant.
-            if let Some(user) = config.force_user.as_deref().or(user).filter(|user| *user != settings.user) {
-                return problem(format!(
-                    "it is to run as {user}, and everything here runs as {}",
-                    settings.user
-                ));
-            }
-            services::of_qube(&call.service, &settings.services)
-        }
-    };
-    let found = match found {
-        Ok(found) => found,
-        Err(error) => return problem(error.to_string()),
-    };
-    match found {
-        None => Ended::early(EXIT_NO_SERVICE, "there is no such service".to_owned()),
-        Some(services::Found::Program(path)) => running::program(&path, call, incoming, socket),
-        Some(services::Found::Socket(service)) => running::socket(service, &config, call, incoming, socket),
+/// Whether a target is not in this qube.
+fn is_elsewhere(target: Option<&Place>, shared: &Shared) -> bool {
+    let own = &shared.settings.qube;
+    match target {
+        None => false,
+        Some(Place::AdminVm) => own != crate::policy::DOM0,
+        Some(Place::Qube(Qube::Name(name)) | Place::Container { qube: name, .. }) => name != own,
+        Some(Place::Qube(Qube::Uuid(_)) | Place::DispVm | Place::DispVmOf(_)) => true,
     }
 }

@@ -35,5 +35,6 @@ fn main() -> ExitCode {
 }
 
 fn line(record: &serde_json::Value) {
-    let _ = writeln!(std::io::stderr(), "{record}");
+    // One write for a line: stderr has no buffer.
+    let _ = std::io::stderr().write_all(format!("{record}\n").as_bytes());
 }

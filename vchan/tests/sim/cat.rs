@@ -1,6 +1,7 @@
 //! `vchan-cat`, as one uses it from a shell.
 
-use crate::host::{CLIENT, Host, Kind, PATH, Process, SERVER};
+use crate::host::{Host, Process};
+use crate::peers::{CLIENT, Kind, PATH, SERVER};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

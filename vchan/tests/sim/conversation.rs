@@ -1,7 +1,8 @@
 //! Both directions, byte for byte, through rings of every size, with libxenvchan at either end.
 
 use crate::cat::Input;
-use crate::host::{Host, Kind, Process};
+use crate::host::{Host, Process};
+use crate::peers::Kind;
 
 /// Minimums, and the orders that they lead to: the table of the protocol.
 const SIZES: [(usize, usize, u16, u16); 11] = [

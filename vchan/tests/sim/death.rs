@@ -1,6 +1,7 @@
 //! `kill -9` of either side is noticed by the other, whichever library it has.
 
-use crate::host::{CLIENT, Host, Kind, PATH, Process};
+use crate::host::{Host, Process};
+use crate::peers::{CLIENT, Kind, PATH};
 use std::fs::File;
 use std::io::Write;
 use std::process::Stdio;

@@ -1,6 +1,7 @@
 //! A thousand channels in one process.
 
-use crate::host::{CLIENT, Host, Process, beside};
+use crate::host::{Host, Process, beside};
+use crate::peers::CLIENT;
 
 /// What a peer's line says of a cost.
 fn cost(line: &str, of: &str) -> u64 {

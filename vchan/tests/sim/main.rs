@@ -7,4 +7,5 @@ mod death;
 mod differential;
 mod host;
 mod hub;
+mod peers;
 mod restart;

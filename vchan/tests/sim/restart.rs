@@ -1,6 +1,7 @@
 //! A server that is restarted under a client that connects again.
 
-use crate::host::{Host, Kind};
+use crate::host::Host;
+use crate::peers::Kind;
 
 #[test]
 fn a_client_comes_back_to_a_restarted_server() {

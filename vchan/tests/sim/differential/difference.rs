@@ -1,7 +1,7 @@
 //! Where this library answers otherwise than libxenvchan, and why: all of it, and as narrow as it is.
 
 use super::page::Page;
-use crate::host::Kind;
+use crate::peers::Kind;
 
 /// What a call may answer otherwise than libxenvchan does between two of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

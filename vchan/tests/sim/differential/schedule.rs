@@ -4,7 +4,7 @@
 //! known that it waits, before the calls that end the wait. So a schedule knows how many bytes are in each ring.
 
 use super::difference::Difference;
-use crate::host::{CLIENT, PATH, SERVER};
+use crate::peers::{CLIENT, PATH, SERVER};
 use std::fmt;
 
 /// Who is called.

@@ -2,7 +2,8 @@
 
 use super::difference::Difference;
 use super::schedule::{Call, Schedule, Step, Who};
-use crate::host::{CLIENT, Host, Kind, PATIENCE, SERVER};
+use crate::host::{Host, PATIENCE};
+use crate::peers::{CLIENT, Kind, SERVER};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Write};
