@@ -9,4 +9,5 @@ mod deaths;
 mod host;
 mod hostile;
 mod many;
+mod nexusd;
 mod stage;

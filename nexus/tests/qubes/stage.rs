@@ -61,10 +61,14 @@ impl Stage {
                 fs::create_dir(stage.path(&format!("{qube}{folder}"))).unwrap();
             }
             stage.configure(qube, containers);
-            stage.broker.listen(qube, domid);
+            if settings.get("control").is_none() {
+                stage.broker.listen(qube, domid);
+            }
             stage.start(qube, domid);
         }
-        stage.until(|| qubes.iter().all(|(qube, ..)| stage.broker.has(qube)));
+        if settings.get("control").is_none() {
+            stage.until(|| qubes.iter().all(|(qube, ..)| stage.broker.has(qube)));
+        }
         stage
     }
 
@@ -89,6 +93,16 @@ impl Stage {
             settings[key] = value.clone();
         }
         fs::write(path("agent.json"), settings.to_string()).unwrap();
+    }
+
+    /// An agent more, with a broker of its own.
+    pub(crate) fn add(&mut self, qube: &str, domid: u16, control: &serde_json::Value) {
+        for folder in ["", "/policy", "/services", "/rpc-config"] {
+            fs::create_dir(self.path(&format!("{qube}{folder}"))).unwrap();
+        }
+        self.settings["control"] = control.clone();
+        self.configure(qube, &[]);
+        self.start(qube, domid);
     }
 
     pub(crate) fn start(&mut self, qube: &str, domid: u16) {
@@ -153,10 +167,15 @@ impl Stage {
     }
 
     pub(crate) fn caller(&self, from: &str, target: &str, service: &str) -> Command {
+        self.caller_of("work", from, target, service)
+    }
+
+    /// A caller in another qube.
+    pub(crate) fn caller_of(&self, qube: &str, from: &str, target: &str, service: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-call"));
         command
             .arg("--agent")
-            .arg(self.path(&format!("work/{from}.sock")))
+            .arg(self.path(&format!("{qube}/{from}.sock")))
             .args([target, service])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
