@@ -15,7 +15,7 @@ pub(crate) fn plan(qubes: &Qubes, path: &Path, prune: bool, as_json: bool) -> Re
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
-/// The plan in words, a line each.
+/// The plan in words, with the reasons.
 pub(crate) fn text(plan: &Plan) -> String {
     let mut text = String::new();
     // Writing to a String does not fail.
@@ -34,7 +34,10 @@ pub(crate) fn text(plan: &Plan) -> String {
         }
     }
     for step in &plan.steps {
-        line(format_args!("{} {}{}", step.work.name(), step.name, because(step)));
+        line(format_args!("{} {}", step.work.name(), step.name));
+        for reason in reasons(step) {
+            line(format_args!("    {reason}"));
+        }
     }
     if plan.is_empty() {
         line(format_args!("Nothing has to be done."));
@@ -51,14 +54,13 @@ pub(crate) fn text(plan: &Plan) -> String {
     text
 }
 
-fn because(step: &Step) -> String {
-    let reasons: Vec<String> = match &step.work {
+fn reasons(step: &Step) -> Vec<String> {
+    match &step.work {
         Work::Change(changes) => changes.iter().map(ToString::to_string).collect(),
         Work::Restart { why } => why.iter().map(ToString::to_string).collect(),
         Work::Resume => vec!["it was made, and never ran".to_owned()],
         Work::Create | Work::Remove => Vec::new(),
-    };
-    if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) }
+    }
 }
 
 /// The same for programs.
@@ -156,9 +158,9 @@ pub(crate) mod tests {
             text(&example()),
             "policy 50-nexus.policy: changed\n\
              remove old\n\
-             change work: vcpus: 1 -> 2; what a restart makes of it\n\
+             change work\n    vcpus: 1 -> 2\n    what a restart makes of it\n\
              create net\n\
-             restart vault: type: pv -> pvh\n\
+             restart vault\n    type: pv -> pvh\n\
              unchanged: mail\n\
              not declared, left alone: mine, yours\n"
         );

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use uuid::Uuid;
-use xen::DomId;
+use xen::{DomId, PAGE_SHIFT};
 
 /// Why it could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -170,11 +170,21 @@ pub enum Conflict {
         /// Who has it.
         domid: DomId,
     },
+    /// The qubes that are to run want more memory than the host has, Xen's and dom0's included.
+    Memory {
+        /// What they want, in MiB.
+        wanted_mib: u64,
+        /// What the host has, in MiB.
+        host_mib: u64,
+    },
 }
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Memory { wanted_mib, host_mib } => {
+                write!(f, "the qubes that are to run want {wanted_mib} MiB, and this host has {host_mib} MiB")
+            }
             Self::Name { name, domid } => {
                 write!(
                     f,
@@ -297,8 +307,28 @@ impl Plan {
                 plan.undeclared.push(name);
             }
         }
+        plan.check_memory(qubes, configs)?;
         plan.steps.sort_by(|a, b| (a.wave, &a.name).cmp(&(b.wave, &b.name)));
         Ok(plan)
+    }
+
+    /// What the host has not got is not found out half way.
+    fn check_memory(
+        &mut self,
+        qubes: &Qubes,
+        configs: &BTreeMap<String, QubeConfig>,
+    ) -> Result<(), PlanError> {
+        let stays = self.steps.iter().filter(|step| step.work != Work::Remove).map(|step| &step.name);
+        let wanted = stays.chain(&self.unchanged).filter_map(|name| configs.get(name));
+        let wanted_mib = wanted.map(|config| config.memory_mib).fold(0, u64::saturating_add);
+        if self.steps.is_empty() {
+            return Ok(());
+        }
+        let host_mib = qubes.control.phys_info()?.total_pages >> (20 - PAGE_SHIFT);
+        if wanted_mib > host_mib {
+            self.conflicts.push(Conflict::Memory { wanted_mib, host_mib });
+        }
+        Ok(())
     }
 
     /// Whether nothing has to be done.
