@@ -74,7 +74,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
-        Command::Plan { prune, json, spec } => plan::plan(&qubes()?, &spec, prune, json),
+        Command::Plan { wishes, json, spec } => plan::plan(&qubes()?, &spec, &wishes.wishes(), json),
         Command::Diff { json, spec } => diff::diff(&qubes()?, &spec, json),
         Command::Tree { json, svg, spec } => tree::tree(&qubes()?, spec.as_deref(), json, svg),
         Command::List(options) => list::list(&qubes()?, options.long, options.columns, &options.qubes),

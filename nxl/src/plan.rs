@@ -7,10 +7,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Plan, PolicyChange, Step, Work};
+use toolstack::spec::{Plan, PolicyChange, Step, Wishes, Work};
 
-pub(crate) fn plan(qubes: &Qubes, path: &Path, prune: bool, as_json: bool) -> Result<(), Error> {
-    let plan = Declared::read(path)?.plan(qubes, prune)?;
+pub(crate) fn plan(qubes: &Qubes, path: &Path, wishes: &Wishes, as_json: bool) -> Result<(), Error> {
+    let plan = Declared::read(path)?.plan(qubes, wishes)?;
     let text = if as_json { format!("{:#}\n", json(&plan)) } else { text(&plan) };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }

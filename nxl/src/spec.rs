@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toolstack::config::QubeConfig;
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Document, Plan, PolicyFolder, Spec};
+use toolstack::spec::{Document, Plan, PolicyFolder, Spec, Wishes};
 
 /// What was applied last on this host.
 pub(crate) const APPLIED: &str = "/run/nxl/qubes.json";
@@ -37,8 +37,12 @@ impl Declared {
     }
 
     /// What has to be done on this host.
-    pub(crate) fn plan(&self, qubes: &Qubes, prune: bool) -> Result<Plan, Error> {
-        Ok(Plan::of(qubes, &self.spec, &self.configs, &PolicyFolder::default(), prune)?)
+    pub(crate) fn plan(&self, qubes: &Qubes, wishes: &Wishes) -> Result<Plan, Error> {
+        let declared = &self.spec.document().qubes;
+        if let Some(name) = wishes.start.iter().find(|name| !declared.contains_key(*name)) {
+            return Err(Error::NotDeclared(name.clone()));
+        }
+        Ok(Plan::of(qubes, &self.spec, &self.configs, &PolicyFolder::default(), wishes)?)
     }
 }
 

@@ -30,7 +30,7 @@ pub use document::{
     Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, Private, Qube, VERSION,
 };
 pub use places::Place;
-pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Work};
+pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Wishes, Work};
 pub use policy::{PolicyChange, PolicyFolder};
 pub use volume::VolumeError;
 

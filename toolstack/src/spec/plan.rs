@@ -195,6 +195,15 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// What is asked for beyond the document.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Qubes that an apply made and that are no longer declared are removed.
+    pub prune: bool,
+    /// Declared qubes that are started although they do not start by themselves.
+    pub start: BTreeSet<String>,
+}
+
 /// What has to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -215,8 +224,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Looks at the host. `configs` are the document's ([`Spec::configs`]), completed with what the host says; with
-    /// `prune` qubes that an apply made and that are no longer declared are removed.
+    /// Looks at the host. `configs` are the document's ([`Spec::configs`]), completed with what the host says.
     ///
     /// # Errors
     /// See [`PlanError`].
@@ -225,7 +233,7 @@ impl Plan {
         spec: &Spec,
         configs: &BTreeMap<String, QubeConfig>,
         policy: &PolicyFolder,
-        prune: bool,
+        wishes: &Wishes,
     ) -> Result<Self, PlanError> {
         let document = spec.document();
         let mut plan = Self {
@@ -264,6 +272,7 @@ impl Plan {
                 continue;
             }
             let wanted = document.qubes.get(name).is_some_and(|qube| qube.autostart)
+                || wishes.start.contains(name)
                 || restarts.contains(&uuid)
                 || half_made.contains(&uuid);
             let step = |work, wave| Step { name: name.to_owned(), uuid, work, wave };
@@ -301,7 +310,7 @@ impl Plan {
             if document.qubes.keys().any(|name| uuid_of(name) == qube.uuid()) {
                 continue;
             }
-            if prune && is_declared(qube.uuid()) {
+            if wishes.prune && is_declared(qube.uuid()) {
                 plan.steps.push(Step { name, uuid: qube.uuid(), work: Work::Remove, wave: 0 });
             } else {
                 plan.undeclared.push(name);

@@ -368,8 +368,12 @@ fn how(host: &Site, jobs: usize) -> Host {
     Host { policy, jobs, patience: Duration::ZERO }
 }
 
+fn wishes(prune: bool) -> Wishes {
+    Wishes { prune, start: BTreeSet::new() }
+}
+
 fn plan(host: &Site, spec: &Spec, prune: bool) -> Plan {
-    Plan::of(&host.qubes, spec, &spec.configs().unwrap(), &how(host, 1).policy, prune).unwrap()
+    Plan::of(&host.qubes, spec, &spec.configs().unwrap(), &how(host, 1).policy, &wishes(prune)).unwrap()
 }
 
 fn open(host: &Site) -> Result<(Qubes, std::sync::Arc<dyn xen::ForeignMemory>), xen::Error> {
@@ -383,7 +387,7 @@ fn apply_with(host: &Site, spec: &Spec, prune: bool, jobs: usize) -> (Vec<String
     let lock = host.qubes.lock_apply().unwrap().expect("nobody else applies");
     let configs = spec.configs().unwrap();
     let how = how(host, jobs);
-    let plan = Plan::of(&host.qubes, spec, &configs, &how.policy, prune).unwrap();
+    let plan = Plan::of(&host.qubes, spec, &configs, &how.policy, &wishes(prune)).unwrap();
     assert_eq!(plan.conflicts, []);
     let done = Mutex::new(Vec::new());
     let hooks = Hooks {
@@ -454,6 +458,20 @@ fn a_host_becomes_what_is_declared_and_a_second_apply_does_nothing() {
     assert_eq!(plan(&host, &spec, false).halted, ["spare"]);
     is_as_declared(&host, &spec);
     assert_eq!(apply(&host, &spec), [""; 0]);
+}
+
+#[test]
+fn a_qube_that_does_not_start_by_itself_is_started_when_that_is_asked_for() {
+    let host = site();
+    let spec = spec(&host, &[("spare", json!({ "autostart": false }))]);
+    let asked = Wishes { start: BTreeSet::from(["spare".to_owned()]), ..Wishes::default() };
+    let configs = spec.configs().unwrap();
+    let planned = Plan::of(&host.qubes, &spec, &configs, &how(&host, 1).policy, &asked).unwrap();
+    assert_eq!((planned.steps[0].work.name(), planned.halted.len()), ("create", 0));
+    // Once it runs, it is changed like any other.
+    host.qubes.create(&configs["spare"], true, &*host.foreign).unwrap();
+    assert_eq!(apply(&host, &spec), ["resume spare"]);
+    is_as_declared(&host, &spec);
 }
 
 #[test]
@@ -646,7 +664,7 @@ fn ends_in_the_middle(host: &Site, spec: &Spec, jobs: usize) -> bool {
         let lock = host.qubes.lock_apply().ok().flatten();
         let (Some(lock), Ok(configs)) = (lock, spec.configs()) else { return };
         let how = how(host, jobs);
-        let Ok(plan) = Plan::of(&host.qubes, spec, &configs, &how.policy, true) else { return };
+        let Ok(plan) = Plan::of(&host.qubes, spec, &configs, &how.policy, &wishes(true)) else { return };
         let hooks = Hooks { open: &|| open(host), make_room: &|_, _| Ok(()), report: &|_| {} };
         let _ = plan.apply(&lock, spec, &configs, &how, &hooks);
     }));
