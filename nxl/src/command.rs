@@ -97,10 +97,13 @@ pub(crate) enum Command {
     /// Make this host what a qubes.json says: create, change, restart what must be; remove only with --prune.
     Apply(ApplyOptions),
     /// Say what apply would do, and why.
-    #[command(after_help = "Example:\n  nxl plan qubes.json")]
+    #[command(after_help = "Examples:\n  nxl plan qubes.json\n  nxl plan --check qubes.json")]
     Plan {
         #[command(flatten)]
         wishes: WishOptions,
+        /// Only check the document; this can be done anywhere.
+        #[arg(long, conflicts_with_all = ["prune", "start", "json"])]
+        check: bool,
         /// Say it as JSON.
         #[arg(long)]
         json: bool,
@@ -872,6 +875,7 @@ mod tests {
             "nxl apply --prune --no-restart -j 2 --timeout 0 -q qubes.json",
             "nxl apply --json --start work --start vault qubes.json",
             "nxl plan --prune --json qubes.json",
+            "nxl plan --check qubes.json",
             "nxl diff --json qubes.json",
             "nxl tree",
             "nxl tree --svg qubes.json",
@@ -908,6 +912,7 @@ mod tests {
             "nxl apply -j 65 qubes.json",
             "nxl apply -q --json qubes.json",
             "nxl plan",
+            "nxl plan --check --prune qubes.json",
             "nxl diff a b",
             "nxl tree --svg --json",
             "nxl policy",

@@ -15,6 +15,14 @@ pub(crate) fn plan(qubes: &Qubes, path: &Path, wishes: &Wishes, as_json: bool) -
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
+/// Says that a document is right, as far as that can be seen without the host and the systems that it names.
+pub(crate) fn check(path: &Path) -> Result<(), Error> {
+    let spec = crate::spec::read(path)?;
+    let qubes = &spec.document().qubes;
+    let containers: usize = qubes.values().map(|qube| qube.containers.len()).sum();
+    writeln!(io::stdout(), "{} qubes, {containers} containers", qubes.len()).map_err(Error::Output)
+}
+
 /// The plan in words, with the reasons.
 pub(crate) fn text(plan: &Plan) -> String {
     let mut text = String::new();

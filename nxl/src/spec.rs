@@ -155,17 +155,13 @@ pub(crate) fn calls(document: &Document) -> Result<Vec<CallEdge>, Error> {
 pub(crate) mod tests {
     use super::*;
 
-    /// What the evaluation tests have as the result of a declaration with every option; without PCI devices, which nxl
-    /// does not pass through.
+    /// What the evaluation tests have as the result of a declaration with every option.
     pub(crate) fn full() -> Spec {
         parse(&value()).unwrap()
     }
 
     fn value() -> serde_json::Value {
-        let mut value: serde_json::Value =
-            serde_json::from_str(include_str!("../../nixos/tests/full.json")).unwrap();
-        value["qubes"]["net"]["pci"] = serde_json::json!([]);
-        value
+        serde_json::from_str(include_str!("../../nixos/tests/full.json")).unwrap()
     }
 
     fn parse(value: &serde_json::Value) -> Result<Spec, Error> {

@@ -15,9 +15,7 @@ use xen::{DomId, Platform};
 const FULL: &str = include_str!("../../../nixos/tests/full.json");
 
 fn full() -> Value {
-    let mut full: Value = serde_json::from_str(FULL).unwrap();
-    full["qubes"]["net"]["pci"] = json!([]);
-    full
+    serde_json::from_str(FULL).unwrap()
 }
 
 fn parse(value: &Value) -> Result<Spec, SpecError> {
@@ -34,15 +32,33 @@ fn what_nix_writes_is_read_to_the_last_attribute() {
 }
 
 #[test]
-fn what_nxl_cannot_do_is_refused_at_its_line() {
-    let error = Spec::parse("qubes.json", FULL.as_bytes()).unwrap_err();
-    let line = 1 + FULL[..FULL.find("\"pci\": [\n").unwrap()].matches('\n').count();
+fn a_fault_has_its_line() {
+    let error =
+        Spec::parse("qubes.json", FULL.replace("0000:03:00.0", "0000:03:00.9").as_bytes()).unwrap_err();
+    let line = 1 + FULL[..FULL.find("\"0000:03:00.0\"").unwrap()].matches('\n').count();
+    let error = error.to_string();
+    assert!(error.starts_with(&format!("qubes.json:{line}:17: qubes.net.pci[0]: ")), "{error}");
+}
+
+#[test]
+fn a_qube_is_written_down_as_xl_reads_it() {
+    let spec = parse(&full()).unwrap();
+    let text = |name: &str| settings(name, &spec.document().qubes[name]);
+    let net = text("net");
+    let mac = full()["qubes"]["net"]["networks"][0]["mac"].as_str().unwrap().to_owned();
+    let uuid = uuid_of("net");
     assert_eq!(
-        error.to_string(),
+        net,
         format!(
-            "qubes.json:{line}:13: qubes.net.pci: nxl passes no PCI devices through yet; `xl pci-attach` does"
+            "name = \"net\"\nuuid = \"{uuid}\"\ntype = \"pvh\"\nmemory = 256\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\n\
+             driver_domain = 1\ndisk = [  ]\nvif = [ \"mac={mac},bridge=xenbr0\" ]\npci = [ \"0000:03:00.0\" ]\n"
         )
     );
+    assert!(text("shop").contains(
+        "disk = [ \"/var/lib/images/catalogue.img,raw,xvdc,r\", \"/var/lib/images/orders.img,raw,xvdd,w\", \
+         \"/var/lib/images/shop.img,raw,xvde,w\" ]\n"
+    ));
+    assert!(text("whonix").contains("cmdline = \"root=/dev/xvda1 console=hvc0\"\n"));
 }
 
 /// The document with one attribute changed.
