@@ -3,8 +3,8 @@
 # own, take anything.
 let
   inherit (builtins)
-    all any attrNames attrValues catAttrs concatLists concatMap concatStringsSep elem filter foldl' functionArgs hasAttr head
-    isAttrs isBool isFunction isInt isList isPath isString length listToAttrs map mapAttrs removeAttrs tail toJSON;
+    all any attrNames catAttrs concatLists concatMap concatStringsSep elem filter foldl' head isAttrs isBool isFunction isInt isList
+    isPath isString length listToAttrs map mapAttrs removeAttrs;
 
   # --- properties
 

@@ -2,7 +2,7 @@
 { test, lib }:
 
 let
-  inherit (builtins) all any attrNames elem filter fromJSON hasAttr head isString match readFile replaceStrings split stringLength toJSON tryEval deepSeq;
+  inherit (builtins) attrNames deepSeq elem filter fromJSON head isString match readFile replaceStrings split stringLength tryEval;
   system = import ./module-system.nix;
   containers = import ../modules/containers.nix;
   full = import ./full.nix;
