@@ -85,6 +85,8 @@ pub enum Change {
     AttachNic(Box<Nic>),
     /// What the watcher makes it of when it restarts.
     Kept,
+    /// It is whole, and never ran.
+    Resumed,
 }
 
 impl fmt::Display for Change {
@@ -111,6 +113,7 @@ impl fmt::Display for Change {
                 write!(f, "interface {devid}: attached, to {backend}")
             }
             Self::Kept => f.write_str("what a restart makes of it"),
+            Self::Resumed => f.write_str("it was made, and never ran"),
         }
     }
 }
@@ -288,12 +291,12 @@ impl Plan {
                 continue;
             }
             let running = Running::of(qubes, qube)?;
+            let never_ran = qube.info.paused && qube.info.cpu_time == 0;
             match running.compare(name, config, &netvms) {
-                Compared::Same if qube.info.paused && qube.info.cpu_time == 0 => {
-                    plan.steps.push(step(Work::Resume, 2 + depth));
-                }
+                Compared::Same if never_ran => plan.steps.push(step(Work::Resume, 2 + depth)),
                 Compared::Same => plan.unchanged.push(name.to_owned()),
-                Compared::Change(changes) => {
+                Compared::Change(mut changes) => {
+                    changes.extend(never_ran.then_some(Change::Resumed));
                     let after_netvms = changes.iter().any(|change| matches!(change, Change::AttachNic(_)));
                     let wave = if after_netvms { 2 + depth } else { 1 };
                     plan.steps.push(step(Work::Change(changes), wave));

@@ -491,6 +491,16 @@ fn a_qube_that_does_not_start_by_itself_is_started_when_that_is_asked_for() {
 }
 
 #[test]
+fn one_that_never_ran_runs_when_it_is_changed() {
+    let host = site();
+    let before = spec(&host, &[("work", json!({}))]);
+    host.qubes.create(&before.config("work").unwrap(), true, &*host.foreign).unwrap();
+    let after = spec(&host, &[("work", json!({ "memory": 192 }))]);
+    assert_eq!(apply(&host, &after), ["change work"]);
+    is_as_declared(&host, &after);
+}
+
+#[test]
 fn memory_vcpus_and_disks_change_while_a_qube_runs() {
     let host = site();
     let (one, two) = (image(&host, "one"), image(&host, "two"));
