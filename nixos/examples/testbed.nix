@@ -27,13 +27,14 @@ in
 {
   first = nexus.spec { qubes = { inherit desk safe spare; }; };
 
-  # Changed in place: memory, a disk more, the policy.
+  # Changed in place: memory, a disk and an interface more, the policy.
   grown = nexus.spec {
     qubes = {
       inherit safe spare;
       desk = desk // {
         memory = 224;
         disks = [ { target = "/run/img/shared"; vdev = "xvdc"; } ];
+        bridges = [ "xenbr0" ];
         containers = desk.containers // { web.calls = [ { service = "nexus.Sign"; target = "safe:gpg"; ask = true; } ]; };
       };
     };

@@ -2,8 +2,7 @@
 # line that begins with the attribute. The declaration is one that `read.nix` accepted.
 let
   inherit (builtins)
-    attrNames concatLists concatMap concatStringsSep elem filter foldl' genList hasAttr head length listToAttrs map match
-    tail toJSON;
+    attrNames concatMap concatStringsSep elem filter foldl' genList hasAttr head length listToAttrs map match toJSON;
   inherit (import ./read.nix) child;
   policy = import ./policy.nix;
 

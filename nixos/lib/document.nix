@@ -1,7 +1,7 @@
 # `qubes.json`: what the evaluation yields, and what `nxl` reads. Its shape is published as JSON Schema
 # (nixos/qubes.schema.json, made from this).
 let
-  inherit (builtins) attrNames concatStringsSep elemAt foldl' genList hashString length listToAttrs map mapAttrs substring;
+  inherit (builtins) attrNames elemAt genList hashString length listToAttrs map mapAttrs substring;
   shape = import ./shape.nix;
   words = import ./words.nix;
   policy = import ./policy.nix;

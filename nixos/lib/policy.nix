@@ -1,7 +1,7 @@
 # Rules and calls as lines of policy format 5.0 (docs/policy.md), each in the file of whoever decides it:
 # dom0 decides what goes from one qube to another, and a qube's agent what stays within it.
 let
-  inherit (builtins) attrNames concatLists concatMap concatStringsSep elemAt filter head map match replaceStrings;
+  inherit (builtins) attrNames concatMap concatStringsSep filter head map match;
 
   # What the lines come from, in the order in which they stand.
   fileName = "50-nexus.policy";
@@ -68,7 +68,9 @@ in
     let
       between = name: filter (rule: !isWithin name rule) (rulesOf name nexus.qubes.${name});
       text = nexus.policy.text;
-      lines = (if text == "" then [ ] else [ (if match "(.|\n)*\n" text != null then builtins.substring 0 (builtins.stringLength text - 1) text else text) ])
+      last = builtins.stringLength text - 1;
+      withoutEnd = if builtins.substring last 1 text == "\n" then builtins.substring 0 last text else text;
+      lines = (if text == "" then [ ] else [ withoutEnd ])
         ++ map line nexus.policy.rules
         ++ concatMap (name: map line (between name)) (attrNames nexus.qubes);
     in

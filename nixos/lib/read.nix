@@ -2,8 +2,8 @@
 # line that begins with the attribute. Nothing is thrown: whoever asks gets all problems at once.
 let
   inherit (builtins)
-    all attrNames concatLists concatMap concatStringsSep elem elemAt filter genList hasAttr head isAttrs isBool isInt
-    isList isPath isString length listToAttrs map match toJSON typeOf unsafeDiscardStringContext;
+    attrNames concatMap concatStringsSep elem elemAt filter genList hasAttr head isAttrs isBool isInt isList isPath isString
+    length listToAttrs map match toJSON typeOf unsafeDiscardStringContext;
 
   good = value: { inherit value; problems = [ ]; };
   bad = path: message: { value = null; problems = [ "${path}: ${message}" ]; };

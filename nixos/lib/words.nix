@@ -26,7 +26,8 @@ in
     "a path below /nix/store";
   # What goes onto a kernel's command line.
   line = matching "[^\n\r\"'\\\\]*" "one line without quotes and backslashes";
-  text = matching "(.|\n)*" "a text";
+  # Not by a pattern: Nix 2.8 matches by recursion, and a policy may be long.
+  text = shape.text;
 
   vdev = matching "xvd[a-z]" "a virtual disk: xvda to xvdz";
   # A target stands in a list of the configuration, between commas.

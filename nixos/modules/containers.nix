@@ -49,14 +49,20 @@ let
     ++ (if container.privateNetwork then [ "--private-network" ] else [ ])
     ++ [ "--read-only" ]
     ++ map (path: "--tmpfs=${path}:mode=${if path == "/tmp" then "1777" else "0755"}") fleeting
-    # Its own socket, and no other's; the agent reads its services, and writes nothing there.
-    ++ [ "--bind=${folder name}/call.sock:/run/nexus/call.sock" "--bind=${folder name}/services:/run/nexus/services" ]
-    ++ map (path: "--bind=${kept name path}:${path}") container.persist;
+    # Its own socket, and no other's. Whoever owns a folder outside (the agent's user of the services, root of what is kept) is the
+    # container's root inside: so it can write there, and the agent can connect to what it finds there.
+    ++ [
+      "--bind=${folder name}/call.sock:/run/nexus/call.sock"
+      "--bind=${folder name}/services:/run/nexus/services:rootidmap"
+    ]
+    ++ map (path: "--bind=${kept name path}:${path}:rootidmap") container.persist;
 
   # What stands in place of NixOS' own start script, which shows a container the whole store.
   #   closure  a file with the store paths of the container's closure, a line each
   #   system   its toplevel
   script = { nspawn, closure, system }: name: container: ''
+    # The agent makes it when it is up.
+    until [ -S ${folder name}/call.sock ]; do sleep 0.1; done
     flags=()
     while read -r path; do
       flags+=("--bind-ro=$path")
@@ -80,17 +86,18 @@ in
     after = [ "nexus-agent.service" ];
     requires = [ "nexus-agent.service" ];
     serviceConfig =
-      { Slice = "nexus-containers.slice"; }
-      // (if container.resources.memory == null then { } else { MemoryMax = "${toString container.resources.memory}M"; })
+      (if container.resources.memory == null then { } else { MemoryMax = "${toString container.resources.memory}M"; })
       // (if container.resources.cpuWeight == null then { } else { CPUWeight = container.resources.cpuWeight; })
       // (if container.resources.tasks == null then { } else { TasksMax = container.resources.tasks; });
   };
 
-  # What must be there before it starts, for systemd-tmpfiles: its root has mount points and nothing else.
-  folders = name: container:
-    let of = path: "d ${folder name}/${path} 0755 root root -"; in
-    map of ([ "" "services" "root" "root/nix" "root/nix/store" "root/dev" "root/proc" "root/run" "root/sys" ]
-      ++ map (path: "root${path}") fleeting)
+  # What must be there before it starts, for systemd-tmpfiles: its root has mount points and nothing else. The agent, which runs as
+  # `user`, makes the socket, and reads the services.
+  folders = user: name: container:
+    let of = owner: path: "d ${folder name}${path} 0755 ${owner} root -"; in
+    map (of user) [ "" "/services" ]
+    ++ map (of "root") ([ "/root" "/root/nix" "/root/nix/store" "/root/dev" "/root/proc" "/root/run" "/root/sys" ]
+      ++ map (path: "/root${path}") fleeting)
     ++ map (path: "d ${kept name path} 0700 root root -") container.persist;
 
   # Inside: sockets that start a program for each call. { sockets, services } of systemd.

@@ -3,7 +3,7 @@
 { lib }:
 
 let
-  inherit (builtins) attrNames filter listToAttrs map mapAttrs match unsafeDiscardStringContext;
+  inherit (builtins) mapAttrs match unsafeDiscardStringContext;
 
   types = {
     int = { min, max, ... }: lib.types.ints.between min max;

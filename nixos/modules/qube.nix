@@ -67,6 +67,7 @@ in
       systemd.services."getty@tty1".enable = lib.mkDefault false;
 
       # --- calls
+      systemd.tmpfiles.rules = [ "d /run/nexus 0755 ${qube.user} root -" ];
       users.users.${qube.user} = { isNormalUser = lib.mkDefault true; };
       environment.etc = lib.mkMerge ([
         { "nexus/agent.json".source = text "agent.json" (builtins.toJSON made.agent); }
@@ -94,8 +95,6 @@ in
         serviceConfig = {
           ExecStart = "${cfg.agent}/bin/nexus-agent --config /etc/nexus/agent.json";
           User = qube.user;
-          RuntimeDirectory = "nexus";
-          RuntimeDirectoryPreserve = true;
           Restart = "always";
           NoNewPrivileges = true;
         };
@@ -104,7 +103,8 @@ in
 
     (lib.mkIf (qube.containers != { }) {
       systemd.slices.nexus-containers.description = "The containers of this qube";
-      systemd.tmpfiles.rules = lib.concatLists (lib.mapAttrsToList containers.folders qube.containers);
+      systemd.tmpfiles.rules = [ "d /run/nexus/containers 0755 root root -" ]
+        ++ lib.concatLists (lib.mapAttrsToList (containers.folders qube.user) qube.containers);
       containers = lib.mapAttrs
         (name: container: containers.nixos container // {
           config = {
@@ -116,7 +116,9 @@ in
       systemd.services = lib.mapAttrs'
         (name: container:
           let system = config.containers.${name}.config.system.build.toplevel; in
-          lib.nameValuePair "container@${name}" (containers.unit container // {
+          lib.nameValuePair "container@${name}" (lib.recursiveUpdate (containers.unit container) {
+            # NixOS puts it into machine.slice.
+            serviceConfig.Slice = lib.mkForce "nexus-containers.slice";
             script = lib.mkForce (containers.script
               {
                 nspawn = "${config.systemd.package}/bin/systemd-nspawn";

@@ -5,8 +5,8 @@
 # yields { passed, failures }; each failure is { name, expected, found }.
 let
   inherit (builtins)
-    all any attrNames attrValues concatLists concatMap deepSeq elemAt filter fromJSON genList hasAttr head isAttrs isList length
-    listToAttrs map readFile tail toJSON tryEval;
+    any attrNames attrValues concatLists concatMap concatStringsSep deepSeq filter fromJSON genList hasAttr head isList length
+    listToAttrs map readFile tryEval;
 
   lib = import ../lib;
   full = import ./full.nix;
@@ -104,6 +104,11 @@ let
       '';
     })
     (test "text need not end in a line end" (lib.spec { policy.text = "q.A * * dom0 allow"; }).policy."50-nexus.policy" "q.A * * dom0 allow\n")
+
+    (test "a policy may be long"
+      (let long = concatStringsSep "" (genList (number: "q.A +${toString number} work vault allow\n") 20000); in
+        (lib.spec { policy.text = long; policy.files."10-long.policy" = long; }).policy."50-nexus.policy" == long)
+      true)
 
     # --- what is put into a qube
     (test "the settings of services" (let made = lib.ofQube full "shop"; in [ made.rpcConfig made.containers.front.rpcConfig made.containers.orders.rpcConfig ]) [

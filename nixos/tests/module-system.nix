@@ -3,8 +3,8 @@
 # own, take anything.
 let
   inherit (builtins)
-    all any attrNames attrValues catAttrs concatLists concatMap concatStringsSep elem filter foldl' functionArgs hasAttr head
-    isAttrs isBool isFunction isInt isList isPath isString length listToAttrs map mapAttrs removeAttrs tail toJSON;
+    all any attrNames catAttrs concatLists concatMap concatStringsSep elem filter foldl' head isAttrs isBool isFunction isInt isList
+    isPath isString length listToAttrs map mapAttrs removeAttrs;
 
   # --- properties
 
@@ -154,6 +154,7 @@ let
     mkEnableOption = what: property "option" { type = types.bool; default = false; description = "Whether to enable ${what}."; };
     mkForce = mkOverride 50;
     mkDefault = mkOverride 1000;
+    recursiveUpdate = a: b: a // mapAttrs (name: value: if isAttrs value && isAttrs (a.${name} or null) && !(value ? _type) then lib.recursiveUpdate a.${name} value else value) b;
     literalExpression = text: text;
     optional = condition: value: if condition then [ value ] else [ ];
     nameValuePair = name: value: { inherit name value; };

@@ -2,7 +2,7 @@
 { test, lib }:
 
 let
-  inherit (builtins) all any attrNames elem filter fromJSON hasAttr head isString match readFile replaceStrings split stringLength toJSON tryEval deepSeq;
+  inherit (builtins) attrNames deepSeq elem filter fromJSON head isString match readFile replaceStrings split stringLength tryEval;
   system = import ./module-system.nix;
   containers = import ../modules/containers.nix;
   full = import ./full.nix;
@@ -171,13 +171,19 @@ in
   (test "and not the store" (has "--bind-ro=/nix/store:" script || has "--bind-ro=/nix/store'" script) false)
   (test "it has its own socket and no other's" (map head (filter (one: !isString one) (split "--bind=([^']*)" script))) [
     "/run/nexus/containers/db/call.sock:/run/nexus/call.sock"
-    "/run/nexus/containers/db/services:/run/nexus/services"
-    "/var/lib/nexus/containers/db/var/lib/db:/var/lib/db"
+    "/run/nexus/containers/db/services:/run/nexus/services:rootidmap"
+    "/var/lib/nexus/containers/db/var/lib/db:/var/lib/db:rootidmap"
   ])
   (test "its root is read-only, its users its own" (map (part: has part script) [ "'--read-only'" "'--private-users=pick'" "'--no-new-privileges=yes'" ]) [ true true true ])
   (test "its network is its own where that is declared" (map (name: has "'--private-network'" work.systemd.services."container@${name}".script) [ "web" "db" ]) [ true false ])
   (test "it has the capabilities that it names" (map (part: has part work.systemd.services."container@web".script) [ "'--capability=CAP_NET_BIND_SERVICE'" "CAP_NET_BIND_SERVICE,CAP_NET_BROADCAST" "CAP_NET_ADMIN,CAP_NET_BROADCAST" ]) [ true false true ])
   (test "and not those that it does not name" (map (capability: elem capability (containers.dropped { capabilities = [ ]; })) [ "CAP_NET_ADMIN" "CAP_NET_RAW" "CAP_SYS_PTRACE" "CAP_MKNOD" "CAP_SETUID" ]) [ true true true true false ])
+  (test "the agent's user owns the folder of its socket" (map (rule: elem rule work.systemd.tmpfiles.rules) [
+    "d /run/nexus 0755 user root -"
+    "d /run/nexus/containers/db 0755 user root -"
+    "d /run/nexus/containers/db/services 0755 user root -"
+    "d /run/nexus/containers/db/root/nix/store 0755 root root -"
+  ]) [ true true true true ])
   (test "what it keeps has a place" (elem "d /var/lib/nexus/containers/db/var/lib/db 0700 root root -" work.systemd.tmpfiles.rules) true)
 
   # --- outside of NixOS

@@ -24,12 +24,13 @@ const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn apply(options: &ApplyOptions, dryrun: bool) -> Result<(), Error> {
     let qubes = crate::qubes()?;
+    let wishes = options.wishes();
     if dryrun {
-        return plan::plan(&qubes, &options.spec, options.prune, options.json);
+        return plan::plan(&qubes, &options.spec, &wishes, options.json);
     }
     let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
     let declared = Declared::read(&options.spec)?;
-    let mut plan = declared.plan(&qubes, options.prune)?;
+    let mut plan = declared.plan(&qubes, &wishes)?;
     if let Some(conflict) = plan.conflicts.first() {
         return Err(Error::Conflict { first: conflict.to_string(), others: plan.conflicts.len() - 1 });
     }

@@ -10,6 +10,7 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use toolstack::spec::Wishes;
 
 /// Creates and manages Xen qubes, with the commands of xl.
 #[derive(Debug, Parser)]
@@ -96,11 +97,13 @@ pub(crate) enum Command {
     /// Make this host what a qubes.json says: create, change, restart what must be; remove only with --prune.
     Apply(ApplyOptions),
     /// Say what apply would do, and why.
-    #[command(after_help = "Example:\n  nxl plan qubes.json")]
+    #[command(after_help = "Examples:\n  nxl plan qubes.json\n  nxl plan --check qubes.json")]
     Plan {
-        /// Remove qubes that an apply made and that are no longer declared.
-        #[arg(long)]
-        prune: bool,
+        #[command(flatten)]
+        wishes: WishOptions,
+        /// Only check the document; this can be done anywhere.
+        #[arg(long, conflicts_with_all = ["prune", "start", "json"])]
+        check: bool,
         /// Say it as JSON.
         #[arg(long)]
         json: bool,
@@ -376,9 +379,8 @@ pub(crate) enum Command {
 Interrupted at any moment, the next apply finishes the job. Exit status 1 if anything could not be done, and if qubes
 were left that would have had to be restarted (--no-restart).")]
 pub(crate) struct ApplyOptions {
-    /// Remove qubes that an apply made and that are no longer declared. Others are never removed.
-    #[arg(long)]
-    pub(crate) prune: bool,
+    #[command(flatten)]
+    wishes: WishOptions,
     /// Leave qubes as they are that would have to be restarted.
     #[arg(long)]
     pub(crate) no_restart: bool,
@@ -397,6 +399,30 @@ pub(crate) struct ApplyOptions {
     /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
     #[arg(value_name = "QUBES.JSON")]
     pub(crate) spec: PathBuf,
+}
+
+impl ApplyOptions {
+    /// What is asked for beyond the document.
+    pub(crate) fn wishes(&self) -> Wishes {
+        self.wishes.wishes()
+    }
+}
+
+/// What is asked for beyond a document.
+#[derive(Debug, Args)]
+pub(crate) struct WishOptions {
+    /// Remove qubes that an apply made and that are no longer declared. Others are never removed.
+    #[arg(long)]
+    prune: bool,
+    /// Start this qube, too, which does not start by itself.
+    #[arg(long, value_name = "QUBE")]
+    start: Vec<String>,
+}
+
+impl WishOptions {
+    pub(crate) fn wishes(&self) -> Wishes {
+        Wishes { prune: self.prune, start: self.start.iter().cloned().collect() }
+    }
 }
 
 /// A number of threads.
@@ -875,8 +901,9 @@ mod tests {
             "nxl bootloader -l /disk",
             "nxl apply qubes.json",
             "nxl apply --prune --no-restart -j 2 --timeout 0 -q qubes.json",
-            "nxl apply --json qubes.json",
+            "nxl apply --json --start work --start vault qubes.json",
             "nxl plan --prune --json qubes.json",
+            "nxl plan --check qubes.json",
             "nxl diff --json qubes.json",
             "nxl tree",
             "nxl tree --svg qubes.json",
@@ -913,6 +940,7 @@ mod tests {
             "nxl apply -j 65 qubes.json",
             "nxl apply -q --json qubes.json",
             "nxl plan",
+            "nxl plan --check --prune qubes.json",
             "nxl diff a b",
             "nxl tree --svg --json",
             "nxl policy",

@@ -6,11 +6,11 @@ use crate::spec::Declared;
 use std::io::{self, Write};
 use std::path::Path;
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Change, Plan, PolicyChange, Work};
+use toolstack::spec::{Change, Plan, PolicyChange, Wishes, Work};
 
 pub(crate) fn diff(qubes: &Qubes, path: &Path, as_json: bool) -> Result<(), Error> {
     // As with --prune: what is declared no longer is a difference, too.
-    let plan = Declared::read(path)?.plan(qubes, true)?;
+    let plan = Declared::read(path)?.plan(qubes, &Wishes { prune: true, ..Wishes::default() })?;
     let text = if as_json { format!("{:#}\n", plan::json(&plan)) } else { text(&plan) };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }

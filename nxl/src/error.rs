@@ -120,6 +120,8 @@ pub(crate) enum Error {
     Conflict { first: String, others: usize },
     #[error("{first}{}; the rest was done, and another apply tries again", and_more(*.others))]
     NotApplied { first: String, others: usize },
+    #[error("there is no qube {0:?} in the document")]
+    NotDeclared(String),
     #[error("not restarted, as was asked for: {0}")]
     HeldBack(String),
     #[error("nothing was applied since this host booted ({path}): name a qubes.json", path = path.display())]

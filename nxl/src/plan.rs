@@ -7,15 +7,23 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Plan, PolicyChange, Step, Work};
+use toolstack::spec::{Plan, PolicyChange, Step, Wishes, Work};
 
-pub(crate) fn plan(qubes: &Qubes, path: &Path, prune: bool, as_json: bool) -> Result<(), Error> {
-    let plan = Declared::read(path)?.plan(qubes, prune)?;
+pub(crate) fn plan(qubes: &Qubes, path: &Path, wishes: &Wishes, as_json: bool) -> Result<(), Error> {
+    let plan = Declared::read(path)?.plan(qubes, wishes)?;
     let text = if as_json { format!("{:#}\n", json(&plan)) } else { text(&plan) };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
-/// The plan in words, a line each.
+/// Says that a document is right, as far as that can be seen without the host and the systems that it names.
+pub(crate) fn check(path: &Path) -> Result<(), Error> {
+    let spec = crate::spec::read(path)?;
+    let qubes = &spec.document().qubes;
+    let containers: usize = qubes.values().map(|qube| qube.containers.len()).sum();
+    writeln!(io::stdout(), "{} qubes, {containers} containers", qubes.len()).map_err(Error::Output)
+}
+
+/// The plan in words, with the reasons.
 pub(crate) fn text(plan: &Plan) -> String {
     let mut text = String::new();
     // Writing to a String does not fail.
@@ -34,7 +42,10 @@ pub(crate) fn text(plan: &Plan) -> String {
         }
     }
     for step in &plan.steps {
-        line(format_args!("{} {}{}", step.work.name(), step.name, because(step)));
+        line(format_args!("{} {}", step.work.name(), step.name));
+        for reason in reasons(step) {
+            line(format_args!("    {reason}"));
+        }
     }
     if plan.is_empty() {
         line(format_args!("Nothing has to be done."));
@@ -51,14 +62,13 @@ pub(crate) fn text(plan: &Plan) -> String {
     text
 }
 
-fn because(step: &Step) -> String {
-    let reasons: Vec<String> = match &step.work {
+fn reasons(step: &Step) -> Vec<String> {
+    match &step.work {
         Work::Change(changes) => changes.iter().map(ToString::to_string).collect(),
         Work::Restart { why } => why.iter().map(ToString::to_string).collect(),
         Work::Resume => vec!["it was made, and never ran".to_owned()],
         Work::Create | Work::Remove => Vec::new(),
-    };
-    if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) }
+    }
 }
 
 /// The same for programs.
@@ -156,9 +166,9 @@ pub(crate) mod tests {
             text(&example()),
             "policy 50-nexus.policy: changed\n\
              remove old\n\
-             change work: vcpus: 1 -> 2; what a restart makes of it\n\
+             change work\n    vcpus: 1 -> 2\n    what a restart makes of it\n\
              create net\n\
-             restart vault: type: pv -> pvh\n\
+             restart vault\n    type: pv -> pvh\n\
              unchanged: mail\n\
              not declared, left alone: mine, yours\n"
         );

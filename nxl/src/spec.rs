@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toolstack::config::QubeConfig;
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Document, Plan, PolicyFolder, Spec};
+use toolstack::spec::{Document, Plan, PolicyFolder, Spec, Wishes};
 
 /// What was applied last on this host.
 pub(crate) const APPLIED: &str = "/run/nxl/qubes.json";
@@ -37,8 +37,12 @@ impl Declared {
     }
 
     /// What has to be done on this host.
-    pub(crate) fn plan(&self, qubes: &Qubes, prune: bool) -> Result<Plan, Error> {
-        Ok(Plan::of(qubes, &self.spec, &self.configs, &PolicyFolder::default(), prune)?)
+    pub(crate) fn plan(&self, qubes: &Qubes, wishes: &Wishes) -> Result<Plan, Error> {
+        let declared = &self.spec.document().qubes;
+        if let Some(name) = wishes.start.iter().find(|name| !declared.contains_key(*name)) {
+            return Err(Error::NotDeclared(name.clone()));
+        }
+        Ok(Plan::of(qubes, &self.spec, &self.configs, &PolicyFolder::default(), wishes)?)
     }
 }
 
@@ -151,17 +155,13 @@ pub(crate) fn calls(document: &Document) -> Result<Vec<CallEdge>, Error> {
 pub(crate) mod tests {
     use super::*;
 
-    /// What the evaluation tests have as the result of a declaration with every option; without PCI devices, which nxl
-    /// does not pass through.
+    /// What the evaluation tests have as the result of a declaration with every option.
     pub(crate) fn full() -> Spec {
         parse(&value()).unwrap()
     }
 
     fn value() -> serde_json::Value {
-        let mut value: serde_json::Value =
-            serde_json::from_str(include_str!("../../nixos/tests/full.json")).unwrap();
-        value["qubes"]["net"]["pci"] = serde_json::json!([]);
-        value
+        serde_json::from_str(include_str!("../../nixos/tests/full.json")).unwrap()
     }
 
     fn parse(value: &serde_json::Value) -> Result<Spec, Error> {

@@ -47,6 +47,7 @@ fn the_tests_in_nix_pass() {
 fn every_file_parses() {
     let mut files = Vec::new();
     nix_files(&folder(), &mut files);
+    files.push(folder().join("../flake.nix"));
     assert!(files.len() > 20, "{files:?}");
     for file in files {
         assert!(!instantiate(&["--parse"], &file).is_empty(), "{}", file.display());

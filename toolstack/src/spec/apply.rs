@@ -314,6 +314,7 @@ impl Worker<'_> {
             }
             Change::AttachNic(nic) => qubes.attach_nic(qube, nic)?,
             Change::Kept => drop(qubes.keep_config(qube, config.clone())?),
+            Change::Resumed => qubes.unpause(qube)?,
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::document::{Access, Call, Class, Document, Qube};
 use super::places::member;
-use crate::config::{DiskConfig, MEMORY_LIMIT_MIB, Mac, VCPUS_LIMIT};
+use crate::config::{DiskConfig, MEMORY_LIMIT_MIB, Mac, PciConfig, PciOptions, VCPUS_LIMIT};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -92,9 +92,9 @@ pub enum Fault {
     /// Two of something of which there can be one.
     #[error("{0} is taken already")]
     Taken(String),
-    /// What nxl cannot do.
-    #[error("{0}")]
-    NotSupported(&'static str),
+    /// An interface leads to a qube that has no backends.
+    #[error("is no driver domain: its `driver_domain' is false")]
+    NotDriverDomain,
 }
 
 /// Finds what is wrong: attributes and faults.
@@ -213,9 +213,10 @@ impl<'a> Check<'a> {
         }
         self.networks(name, &here, qube);
         self.disks(name, &here, qube);
-        if !qube.pci.is_empty() {
-            let fault = Fault::NotSupported("nxl passes no PCI devices through yet; `xl pci-attach` does");
-            self.fault(of("pci"), fault);
+        for (number, device) in qube.pci.iter().enumerate() {
+            if let Err(error) = PciConfig::parse(device, PciOptions::default()) {
+                self.fault(format!("{here}.pci[{number}]"), Fault::Shape(error.to_string()));
+            }
         }
         for tag in &qube.tags {
             self.word(!tag.is_empty() && is_word(tag), of("tags"), tag, "a tag");
@@ -298,8 +299,7 @@ impl<'a> Check<'a> {
                     self.fault(of("backend"), Fault::NotThere { kind: "qube", name: backend.clone() });
                 }
                 Some((_, Some(backend))) if !backend.driver_domain => {
-                    let fault = Fault::NotSupported("is no driver domain: its `driver_domain' is false");
-                    self.fault(of("backend"), fault);
+                    self.fault(of("backend"), Fault::NotDriverDomain);
                 }
                 _ => {}
             }

@@ -30,7 +30,7 @@ pub use document::{
     Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, Private, Qube, VERSION,
 };
 pub use places::Place;
-pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Work};
+pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Wishes, Work};
 pub use policy::{PolicyChange, PolicyFolder};
 pub use volume::VolumeError;
 
@@ -141,8 +141,8 @@ pub enum SpecError {
         /// The system.
         system: PathBuf,
     },
-    /// What a qube comes to cannot be made.
-    #[error("{attribute}: {source}")]
+    /// What a qube comes to cannot be made. The message begins with the attribute.
+    #[error("{source}")]
     Config {
         /// The attribute.
         attribute: String,
@@ -150,7 +150,7 @@ pub enum SpecError {
         source: Box<ConfigError>,
     },
     /// The same, of the text.
-    #[error("{attribute}: {source}")]
+    #[error("{source}")]
     Text {
         /// The attribute.
         attribute: String,
@@ -340,6 +340,10 @@ fn settings(name: &str, qube: &Qube) -> String {
         format!("\"mac={}{backend}{bridge}\"", network.mac)
     });
     line(format_args!("vif = [ {} ]", nics.collect::<Vec<_>>().join(", ")));
+    if !qube.pci.is_empty() {
+        let devices: Vec<_> = qube.pci.iter().map(|device| format!("\"{device}\"")).collect();
+        line(format_args!("pci = [ {} ]", devices.join(", ")));
+    }
     text
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use uuid::Uuid;
-use xen::DomId;
+use xen::{DomId, PAGE_SHIFT};
 
 /// Why it could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +85,8 @@ pub enum Change {
     AttachNic(Box<Nic>),
     /// What the watcher makes it of when it restarts.
     Kept,
+    /// It is whole, and never ran.
+    Resumed,
 }
 
 impl fmt::Display for Change {
@@ -111,6 +113,7 @@ impl fmt::Display for Change {
                 write!(f, "interface {devid}: attached, to {backend}")
             }
             Self::Kept => f.write_str("what a restart makes of it"),
+            Self::Resumed => f.write_str("it was made, and never ran"),
         }
     }
 }
@@ -170,11 +173,21 @@ pub enum Conflict {
         /// Who has it.
         domid: DomId,
     },
+    /// The qubes that are to run want more memory than the host has, Xen's and dom0's included.
+    Memory {
+        /// What they want, in MiB.
+        wanted_mib: u64,
+        /// What the host has, in MiB.
+        host_mib: u64,
+    },
 }
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Memory { wanted_mib, host_mib } => {
+                write!(f, "the qubes that are to run want {wanted_mib} MiB, and this host has {host_mib} MiB")
+            }
             Self::Name { name, domid } => {
                 write!(
                     f,
@@ -183,6 +196,15 @@ impl fmt::Display for Conflict {
             }
         }
     }
+}
+
+/// What is asked for beyond the document.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Qubes that an apply made and that are no longer declared are removed.
+    pub prune: bool,
+    /// Declared qubes that are started although they do not start by themselves.
+    pub start: BTreeSet<String>,
 }
 
 /// What has to be done.
@@ -205,8 +227,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Looks at the host. `configs` are the document's ([`Spec::configs`]), completed with what the host says; with
-    /// `prune` qubes that an apply made and that are no longer declared are removed.
+    /// Looks at the host. `configs` are the document's ([`Spec::configs`]), completed with what the host says.
     ///
     /// # Errors
     /// See [`PlanError`].
@@ -215,7 +236,7 @@ impl Plan {
         spec: &Spec,
         configs: &BTreeMap<String, QubeConfig>,
         policy: &PolicyFolder,
-        prune: bool,
+        wishes: &Wishes,
     ) -> Result<Self, PlanError> {
         let document = spec.document();
         let mut plan = Self {
@@ -254,6 +275,7 @@ impl Plan {
                 continue;
             }
             let wanted = document.qubes.get(name).is_some_and(|qube| qube.autostart)
+                || wishes.start.contains(name)
                 || restarts.contains(&uuid)
                 || half_made.contains(&uuid);
             let step = |work, wave| Step { name: name.to_owned(), uuid, work, wave };
@@ -269,12 +291,12 @@ impl Plan {
                 continue;
             }
             let running = Running::of(qubes, qube)?;
+            let never_ran = qube.info.paused && qube.info.cpu_time == 0;
             match running.compare(name, config, &netvms) {
-                Compared::Same if qube.info.paused && qube.info.cpu_time == 0 => {
-                    plan.steps.push(step(Work::Resume, 2 + depth));
-                }
+                Compared::Same if never_ran => plan.steps.push(step(Work::Resume, 2 + depth)),
                 Compared::Same => plan.unchanged.push(name.to_owned()),
-                Compared::Change(changes) => {
+                Compared::Change(mut changes) => {
+                    changes.extend(never_ran.then_some(Change::Resumed));
                     let after_netvms = changes.iter().any(|change| matches!(change, Change::AttachNic(_)));
                     let wave = if after_netvms { 2 + depth } else { 1 };
                     plan.steps.push(step(Work::Change(changes), wave));
@@ -291,14 +313,34 @@ impl Plan {
             if document.qubes.keys().any(|name| uuid_of(name) == qube.uuid()) {
                 continue;
             }
-            if prune && is_declared(qube.uuid()) {
+            if wishes.prune && is_declared(qube.uuid()) {
                 plan.steps.push(Step { name, uuid: qube.uuid(), work: Work::Remove, wave: 0 });
             } else {
                 plan.undeclared.push(name);
             }
         }
+        plan.check_memory(qubes, configs)?;
         plan.steps.sort_by(|a, b| (a.wave, &a.name).cmp(&(b.wave, &b.name)));
         Ok(plan)
+    }
+
+    /// What the host has not got is not found out half way.
+    fn check_memory(
+        &mut self,
+        qubes: &Qubes,
+        configs: &BTreeMap<String, QubeConfig>,
+    ) -> Result<(), PlanError> {
+        let stays = self.steps.iter().filter(|step| step.work != Work::Remove).map(|step| &step.name);
+        let wanted = stays.chain(&self.unchanged).filter_map(|name| configs.get(name));
+        let wanted_mib = wanted.map(|config| config.memory_mib).fold(0, u64::saturating_add);
+        if self.steps.is_empty() {
+            return Ok(());
+        }
+        let host_mib = qubes.control.phys_info()?.total_pages >> (20 - PAGE_SHIFT);
+        if wanted_mib > host_mib {
+            self.conflicts.push(Conflict::Memory { wanted_mib, host_mib });
+        }
+        Ok(())
     }
 
     /// Whether nothing has to be done.
