@@ -1,10 +1,10 @@
 //! What stands behind the devices in the domain of their backends: loop devices, bridges, scripts, locks.
 
 use super::script::{Action, Script};
-use super::{DeviceError, link, loop_device};
+use super::{DeviceError, link, loop_device, mapper};
 use crate::lock;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The lock under which libxl's block script looks who uses an image, and takes it.
 const DISKS_LOCK: &str = "/run/xen-hotplug/block";
@@ -18,6 +18,31 @@ pub trait Hold: Send {
     /// # Errors
     /// What the kernel says; it goes then.
     fn keep(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// A block device that is put together from parts of files. It goes when the value does, or the process, unless a backend
+/// has opened it; then it goes when that closes it.
+pub trait Composed: Send {
+    /// Its major and minor number.
+    fn number(&self) -> (u32, u32);
+    /// Its path.
+    fn node(&self) -> String;
+    /// Waits until a backend has it open.
+    ///
+    /// # Errors
+    /// What the kernel says, or that none came; it goes then.
+    fn hand_over(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// A part of a file, which is a part of a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Which of the files.
+    pub file: usize,
+    /// Where it begins there, in bytes: a multiple of 512.
+    pub offset: u64,
+    /// In bytes: a multiple of 512.
+    pub len: u64,
 }
 
 /// A loop device and the file that it has.
@@ -55,6 +80,21 @@ pub trait Plumbing: Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn attach_loop(&self, image: &File, name: &Path, readonly: bool) -> Result<Box<dyn Hold>, DeviceError>;
+    /// Puts parts of files together to a block device that cannot be written, under a name that is the device's own.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn compose(
+        &self,
+        name: &str,
+        files: &[(PathBuf, File)],
+        extents: &[Extent],
+    ) -> Result<Box<dyn Composed>, DeviceError>;
+    /// Takes such a device away, now or as soon as nobody has it open; that there is none is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn take_apart(&self, name: &str) -> Result<(), DeviceError>;
     /// All loop devices.
     ///
     /// # Errors
@@ -101,6 +141,19 @@ impl Plumbing for Dom0 {
 
     fn attach_loop(&self, image: &File, name: &Path, readonly: bool) -> Result<Box<dyn Hold>, DeviceError> {
         loop_device::attach(image, name, readonly).map_err(DeviceError::Loop)
+    }
+
+    fn compose(
+        &self,
+        name: &str,
+        files: &[(PathBuf, File)],
+        extents: &[Extent],
+    ) -> Result<Box<dyn Composed>, DeviceError> {
+        mapper::compose(name, files, extents).map_err(DeviceError::Mapper)
+    }
+
+    fn take_apart(&self, name: &str) -> Result<(), DeviceError> {
+        mapper::take_apart(name).map_err(DeviceError::Mapper)
     }
 
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError> {
