@@ -22,6 +22,7 @@ mod pool;
 mod scheduler;
 mod stock;
 mod vcpu;
+mod volume;
 mod watch;
 mod xl_conf;
 
@@ -107,6 +108,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Watch(options) => watch::watch(qubes()?, options.linger),
+        Command::Volume(options) => volume::volume(&options),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
         Command::Completions { shell, program } => manual::completions(shell, &program),

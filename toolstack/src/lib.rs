@@ -22,6 +22,7 @@ mod sources;
 pub mod store;
 mod userdata;
 pub mod vcpus;
+pub mod volume;
 pub mod watch;
 
 pub use cache::{CacheError, Entry, KERNEL_CACHE, KERNEL_CACHE_LIMIT, KernelCache, Pruned};

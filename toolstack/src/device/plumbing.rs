@@ -100,6 +100,11 @@ pub trait Plumbing: Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError>;
+    /// Lets a loop device be as large as its file has become; a backend that has it open tells its guest.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError>;
     /// Takes the file from a loop device; that it has none is no error.
     ///
     /// # Errors
@@ -158,6 +163,10 @@ impl Plumbing for Dom0 {
 
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError> {
         loop_device::all().map_err(DeviceError::Loop)
+    }
+
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError> {
+        loop_device::grow(number).map_err(DeviceError::Loop)
     }
 
     fn detach_loop(&self, number: u32) -> Result<(), DeviceError> {

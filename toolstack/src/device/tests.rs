@@ -137,6 +137,9 @@ impl Plumbing for Kernel {
         let state = self.call("loops".into())?;
         Ok(state.loops.iter().map(|(number, file)| LoopInfo { number: *number, file: *file }).collect())
     }
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError> {
+        self.call(format!("grow {number}")).map(|_| ())
+    }
     fn detach_loop(&self, number: u32) -> Result<(), DeviceError> {
         self.call(format!("detach {number}"))?.loops.remove(&number);
         Ok(())
