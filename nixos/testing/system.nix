@@ -10,9 +10,11 @@
 let
   version = "22.11.testing";
 
-  # In the order in which stage 1 loads them: the later ones use symbols of the earlier.
+  # In the order in which stage 1 loads them: the later ones use symbols of the earlier. Those that a kernel has built in,
+  # its package lacks.
   modules = [
     "xen-privcmd" "xenfs" "xen-evtchn" "xen-gntdev" "xen-gntalloc" "xen-blkfront" "xen-netfront"
+    "crc32c_generic" "libcrc32c" "erofs"
   ];
 
   stage2 = shell.run "stage-2-${name}" {
@@ -39,6 +41,7 @@ let
     root=$PWD/root
     mkdir -p $root/nix/store $root/modules $root/proc $root/sys $root/dev $root/run $root/tmp
     for module in $modules; do
+      test -e $kernel/modules/$module.ko || continue
       cp $kernel/modules/$module.ko $root/modules/
       echo $module >> $root/modules/order
     done

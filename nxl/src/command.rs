@@ -6,6 +6,7 @@ use crate::memory::MemoryOptions;
 use crate::scheduler::Credit2Options;
 use crate::stock::{self, Stock};
 use crate::vcpu::{PinOptions, SetOptions};
+use crate::volume::VolumeOptions;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
@@ -340,6 +341,8 @@ pub(crate) enum Command {
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Manage what qubes keep: private volumes, their growth and their snapshots.
+    Volume(VolumeOptions),
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -892,6 +895,14 @@ mod tests {
             "nxl policy check /a /b --system /s --json",
             "nxl policy explain --dir /a --dir /b --json work:mail @default q.A+x",
             "nxl policy graph --svg --system /s",
+            "nxl volume list --json",
+            "nxl volume --folder /v ls work",
+            "nxl volume create work 20g --format ext4 --if-missing",
+            "nxl volume resize work 40g --json",
+            "nxl volume snapshot work before",
+            "nxl volume restore work before",
+            "nxl volume rm work@before",
+            "nxl volume remove work --snapshots",
             "nxl cache list --json",
             "nxl cache ls",
             "nxl cache prune --all --json",
@@ -945,6 +956,9 @@ mod tests {
             "nxl tree --svg --json",
             "nxl policy",
             "nxl policy explain work vault",
+            "nxl volume",
+            "nxl volume create work",
+            "nxl volume snapshot work",
             "nxl cache",
             "nxl cache prune --all --max-size 1",
             "nxl cache prune --max-size -1",

@@ -69,6 +69,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),
     #[error(transparent)]
+    Volume(#[from] toolstack::volume::VolumeError),
+    #[error(transparent)]
     Pool(#[from] toolstack::pool::PoolError),
     #[error("{0} left over; `nxl doctor --repair` removes it")]
     LeftOver(usize),

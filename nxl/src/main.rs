@@ -28,6 +28,7 @@ mod spec;
 mod stock;
 mod tree;
 mod vcpu;
+mod volume;
 mod watch;
 mod xl_conf;
 
@@ -118,6 +119,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList { qubes: which } => network::list(&qubes()?, &which),
         Command::Watch(options) => watch::watch(qubes()?, options.linger),
+        Command::Volume(options) => volume::volume(&options),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
         Command::Calls(options) => calls::calls(&options),

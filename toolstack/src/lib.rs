@@ -24,6 +24,7 @@ pub mod store;
 mod store_path;
 mod userdata;
 pub mod vcpus;
+pub mod volume;
 pub mod watch;
 
 pub use cache::{CacheError, Entry, KERNEL_CACHE, KERNEL_CACHE_LIMIT, KernelCache, Pruned};

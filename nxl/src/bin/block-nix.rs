@@ -6,12 +6,13 @@
 use clap::{Parser, Subcommand};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use toolstack::closure_disk::{ClosureDisk, ClosureDiskError, ClosureImages};
+use toolstack::closure_disk::{ClosureDisk, ClosureDiskError, ClosureImage, ClosureImages};
 use toolstack::device::Dom0;
 use xen::Platform;
 use xen::host::Host;
@@ -19,8 +20,8 @@ use xen::host::Host;
 /// How long the script waits for an image: less than the 40 s that libxl waits for the script (`LIBXL_HOTPLUG_TIMEOUT`).
 const PATIENCE: Duration = Duration::from_secs(33);
 
-/// Makes a qube's disk of a NixOS closure: a read-only squashfs image with its store paths, kept in
-/// /var/cache/nxl/images. A hotplug script of libxl's.
+/// Makes a qube's disk of a NixOS closure: a read-only erofs image with its store paths, kept in /var/cache/nxl/images.
+/// A hotplug script of libxl's.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -38,17 +39,25 @@ enum Verb {
     Add,
     /// Take it away; libxl calls it so.
     Remove,
-    /// Make the image of a store path, or of what leads to one, ahead of the first qube that wants it; print its path.
+    /// Make the image of a store path, or of what leads to one, ahead of the first qube that wants it; print its record's
+    /// path, what identifies its bytes, and what it took.
     Prepare {
         /// The store path.
         target: PathBuf,
+    },
+    /// Write the image of a store path to a file of its own, in one piece.
+    Export {
+        /// The store path.
+        target: PathBuf,
+        /// The file.
+        file: PathBuf,
     },
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(
-        "XENBUS_PATH names no device: libxl runs this program, as script= of a disk; by hand there is `prepare'"
+        "XENBUS_PATH names no device: libxl runs this program, as script= of a disk; by hand there are `prepare' and `export'"
     )]
     NoDevice,
     #[error("this is not dom0 of a Xen host, or xenstored does not run: {0}")]
@@ -71,14 +80,10 @@ fn main() -> ExitCode {
 }
 
 fn run(verb: &Verb) -> Result<(), Error> {
-    if let Verb::Prepare { target } = verb {
-        let images = ClosureImages::default();
-        let image = images.make(&images.store_path(target)?)?;
-        // Who asked may be gone.
-        return match writeln!(io::stdout(), "{}", image.display()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
-            _ => Ok(()),
-        };
+    match verb {
+        Verb::Prepare { target } => return prepare(target),
+        Verb::Export { target, file } => return export(target, file),
+        Verb::Add | Verb::Remove => {}
     }
     let path = std::env::var("XENBUS_PATH").ok().filter(|path| !path.is_empty()).ok_or(Error::NoDevice)?;
     let store = Host.xenstore().map_err(Error::NoXenstore)?;
@@ -93,8 +98,35 @@ fn run(verb: &Verb) -> Result<(), Error> {
     })
 }
 
+fn prepare(target: &Path) -> Result<(), Error> {
+    let images = ClosureImages::default();
+    let image = images.make(&images.store_path(target)?)?;
+    let (path, digest, size) = (image.path().display(), image.digest(), image.size());
+    let took = image.made().map_or_else(
+        || "it was there".to_owned(),
+        |made| format!("{} bytes written, {} reused", made.written, made.reused),
+    );
+    let paths = image.store_paths();
+    // Who asked may be gone.
+    match writeln!(io::stdout(), "{path}\nsha256 {digest}\n{paths} store paths, {size} bytes: {took}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+fn export(target: &Path, file: &Path) -> Result<(), Error> {
+    let images = ClosureImages::default();
+    let image = images.make(&images.store_path(target)?)?;
+    let copy = || {
+        let file = File::create(file)?;
+        image.copy_to(&file)?;
+        file.sync_all()
+    };
+    Ok(copy().map_err(|source| ClosureDiskError::File { path: file.to_owned(), source })?)
+}
+
 /// The image of a target, which another process makes when there is none.
-fn image(target: &Path) -> Result<PathBuf, ClosureDiskError> {
+fn image(target: &Path) -> Result<ClosureImage, ClosureDiskError> {
     let images = ClosureImages::default();
     let store_path = images.store_path(target)?;
     if let Some(image) = images.find(&store_path) {
@@ -161,7 +193,12 @@ mod tests {
 
     #[test]
     fn libxls_arguments_are_understood() {
-        for line in ["block-nix add", "block-nix remove", "block-nix prepare /nix/store/x"] {
+        for line in [
+            "block-nix add",
+            "block-nix remove",
+            "block-nix prepare /nix/store/x",
+            "block-nix export /nix/store/x /tmp/x",
+        ] {
             Arguments::try_parse_from(line.split(' ')).unwrap();
         }
         for line in ["block-nix", "block-nix online", "block-nix prepare"] {

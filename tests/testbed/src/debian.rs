@@ -37,8 +37,8 @@ pub const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 const QEMU: &str = "qemu-system-x86";
 const QEMU_VERSION: &str = "1:7.2";
 
-/// What makes images of closures in dom0.
-const SQUASHFS: [&str; 2] = ["squashfs-tools", "liblzo2-2"];
+/// What makes a file system in dom0 whose files can share blocks, and what looks into images of closures.
+const FILE_SYSTEMS: [&str; 4] = ["xfsprogs", "libinih1", "liburcu8", "erofs-utils"];
 
 /// The kernels: by the codec of their payload, the metapackage that stands for the newest of its kind.
 const KERNELS: [(&str, &str); 3] = [
@@ -57,11 +57,22 @@ pub const MODULES: [(&str, &str); 5] = [
     ("xen-gntalloc", "drivers/xen"),
 ];
 
-/// The guests' halves of disks and network interfaces.
-const FRONTENDS: [(&str, &str); 2] = [("xen-blkfront", "drivers/block"), ("xen-netfront", "drivers/net")];
+/// The guests' halves of disks and network interfaces, and what images of closures are mounted with. Some kernels have
+/// some of the latter built in.
+const FRONTENDS: [(&str, &str); 5] = [
+    ("xen-blkfront", "drivers/block"),
+    ("xen-netfront", "drivers/net"),
+    ("crc32c_generic", "crypto"),
+    ("libcrc32c", "lib"),
+    ("erofs", "fs/erofs"),
+];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
-pub const BACKENDS: [(&str, &str); 7] = [
+pub const BACKENDS: [(&str, &str); 11] = [
+    ("crc32c_generic", "crypto"),
+    ("libcrc32c", "lib"),
+    ("xfs", "fs/xfs"),
+    ("dm-mod", "drivers/md"),
     ("loop", "drivers/block"),
     ("xen-blkback", "drivers/block/xen-blkback"),
     ("llc", "net/llc"),
@@ -75,7 +86,7 @@ pub const BACKENDS: [(&str, &str); 7] = [
 const DOM0_KERNEL: &str = "xz";
 
 /// Raised when what the functions below do to the packages changes.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 /// The unpacked packages.
 #[derive(Debug, Clone)]
@@ -84,8 +95,8 @@ pub struct Debian {
     pub tree: Tree,
     /// A folder with one folder for each codec (xz, lz4, zstd), holding `vmlinuz`, `version` and `modules/`.
     pub kernels: PathBuf,
-    /// mksquashfs, and a library of its that nothing else needs.
-    pub squashfs: [Tree; 2],
+    /// mkfs.xfs, libraries of its that nothing else needs, and erofs' own tools.
+    pub file_systems: [Tree; 4],
 }
 
 /// A folder that packages were unpacked into.
@@ -101,8 +112,9 @@ impl Debian {
         let recipe =
             format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
-        let squashfs = [Tree::of_package(cache, SQUASHFS[0])?, Tree::of_package(cache, SQUASHFS[1])?];
-        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels"), squashfs })
+        let [mkfs, ini, rcu, erofs] = FILE_SYSTEMS.map(|package| Tree::of_package(cache, package));
+        let file_systems = [mkfs?, ini?, rcu?, erofs?];
+        Ok(Self { tree: Tree { root: place.join("tree") }, kernels: place.join("kernels"), file_systems })
     }
 }
 
@@ -197,7 +209,10 @@ fn fetch_kernel(apt: &Apt, metapackage: &str, archives: &Path, place: &Path) -> 
         package.strip_prefix("linux-image-").unwrap_or(&package).trim_end_matches("-unsigned").to_owned();
 
     let unpacked = archives.join("unpacked");
-    let patterns = ["./boot/vmlinuz-*", "./lib/modules/*/kernel/drivers/*", "./lib/modules/*/kernel/net/*"];
+    let folders =
+        ["crypto", "drivers", "fs", "lib", "net"].map(|folder| format!("./lib/modules/*/kernel/{folder}/*"));
+    let mut patterns = vec!["./boot/vmlinuz-*", "./lib/modules/*/modules.builtin"];
+    patterns.extend(folders.iter().map(String::as_str));
     for archive in apt.download(&[package], archives)? {
         unpack(&archive, &unpacked, &patterns)?;
     }
@@ -206,21 +221,28 @@ fn fetch_kernel(apt: &Apt, metapackage: &str, archives: &Path, place: &Path) -> 
     fs::copy(unpacked.join(format!("boot/vmlinuz-{version}")), &vmlinuz).at(&vmlinuz)?;
     fs::write(place.join("version"), &version).at(place)?;
 
-    let tree = unpacked.join(format!("lib/modules/{version}/kernel"));
-    copy_modules(&tree, MODULES.iter().chain(&FRONTENDS), &place.join("modules"))?;
+    let modules = unpacked.join(format!("lib/modules/{version}"));
+    let builtin = modules.join("modules.builtin");
+    let builtin = fs::read_to_string(&builtin).at(&builtin)?;
+    let tree = (modules.join("kernel"), builtin.as_str());
+    copy_modules((&tree.0, tree.1), MODULES.iter().chain(&FRONTENDS), &place.join("modules"))?;
     if place.ends_with(DOM0_KERNEL) {
-        copy_modules(&tree, BACKENDS.iter(), &place.join("backends"))?;
+        copy_modules((&tree.0, tree.1), BACKENDS.iter(), &place.join("backends"))?;
     }
     Ok(())
 }
 
+/// Copies modules from the folder of a kernel, but for those that it lists as built in.
 fn copy_modules<'a>(
-    tree: &Path,
+    (tree, builtin): (&Path, &str),
     modules: impl Iterator<Item = &'a (&'a str, &'a str)>,
     place: &Path,
 ) -> Result<()> {
     fs::create_dir_all(place).at(place)?;
     for (module, folder) in modules {
+        if builtin.lines().any(|line| line == format!("kernel/{folder}/{module}.ko")) {
+            continue;
+        }
         let source = ["ko", "ko.xz"]
             .iter()
             .map(|extension| tree.join(folder).join(format!("{module}.{extension}")))

@@ -46,14 +46,14 @@ const PROGRAMS: [(&str, &str); 21] = [
 /// Libraries that are loaded without being asked for by name in an ELF header.
 const LOADED_LATER: [&str; 1] = ["libgcc_s.so.1"];
 
-/// What packs the images of `block-nix`, and shows what is in them.
-const SQUASHFS_PROGRAMS: [&str; 2] = ["usr/bin/mksquashfs", "usr/bin/unsquashfs"];
+/// What makes a file system in dom0, and what shows whether an image of `block-nix` is one: the package, and the program.
+const FILE_SYSTEM_PROGRAMS: [(usize, &str); 2] = [(0, "usr/sbin/mkfs.xfs"), (3, "usr/bin/fsck.erofs")];
 
 /// How many cycles the soak has, where that is not as many as go into a minute and a half.
 const SOAK_CYCLES: &str = "TESSERAQT_SOAK_CYCLES";
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
-const REVISION: u32 = 3;
+const REVISION: u32 = 4;
 
 /// The machine's part of a boot, the same for every run.
 #[derive(Debug, Clone)]
@@ -167,8 +167,8 @@ pub fn overlay(
     // Where libxl looks for the scripts of disks.
     archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
     let mut binaries = Vec::new();
-    for program in SQUASHFS_PROGRAMS {
-        let source = debian.squashfs[0].file(program)?;
+    for (package, program) in FILE_SYSTEM_PROGRAMS {
+        let source = debian.file_systems[package].file(program)?;
         archive.copy(program, &source)?;
         binaries.push(source);
     }
@@ -178,7 +178,7 @@ pub fn overlay(
     }
     // The base has the libraries of stock tools; ours may use another of the same packages.
     // What a release's packages do not have, is Debian 12's.
-    let trees = debian.squashfs.iter().chain([tree, &debian.tree]);
+    let trees = debian.file_systems.iter().chain([tree, &debian.tree]);
     let folders: Vec<PathBuf> = trees.flat_map(Tree::library_folders).collect();
     for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;

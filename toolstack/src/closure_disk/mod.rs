@@ -1,19 +1,24 @@
 //! Disks that are NixOS closures: what the script `block-nix` does for a disk line with `script=block-nix`.
 //!
-//! The target is a path of the Nix store. The qube gets a read-only squashfs file system with the closure's store paths
-//! at its root, as it would find them in `/nix/store`, on a loop device over an image that is kept for the next qube.
+//! The target is a path of the Nix store. The qube gets a read-only erofs file system with the closure's store paths at its
+//! root, as it would find them in `/nix/store`: an image that is kept for the next qube. Images that have store paths in
+//! common have their data in common, in files that are called layers; a device of the kernel's device mapper puts the
+//! parts of an image together, and nothing else of the layers can be reached through it.
 //!
 //! The contract is that of libxl's block scripts (docs/misc/block-scripts.txt, tools/hotplug/Linux/block-common.sh):
 //! `add` or `remove`, the device's backend in `XENBUS_PATH`; `physical-device` and `hotplug-status` tell blkback and
 //! libxl what there is, `hotplug-error` tells why not.
 
+mod erofs;
 mod images;
+mod layer;
 mod requisites;
+mod tree;
 
+pub use crate::device::Extent;
 use crate::device::{DeviceError, Plumbing, state};
 use crate::store::text_if_there;
-pub use images::{CLOSURE_IMAGES, CLOSURE_IMAGES_LIMIT, ClosureImages, StorePath};
-use std::fs::File;
+pub use images::{CLOSURE_IMAGES, CLOSURE_IMAGES_LIMIT, ClosureImage, ClosureImages, Made, StorePath};
 use std::io;
 use std::path::{Path, PathBuf};
 use xen::{Transaction, Xenstore};
@@ -59,13 +64,21 @@ pub enum ClosureDiskError {
         /// Who runs this.
         user: u32,
     },
-    /// The program that makes images failed.
-    #[error("{program} made no image: {reason}", program = .program.display())]
-    Packer {
-        /// Which.
-        program: PathBuf,
-        /// Why.
-        reason: String,
+    /// Something that no store path has.
+    #[error("{path} is {what}: a store path has files, folders and links", path = .path.display())]
+    Special {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// An erofs file system has at most 2^32 blocks of 4 KiB.
+    #[error("{target} needs {blocks} blocks of 4 KiB for data, and an image has at most 2^32 in all", target = .target.display())]
+    TooLarge {
+        /// The store path.
+        target: PathBuf,
+        /// Of its closure.
+        blocks: u64,
     },
     /// The process that makes the image failed.
     #[error("no image of {target}: {reason}", target = .target.display())]
@@ -119,7 +132,7 @@ impl ClosureDisk<'_> {
     /// See [`ClosureDiskError`]; [`Self::report`] tells libxl.
     pub fn add(
         &self,
-        image_of: impl FnOnce(&Path) -> Result<PathBuf, ClosureDiskError>,
+        image_of: impl FnOnce(&Path) -> Result<ClosureImage, ClosureDiskError>,
     ) -> Result<(), ClosureDiskError> {
         if self.read("physical-device")?.is_some() {
             // The script may be run twice.
@@ -133,20 +146,25 @@ impl ClosureDisk<'_> {
         let target = self.read("params")?.unwrap_or_default();
         let image = image_of(Path::new(&target))?;
 
-        let error = |source| ClosureDiskError::File { path: image.clone(), source };
-        let file = File::open(&image).map_err(error)?;
         // It took its time: the qube may be gone.
         self.check_state()?;
-        let _lock = self.plumbing.lock_disks()?;
-        let hold = self.plumbing.attach_loop(&file, &image, true)?;
-        let node = format!("/dev/loop{}", hold.number());
-        let loop_major = 7;
-        // Until the last line the loop device clears itself when nobody has it open any more.
+        let lock = self.plumbing.lock_disks()?;
+        let composed = self.plumbing.compose(&self.device_name(), image.files(), image.extents())?;
+        drop(lock);
+        let (node, (major, minor)) = (composed.node(), composed.number());
+        // Until blkback has opened it, the device goes with this process; from then on, with blkback's.
         self.write("node", &node)?;
         self.write("physical-device-path", &node)?;
-        self.write("physical-device", &format!("{loop_major:x}:{:x}", hold.number()))?;
-        hold.keep()?;
+        self.write("physical-device", &format!("{major:x}:{minor:x}"))?;
+        composed.hand_over()?;
         Ok(self.write("hotplug-status", "connected")?)
+    }
+
+    /// The name of the qube's device, after domain and disk: XENBUS_PATH ends in both.
+    fn device_name(&self) -> String {
+        let mut parts = self.path.rsplit('/');
+        let (devid, domid) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        format!("{domid}-{devid}")
     }
 
     fn check_state(&self) -> Result<(), ClosureDiskError> {
@@ -165,12 +183,7 @@ impl ClosureDisk<'_> {
     /// # Errors
     /// What xenstored and the kernel say.
     pub fn remove(&self) -> Result<(), ClosureDiskError> {
-        let node = self.read("node")?;
-        let number = node.as_deref().and_then(|node| node.strip_prefix("/dev/loop")?.parse().ok());
-        match number {
-            Some(number) => Ok(self.plumbing.detach_loop(number)?),
-            None => Ok(()),
-        }
+        Ok(self.plumbing.take_apart(&self.device_name())?)
     }
 
     /// Leaves an error where libxl looks for it.

@@ -4,10 +4,12 @@
 //! Nix has none; then the references are found as Nix itself finds them, by the hashes of store paths in names, links and
 //! files. That may be a path more than Nix would list, never one less.
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,9 +75,19 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn file(&mut self, file: &mut dyn Read) -> io::Result<()> {
+    fn file(&mut self, file: &mut File) -> io::Result<()> {
         let mut buffer = Vec::with_capacity(CHUNK + HASH_LEN);
         loop {
+            // Holes have no hashes, and may be larger than anybody would wait for.
+            let at = file.stream_position()?;
+            match rustix::fs::seek(&*file, SeekFrom::Data(at)) {
+                Ok(data) if data > at => buffer.clear(),
+                Ok(_) => {}
+                // There is nothing but a hole.
+                Err(Errno::NXIO) => return Ok(()),
+                // The file system does not tell.
+                Err(_) => drop(file.seek(io::SeekFrom::Start(at))?),
+            }
             let read = (&mut *file).take(CHUNK as u64).read_to_end(&mut buffer)?;
             self.bytes(&buffer);
             if read < CHUNK {

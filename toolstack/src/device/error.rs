@@ -74,6 +74,9 @@ pub enum DeviceError {
     /// No loop device.
     #[error("loop device: {0}")]
     Loop(#[source] io::Error),
+    /// No device put together from parts of files.
+    #[error("device mapper: {0}")]
+    Mapper(#[source] io::Error),
     /// There is no such bridge.
     #[error("{0} is no bridge of this domain (`ip link add {0} type bridge' makes one)")]
     Bridge(String),

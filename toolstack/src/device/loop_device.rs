@@ -15,6 +15,7 @@ use std::path::Path;
 const LOOP_CLR_FD: Opcode = 0x4C01;
 const LOOP_SET_STATUS64: Opcode = 0x4C04;
 const LOOP_GET_STATUS64: Opcode = 0x4C05;
+const LOOP_SET_CAPACITY: Opcode = 0x4C07;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 
@@ -177,6 +178,16 @@ pub(super) fn all() -> io::Result<Vec<LoopInfo>> {
         }
     }
     Ok(loops)
+}
+
+/// Lets a loop device be as large as its file is now.
+pub(super) fn grow(number: u32) -> io::Result<()> {
+    // SAFETY: the request takes no argument.
+    match unsafe { ioctl::ioctl(&open(number, false)?, ioctl::NoArg::<LOOP_SET_CAPACITY>::new()) } {
+        // It has no file any more.
+        Ok(()) | Err(Errno::NXIO) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Takes the file from a loop device, now or as soon as nobody has the device open; that it has none is no error.

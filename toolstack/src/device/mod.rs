@@ -22,6 +22,7 @@ mod json;
 mod link;
 mod loop_device;
 mod manage;
+mod mapper;
 mod nic;
 mod plumbing;
 mod script;
@@ -39,7 +40,7 @@ pub use disk::Disk;
 pub use error::DeviceError;
 pub use manage::{AttachedDisk, AttachedNic};
 pub use nic::Nic;
-pub use plumbing::{Dom0, Hold, LoopInfo, Plumbing, Port};
+pub use plumbing::{Composed, Dom0, Extent, Hold, LoopInfo, Plumbing, Port};
 pub use script::{Action, Script};
 pub use vdev::Vdev;
 

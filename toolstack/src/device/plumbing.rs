@@ -1,10 +1,10 @@
 //! What stands behind the devices in the domain of their backends: loop devices, bridges, scripts, locks.
 
 use super::script::{Action, Script};
-use super::{DeviceError, link, loop_device};
+use super::{DeviceError, link, loop_device, mapper};
 use crate::lock;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The lock under which libxl's block script looks who uses an image, and takes it.
 const DISKS_LOCK: &str = "/run/xen-hotplug/block";
@@ -18,6 +18,31 @@ pub trait Hold: Send {
     /// # Errors
     /// What the kernel says; it goes then.
     fn keep(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// A block device that is put together from parts of files. It goes when the value does, or the process, unless a backend
+/// has opened it; then it goes when that closes it.
+pub trait Composed: Send {
+    /// Its major and minor number.
+    fn number(&self) -> (u32, u32);
+    /// Its path.
+    fn node(&self) -> String;
+    /// Waits until a backend has it open.
+    ///
+    /// # Errors
+    /// What the kernel says, or that none came; it goes then.
+    fn hand_over(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// A part of a file, which is a part of a block device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Which of the files.
+    pub file: usize,
+    /// Where it begins there, in bytes: a multiple of 512.
+    pub offset: u64,
+    /// In bytes: a multiple of 512.
+    pub len: u64,
 }
 
 /// A loop device and the file that it has.
@@ -55,11 +80,31 @@ pub trait Plumbing: Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn attach_loop(&self, image: &File, name: &Path, readonly: bool) -> Result<Box<dyn Hold>, DeviceError>;
+    /// Puts parts of files together to a block device that cannot be written, under a name that is the device's own.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn compose(
+        &self,
+        name: &str,
+        files: &[(PathBuf, File)],
+        extents: &[Extent],
+    ) -> Result<Box<dyn Composed>, DeviceError>;
+    /// Takes such a device away, now or as soon as nobody has it open; that there is none is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn take_apart(&self, name: &str) -> Result<(), DeviceError>;
     /// All loop devices.
     ///
     /// # Errors
     /// What the kernel says.
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError>;
+    /// Lets a loop device be as large as its file has become; a backend that has it open tells its guest.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError>;
     /// Takes the file from a loop device; that it has none is no error.
     ///
     /// # Errors
@@ -103,8 +148,25 @@ impl Plumbing for Dom0 {
         loop_device::attach(image, name, readonly).map_err(DeviceError::Loop)
     }
 
+    fn compose(
+        &self,
+        name: &str,
+        files: &[(PathBuf, File)],
+        extents: &[Extent],
+    ) -> Result<Box<dyn Composed>, DeviceError> {
+        mapper::compose(name, files, extents).map_err(DeviceError::Mapper)
+    }
+
+    fn take_apart(&self, name: &str) -> Result<(), DeviceError> {
+        mapper::take_apart(name).map_err(DeviceError::Mapper)
+    }
+
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError> {
         loop_device::all().map_err(DeviceError::Loop)
+    }
+
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError> {
+        loop_device::grow(number).map_err(DeviceError::Loop)
     }
 
     fn detach_loop(&self, number: u32) -> Result<(), DeviceError> {

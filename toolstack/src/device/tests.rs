@@ -11,7 +11,7 @@ use crate::qubes::{Qube, QubeError};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use xen::mock::Backends;
@@ -24,6 +24,8 @@ pub(crate) struct Kernel(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     loops: BTreeMap<u32, (u64, u64)>,
+    /// Devices that are put together, by name.
+    composed: Vec<String>,
     mounted: BTreeMap<(u32, u32), bool>,
     /// Interfaces that are on a bridge.
     ports: Vec<String>,
@@ -52,8 +54,36 @@ impl Kernel {
         std::mem::take(&mut self.0.lock().unwrap().calls)
     }
 
+    pub(crate) fn composed(&self) -> Vec<String> {
+        self.0.lock().unwrap().composed.clone()
+    }
+
     pub(crate) fn loop_count(&self) -> usize {
         self.0.lock().unwrap().loops.len()
+    }
+}
+
+struct OfParts(Kernel, String, bool);
+
+impl Composed for OfParts {
+    fn number(&self) -> (u32, u32) {
+        (254, 3)
+    }
+    fn node(&self) -> String {
+        "/dev/dm-3".to_owned()
+    }
+    fn hand_over(mut self: Box<Self>) -> Result<(), DeviceError> {
+        drop(self.0.call(format!("hand over {}", self.1))?);
+        self.2 = true;
+        Ok(())
+    }
+}
+
+impl Drop for OfParts {
+    fn drop(&mut self) {
+        if !self.2 {
+            self.0.0.lock().unwrap().composed.retain(|name| *name != self.1);
+        }
     }
 }
 
@@ -89,9 +119,26 @@ impl Plumbing for Kernel {
         state.loops.insert(number, (file.dev(), file.ino()));
         Ok(Box::new(Loop(self.clone(), number, false)))
     }
+    fn compose(
+        &self,
+        name: &str,
+        files: &[(PathBuf, File)],
+        extents: &[Extent],
+    ) -> Result<Box<dyn Composed>, DeviceError> {
+        let mut state = self.call(format!("compose {name} {} {}", files.len(), extents.len()))?;
+        state.composed.push(name.to_owned());
+        Ok(Box::new(OfParts(self.clone(), name.to_owned(), false)))
+    }
+    fn take_apart(&self, name: &str) -> Result<(), DeviceError> {
+        self.call(format!("take apart {name}"))?.composed.retain(|other| other != name);
+        Ok(())
+    }
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError> {
         let state = self.call("loops".into())?;
         Ok(state.loops.iter().map(|(number, file)| LoopInfo { number: *number, file: *file }).collect())
+    }
+    fn grow_loop(&self, number: u32) -> Result<(), DeviceError> {
+        self.call(format!("grow {number}")).map(|_| ())
     }
     fn detach_loop(&self, number: u32) -> Result<(), DeviceError> {
         self.call(format!("detach {number}"))?.loops.remove(&number);
