@@ -9,7 +9,7 @@ use crate::store;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use xen::{DomId, ErrorKind, PciAddress, Transaction};
+use xen::{DomId, ErrorKind, Hardware, PAGE_SHIFT, PciAddress, Reserved, Transaction};
 
 /// Where the kernel shows PCI devices, and the driver.
 const DEVICES: &str = "/sys/bus/pci/devices";
@@ -18,6 +18,10 @@ const PCIBACK: &str = "/sys/bus/pci/drivers/pciback";
 const RECORDS: &str = "/libxl/pci";
 /// The longest name that libxl takes.
 const NAME_LIMIT: usize = 64;
+/// Lines of a device's file `resource` that are its own: six base address registers, and its ROM.
+const RESOURCES: usize = 7;
+/// `IORESOURCE_IO`, include/linux/ioport.h: ports, and not memory.
+const IS_PORTS: u64 = 0x100;
 
 /// Why the assignable devices could not be listed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +42,7 @@ pub enum PcibackError {
     #[error("{0} is not assignable: pciback does not hold it")]
     NotAssignable(PciAddress),
     /// A domain has it.
-    #[error("{device} is domain {domid}'s: `xl pci-detach {domid} {device}` takes it away")]
+    #[error("{device} is domain {domid}'s: `nxl pci-detach {domid} {device}` takes it away")]
     Assigned {
         /// Which device.
         device: PciAddress,
@@ -50,6 +54,46 @@ pub enum PcibackError {
         "{0} cannot be kept from the memory of others: this machine has no IOMMU, or Xen does not use it"
     )]
     NoIommu(PciAddress),
+    /// Nothing keeps any device from the memory of others.
+    #[error(
+        "no PCI device can be given to a qube: this machine has no IOMMU, or Xen does not use it (virt_caps in `nxl info`)"
+    )]
+    NoPassthrough,
+    /// The domain was not made for it.
+    #[error(
+        "{device} cannot be given to domain {domid}: it was made without a device and without passthrough=\"enabled\""
+    )]
+    NotTranslated {
+        /// Which device.
+        device: PciAddress,
+        /// To whom.
+        domid: DomId,
+    },
+    /// It is no PV guest.
+    #[error("domain {0} is no PV guest: libxl gives PVH guests no PCI devices, and nxl neither")]
+    NotPv(DomId),
+    /// It is to be given twice.
+    #[error("{0} is asked for twice")]
+    Twice(PciAddress),
+    /// All functions, and nowhere to put them.
+    #[error("all functions of {0} are one device in the qube only in a slot that is given: such as @5")]
+    Slot(PciAddress),
+    /// The domain has no such device.
+    #[error("domain {domid} has no PCI device {device}")]
+    NotOf {
+        /// Its address or name.
+        device: String,
+        /// Which domain.
+        domid: DomId,
+    },
+    /// The kernel tells of a device what cannot be.
+    #[error("{path}: {text:?} makes no sense", path = path.display())]
+    Sysfs {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        text: String,
+    },
     /// The kernel refused.
     #[error("{path}: {source}", path = path.display())]
     System {
@@ -214,8 +258,102 @@ impl<'a> Pciback<'a> {
     }
 
     /// Whether there is such a device.
-    fn exists(&self, device: PciAddress) -> Result<bool, PcibackError> {
+    pub(crate) fn exists(&self, device: PciAddress) -> Result<bool, PcibackError> {
         Ok(self.names(Path::new(DEVICES))?.contains(&device.to_string()))
+    }
+
+    /// Whether pciback has a device.
+    pub(crate) fn is_held(&self, device: PciAddress) -> Result<bool, PcibackError> {
+        Ok(self.held()?.contains(&device))
+    }
+
+    /// Which domain has a device, as xenstore says it.
+    pub(crate) fn owner(&self, device: PciAddress) -> Result<Option<String>, PcibackError> {
+        Ok(self.qubes.read(&format!("{}/domid", record(device)))?)
+    }
+
+    /// Records devices as a domain's, unless somebody else was faster with one of them.
+    pub(crate) fn claim(&self, devices: &[PciAddress], domid: DomId) -> Result<(), PcibackError> {
+        let store = &*self.qubes.store;
+        xen::transaction(store, |tx| {
+            for device in devices {
+                let path = format!("{}/domid", record(*device));
+                if let Some(other) = store::read_if_there(store, tx, &path)? {
+                    let domid = String::from_utf8_lossy(&other).into_owned();
+                    return Err(PcibackError::Assigned { device: *device, domid });
+                }
+                store.write(tx, &path, domid.to_string().as_bytes())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A device is nobody's again.
+    pub(crate) fn disclaim(&self, device: PciAddress) -> Result<(), PcibackError> {
+        self.forget(device, &["domid"])
+    }
+
+    /// All functions that a device has; `first` is one of them, be it there or not.
+    pub(crate) fn functions(&self, first: PciAddress) -> Result<Vec<PciAddress>, PcibackError> {
+        let names = self.names(Path::new(DEVICES))?;
+        let mut found: Vec<PciAddress> = names.iter().filter_map(|name| PciAddress::parse(name)).collect();
+        found.retain(|other| {
+            (other.segment, other.bus, other.devfn >> 3) == (first.segment, first.bus, first.devfn >> 3)
+        });
+        found.sort_by_key(|device| device.devfn);
+        if found.is_empty() { Err(PcibackError::NoDevice(first)) } else { Ok(found) }
+    }
+
+    /// The ports and the memory of a device.
+    pub(crate) fn hardware(&self, device: PciAddress) -> Result<Vec<Hardware>, PcibackError> {
+        let (path, text) = self.told(device, "resource")?;
+        let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+        let parse = |line: &str| {
+            let mut words = line.split_whitespace().map(number);
+            let (start, end, flags) = (words.next()??, words.next()??, words.next()??);
+            if flags & IS_PORTS == 0 {
+                let first = start >> PAGE_SHIFT;
+                return Some(Hardware::Frames { first, count: (end >> PAGE_SHIFT).checked_sub(first)? + 1 });
+            }
+            let first = u32::try_from(start).ok()?;
+            Some(Hardware::Ports { first, count: u32::try_from(end.checked_sub(start)? + 1).ok()? })
+        };
+        let used = |line: &&str| !line.starts_with("0x0000000000000000 ");
+        text.lines()
+            .take(RESOURCES)
+            .filter(used)
+            .map(|line| {
+                let error = || PcibackError::Sysfs { path: path.clone(), text: line.to_owned() };
+                parse(line).ok_or_else(error)
+            })
+            .collect()
+    }
+
+    /// The interrupt line of a device.
+    pub(crate) fn interrupt(&self, device: PciAddress) -> Result<Option<u32>, PcibackError> {
+        let (path, text) = self.told(device, "irq")?;
+        let interrupt = text.trim().parse().map_err(|_| PcibackError::Sysfs { path, text })?;
+        Ok(Some(interrupt).filter(|interrupt| *interrupt != 0))
+    }
+
+    /// Puts a device into the state that it has when the machine is switched on, if it can be.
+    pub(crate) fn reset(&self, device: PciAddress) {
+        // Many a device has no way to do it: libxl goes on then, too.
+        let _ = self.sysfs.write(&Path::new(DEVICES).join(device.to_string()).join("reset"), "1");
+    }
+
+    /// Lets whoever has the device write all of its configuration space, until pciback has it back.
+    pub(crate) fn set_permissive(&self, device: PciAddress) -> Result<(), PcibackError> {
+        self.write(&Path::new(PCIBACK).join("permissive"), device)
+    }
+
+    /// A file of a device.
+    fn told(&self, device: PciAddress, file: &str) -> Result<(PathBuf, String), PcibackError> {
+        let path = Path::new(DEVICES).join(device.to_string()).join(file);
+        match self.sysfs.read(&path) {
+            Ok(text) => Ok((path, text)),
+            Err(source) => Err(PcibackError::System { path, source }),
+        }
     }
 
     /// The devices that pciback has.
@@ -228,7 +366,7 @@ impl<'a> Pciback<'a> {
     }
 
     /// The device of a name.
-    fn named(&self, name: &str) -> Result<Option<PciAddress>, PcibackError> {
+    pub(crate) fn named(&self, name: &str) -> Result<Option<PciAddress>, PcibackError> {
         for recorded in self.qubes.directory(RECORDS)? {
             let address = recorded.replacen('-', ":", 2).replacen('-', ".", 1);
             let path = format!("{RECORDS}/{recorded}/name");
@@ -312,9 +450,12 @@ impl<'a> Pciback<'a> {
     }
 
     fn quarantine(&self, device: PciAddress) -> Result<(), PcibackError> {
-        self.qubes.control.assign_device(DomId::IO, device).map_err(|error| match error.kind() {
-            ErrorKind::Unavailable => PcibackError::NoIommu(device),
-            _ => PcibackError::Xen(error),
+        // What is reserved in a domain's address space for a device is no matter to one that has none.
+        self.qubes.control.assign_device(DomId::IO, device, Reserved::Relaxed).map_err(|error| {
+            match error.kind() {
+                ErrorKind::Unavailable => PcibackError::NoIommu(device),
+                _ => PcibackError::Xen(error),
+            }
         })
     }
 
