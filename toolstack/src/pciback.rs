@@ -484,14 +484,15 @@ impl<'a> Pciback<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::create::tests::{Host, host};
-    use std::cell::RefCell;
     use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex, MutexGuard};
 
     /// A kernel with three devices: of e1000e, of ahci, and of no driver.
-    struct Kernel(RefCell<State>);
+    #[derive(Clone)]
+    pub(crate) struct Kernel(Arc<Mutex<State>>);
 
     struct State {
         /// Whose each device is.
@@ -500,29 +501,46 @@ mod tests {
         loaded: bool,
         /// How many writes go well before one fails.
         until_failure: Option<usize>,
+        /// What was reset, and what was made permissive, in this order.
+        done: Vec<String>,
     }
 
-    const NIC: &str = "0000:03:00.0";
+    pub(crate) const NIC: &str = "0000:03:00.0";
     const DISK: &str = "0000:00:1f.2";
-    const BARE: &str = "0001:04:00.1";
+    pub(crate) const BARE: &str = "0001:04:00.1";
 
     impl Kernel {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let drivers = [(NIC, Some("e1000e")), (DISK, Some("ahci")), (BARE, None)];
-            Self(RefCell::new(State {
+            Self(Arc::new(Mutex::new(State {
                 drivers: drivers.map(|(device, driver)| (device.to_owned(), driver)).into(),
                 slots: Vec::new(),
                 loaded: true,
                 until_failure: None,
-            }))
+                done: Vec::new(),
+            })))
         }
 
-        fn driver(&self, device: &str) -> Option<&'static str> {
-            self.0.borrow().drivers[device]
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.0.lock().unwrap()
         }
 
-        fn slots(&self) -> usize {
-            self.0.borrow().slots.len()
+        /// Lets so many writes go well, and the next one fail.
+        pub(crate) fn fail_after(&self, writes: usize) {
+            self.state().until_failure = Some(writes);
+        }
+
+        /// What was reset (a device) or made permissive (behind a plus) since this was asked last.
+        pub(crate) fn done(&self) -> Vec<String> {
+            std::mem::take(&mut self.state().done)
+        }
+
+        pub(crate) fn driver(&self, device: &str) -> Option<&'static str> {
+            self.state().drivers[device]
+        }
+
+        pub(crate) fn slots(&self) -> usize {
+            self.state().slots.len()
         }
     }
 
@@ -532,7 +550,7 @@ mod tests {
 
     impl Sysfs for Kernel {
         fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
-            let state = self.0.borrow();
+            let state = self.state();
             match folder.to_str().unwrap() {
                 DEVICES => Ok(state.drivers.keys().cloned().collect()),
                 PCIBACK if state.loaded => {
@@ -551,15 +569,48 @@ mod tests {
             Ok(Path::new("/sys/bus/pci/drivers").join(driver))
         }
         fn read(&self, file: &Path) -> io::Result<String> {
-            assert_eq!(file, Path::new(PCIBACK).join("slots"));
-            Ok(self.0.borrow().slots.iter().map(|slot| format!("{slot}\n")).collect())
+            // A NIC has registers in memory and in ports, and a ROM; the others have a page of memory, and no interrupt.
+            let nic = file.starts_with(Path::new(DEVICES).join(NIC));
+            let line =
+                |(start, end, flags): (u64, u64, u64)| format!("{start:#018x} {end:#018x} {flags:#018x}\n");
+            match (file.file_name().unwrap().to_str().unwrap(), nic) {
+                ("resource", true) => {
+                    let lines = [
+                        (0xf710_0000, 0xf711_ffff, 0x40200),
+                        (0, 0, 0),
+                        (0xf020, 0xf03f, 0x40101),
+                        (0xf712_4800, 0xf712_48ff, 0x40200),
+                        (0, 0, 0),
+                        (0, 0, 0),
+                        (0xf700_0000, 0xf701_ffff, 0x46200),
+                        (0xdead_0000, 0xdead_ffff, 0x200),
+                    ];
+                    return Ok(lines.map(line).concat());
+                }
+                ("resource", false) => return Ok(line((0xf712_5000, 0xf712_5fff, 0x40200))),
+                ("irq", nic) => return Ok(if nic { "17\n" } else { "0\n" }.to_owned()),
+                _ => assert_eq!(file, Path::new(PCIBACK).join("slots")),
+            }
+            Ok(self.state().slots.iter().map(|slot| format!("{slot}\n")).collect())
         }
         fn write(&self, file: &Path, text: &str) -> io::Result<()> {
-            let mut state = self.0.borrow_mut();
+            let mut state = self.state();
             let left = state.until_failure;
             state.until_failure = left.and_then(|left| left.checked_sub(1));
             if left == Some(0) {
                 return Err(refused(rustix::io::Errno::IO));
+            }
+            match file.file_name().unwrap().to_str().unwrap() {
+                "reset" => {
+                    let device = file.parent().unwrap().file_name().unwrap().to_string_lossy();
+                    state.done.push(device.into_owned());
+                    return Ok(());
+                }
+                "permissive" => {
+                    state.done.push(format!("+{text}"));
+                    return Ok(());
+                }
+                _ => {}
             }
             let driver = file.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
             let driver = ["e1000e", "ahci", "pciback"].into_iter().find(|known| **known == driver);
@@ -583,7 +634,7 @@ mod tests {
         }
     }
 
-    fn address(text: &str) -> PciAddress {
+    pub(crate) fn address(text: &str) -> PciAddress {
         PciAddress::parse(text).unwrap()
     }
 
@@ -640,7 +691,7 @@ mod tests {
         pciback.remove("00:1f.2", false).unwrap();
         assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
         // Its driver is still known. Whoever else took it has not put it into quarantine.
-        kernel.0.borrow_mut().slots.push(DISK.to_owned());
+        kernel.state().slots.push(DISK.to_owned());
         kernel.write(&Path::new(PCIBACK).join("bind"), DISK).unwrap();
         pciback.remove(DISK, false).unwrap();
         assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
@@ -654,7 +705,7 @@ mod tests {
         for nth in 0..3 {
             let (host, kernel) = (host(), Kernel::new());
             let before = host.inventory();
-            kernel.0.borrow_mut().until_failure = Some(nth);
+            kernel.state().until_failure = Some(nth);
             let error = Pciback::new(&host.qubes, &kernel).add(address(NIC), Some("wan")).unwrap_err();
             assert!(error.to_string().starts_with("/sys/bus/pci/drivers/"), "write {nth}: {error}");
             assert_eq!((kernel.driver(NIC), kernel.slots()), (Some("e1000e"), 0), "write {nth}");
@@ -690,7 +741,7 @@ mod tests {
             error(pciback.remove(NIC, false)),
             format!("{NIC} is not assignable: pciback does not hold it")
         );
-        kernel.0.borrow_mut().loaded = false;
+        kernel.state().loaded = false;
         assert!(error(pciback.add(address(NIC), None)).contains("modprobe xen-pciback"));
         assert!(matches!(pciback.list(), Err(PcibackError::NotLoaded)));
         assert_eq!((kernel.driver(NIC), host.inventory()), (Some("e1000e"), before));

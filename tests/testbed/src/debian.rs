@@ -61,7 +61,7 @@ pub const MODULES: [(&str, &str); 5] = [
 const FRONTENDS: [(&str, &str); 2] = [("xen-blkfront", "drivers/block"), ("xen-netfront", "drivers/net")];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
-pub const BACKENDS: [(&str, &str); 7] = [
+pub const BACKENDS: [(&str, &str); 8] = [
     ("loop", "drivers/block"),
     ("xen-blkback", "drivers/block/xen-blkback"),
     ("llc", "net/llc"),
@@ -69,6 +69,8 @@ pub const BACKENDS: [(&str, &str); 7] = [
     ("bridge", "net/bridge"),
     ("xen-netback", "drivers/net/xen-netback"),
     ("xen-pciback", "drivers/xen/xen-pciback"),
+    // A guest's, which is given it on a disk: not all of the kernels have it.
+    ("xen-pcifront", "drivers/pci"),
 ];
 
 /// The kernel that dom0 has, by its codec.

@@ -18,6 +18,9 @@ use crate::store::{self, Record, libxl_path};
 use std::time::Duration;
 use xen::{DomId, ErrorKind, Hardware, PciAddress, Permissions, Reserved};
 
+#[cfg(test)]
+mod tests;
+
 /// How long guest and backend may take to agree on a change (`LIBXL_INIT_TIMEOUT`).
 const LIMIT: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
 
@@ -443,12 +446,12 @@ impl Qubes {
             None => {
                 let records = given.records(qube.display_name());
                 store::write(&*self.store, &records)?;
-                given.recorded();
                 if let Err(error) = given.connect() {
-                    // The error that led here is the one to report.
+                    // The error that led here is the one to report. What the guest may use goes with `given`.
                     let _ = self.detach(address(domid), Release::Forced);
                     return Err(error.into());
                 }
+                given.recorded();
             }
             Some(had) => {
                 let backend = address(domid).backend_path();
