@@ -171,6 +171,28 @@ fn record(device: PciAddress) -> String {
     format!("{RECORDS}/{}", device.to_string().replace([':', '.'], "-"))
 }
 
+/// The devices of which that is recorded (`driver_path`, `name`, `domid`), and what.
+fn recorded(qubes: &Qubes, what: &str) -> Result<Vec<(PciAddress, String)>, xen::Error> {
+    let mut found = Vec::new();
+    for name in qubes.directory(RECORDS)? {
+        let address = name.replacen('-', ":", 2).replacen('-', ".", 1);
+        if let Some(device) = PciAddress::parse(&address)
+            && let Some(value) = qubes.read(&format!("{}/{what}", record(device)))?
+        {
+            found.push((device, value));
+        }
+    }
+    Ok(found)
+}
+
+/// The devices that are recorded as a domain's, whose domain each is, and where that stands.
+pub(crate) fn claims(qubes: &Qubes) -> Result<Vec<(PciAddress, DomId, String)>, xen::Error> {
+    let claim = |(device, domid): (PciAddress, String)| {
+        Some((device, DomId(domid.parse().ok()?), format!("{}/domid", record(device))))
+    };
+    Ok(recorded(qubes, "domid")?.into_iter().filter_map(claim).collect())
+}
+
 /// The host's devices as they may be given away.
 pub struct Pciback<'a> {
     qubes: &'a Qubes,
@@ -367,16 +389,8 @@ impl<'a> Pciback<'a> {
 
     /// The device of a name.
     pub(crate) fn named(&self, name: &str) -> Result<Option<PciAddress>, PcibackError> {
-        for recorded in self.qubes.directory(RECORDS)? {
-            let address = recorded.replacen('-', ":", 2).replacen('-', ".", 1);
-            let path = format!("{RECORDS}/{recorded}/name");
-            if let Some(device) = PciAddress::parse(&address)
-                && self.qubes.read(&path)?.as_deref() == Some(name)
-            {
-                return Ok(Some(device));
-            }
-        }
-        Ok(None)
+        let found = recorded(self.qubes, "name")?.into_iter().find(|(_, found)| found == name);
+        Ok(found.map(|(device, _)| device))
     }
 
     /// Takes a device from its driver, which is the answer, and has pciback take it.

@@ -66,8 +66,10 @@ impl Qubes {
                 }
             }
         }
-        // libxl keeps no record of its own of these.
-        if !found.managed.iter().any(|device| device.kind == Kind::Pci) && self.has_pcis(domid)? {
+        // libxl keeps no record of these here.
+        if !found.managed.iter().any(|device| device.kind == Kind::Pci)
+            && !self.claimed_pcis(domid)?.is_empty()
+        {
             found.managed.push(pci::address(domid));
         }
         Ok(found)
@@ -182,7 +184,7 @@ impl Qubes {
                 }
                 Ok(Behind::Script(self.script(device, script_path(nic::SCRIPT))?))
             }
-            Kind::Pci => Ok(Behind::Pci(self.pci_addresses(device.domid)?)),
+            Kind::Pci => Ok(Behind::Pci(self.claimed_pcis(device.domid)?)),
             Kind::Vkb | Kind::Channel => Ok(Behind::Nothing),
             Kind::Vbd | Kind::Vif => Ok(Behind::Script(self.script(device, script.unwrap_or_default())?)),
         }

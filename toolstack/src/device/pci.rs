@@ -12,7 +12,7 @@ use super::{Address, DeviceError, Kind, Release, state};
 use crate::config::{
     GuestType, Passthrough, PciConfig, PciDevice, PciOptions, QubeConfig, RdmPolicy, pci_record,
 };
-use crate::pciback::{Pciback, PcibackError};
+use crate::pciback::{self, Pciback, PcibackError};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, Record, libxl_path};
 use std::time::Duration;
@@ -394,9 +394,11 @@ impl Qubes {
         Ok(found)
     }
 
-    /// Whether a domain has PCI devices, or had and they were not taken away in order.
-    pub(super) fn has_pcis(&self, domid: DomId) -> Result<bool, xen::Error> {
-        Ok(self.read(&format!("{}/num_devs", address(domid).backend_path()))?.is_some())
+    /// The devices that nobody else is given as long as they are recorded as this domain's: those that it has, and those that
+    /// whoever died over it was about to give it.
+    pub(super) fn claimed_pcis(&self, domid: DomId) -> Result<Vec<PciAddress>, xen::Error> {
+        let claims = pciback::claims(self)?.into_iter();
+        Ok(claims.filter(|(_, owner, _)| *owner == domid).map(|(device, ..)| device).collect())
     }
 
     /// Takes back all that a domain has behind its PCI devices, whose backend is closed.
@@ -407,11 +409,6 @@ impl Qubes {
             result = result.and(take_back(&pciback, self, domid, *device));
         }
         Ok(result?)
-    }
-
-    /// The devices that are recorded as a domain's.
-    pub(super) fn pci_addresses(&self, domid: DomId) -> Result<Vec<PciAddress>, xen::Error> {
-        Ok(self.pcis(domid)?.into_iter().map(|pci| pci.device).collect())
     }
 
     /// Waits until pciback is in one of the states.
@@ -510,7 +507,7 @@ impl Qubes {
 
     fn detach_function(&self, domid: DomId, device: PciAddress, release: Release) -> Result<(), QubeError> {
         let backend = address(domid).backend_path();
-        let listed = self.pci_addresses(domid)?;
+        let listed: Vec<PciAddress> = self.pcis(domid)?.into_iter().map(|pci| pci.device).collect();
         let Some(place) = listed.iter().position(|other| *other == device) else { return Ok(()) };
         let asked = self.ask_for(domid, place);
         match asked {

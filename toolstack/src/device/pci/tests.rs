@@ -349,3 +349,43 @@ fn a_qube_that_was_not_made_for_devices_is_told_so() {
     let error = host.qubes.attach_pci(&plain, &pci(NIC)).unwrap_err().to_string();
     assert!(error.contains("is no PV guest"), "{error}");
 }
+
+#[test]
+fn what_a_program_that_died_over_a_qube_has_claimed_is_nobodys_again() {
+    let more = format!("pci=['name=wan','{BARE}']");
+    let calls: u64 = {
+        let (host, _) = with_devices(Backends::Prompt);
+        create(&host, "work", &more).unwrap();
+        host.machine.counts().calls.values().sum()
+    };
+    // Each of them takes a host; the steps of the devices are the last third.
+    for nth in (calls / 2..calls).step_by(3) {
+        let (host, kernel) = with_devices(Backends::Prompt);
+        let before = host.inventory();
+        host.machine.kill_after(nth);
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| create(&host, "work", &more)));
+        assert!(died.is_err(), "after {nth} of {calls} calls");
+        let mut host = crate::create::tests::next_program(host);
+        host.qubes = host.qubes.with_sysfs(kernel.clone());
+        for leftover in host.qubes.leftovers().unwrap() {
+            host.qubes.repair(&leftover).unwrap();
+        }
+        assert_eq!(
+            (host.inventory(), owners(&host)),
+            (before, quarantined()),
+            "after {nth} of {calls} calls"
+        );
+    }
+}
+
+#[test]
+fn the_claims_of_a_domain_that_is_gone_are_left_over() {
+    let (host, _) = with_devices(Backends::Prompt);
+    let before = host.inventory();
+    host.qubes.store.write(Transaction::NONE, "/libxl/pci/0000-03-00-0/domid", b"7").unwrap();
+    let found = host.qubes.leftovers().unwrap();
+    let path = "/libxl/pci/0000-03-00-0/domid".to_owned();
+    assert_eq!(found, [crate::doctor::Leftover::Records { path }]);
+    host.qubes.repair(&found[0]).unwrap();
+    assert_eq!(host.inventory(), before);
+}
