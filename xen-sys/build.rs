@@ -32,7 +32,7 @@ const CONTROL_FUNCTIONS: &str = "xc_(interface_(open|close)|version|physinfo|dom
     |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
     |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
     |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
-    |(assign|deassign)_device|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)";
+    |(assign|deassign)_device|domain_(ioport|iomem|irq)_permission|physdev_(map|unmap)_pirq|get_machine_memory_map|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)";
 /// What xenctrl.h declares and libxenguest defines. It brings three codecs along, which every run of a program would load for
 /// the few that call it.
 const GUEST: &str = "xenguest";
@@ -50,7 +50,7 @@ const TYPES: &str = "xenforeignmemory_(resource_)?handle|xen_sysctl|xen_sysctl_g
 
 const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_(INTERFACE_VERSION|hypercall_init)|XEN_DOMCTL_(destroy|pause|unpause)domain|XEN_SYSCTL_(INTERFACE_VERSION|getdomaininfolist)|__HYPERVISOR_(domctl|sysctl|xen_version)|MMUEXT_PIN_L4_TABLE|VGCF_.*|FLAT_RING3_.*|SIF_.*|MAX_GUEST_CMDLINE|XEN_LEGACY_MAX_VCPUS|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
     |XENSTORE_PAYLOAD_MAX|GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
-    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*|XEN_DOMCTL_DEV_RDM_RELAXED\
+    |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*|XEN_DOMCTL_DEV_RDM_RELAXED|XEN_DOMCTL_IOMMU_no_sharept\
     |__XEN_LATEST_INTERFACE_VERSION__";
 
 fn main() {

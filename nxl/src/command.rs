@@ -322,6 +322,28 @@ pub(crate) enum Command {
         #[arg(short = 'n', long)]
         show_names: bool,
     },
+    /// Give a PV qube that runs a PCI device.
+    PciAttach {
+        /// Whose it becomes.
+        qube: String,
+        /// The device, as in a configuration's pci: [DOMAIN:]BUS:DEVICE.FUNCTION[@SLOT][,KEY=VALUE...].
+        device: String,
+    },
+    /// Take a PCI device from a qube.
+    PciDetach {
+        /// Even if the qube does not let go of it.
+        #[arg(short)]
+        force: bool,
+        /// Whose it is.
+        qube: String,
+        /// The device, by its address on the host, or name=NAME.
+        device: String,
+    },
+    /// List the PCI devices that a qube has.
+    PciList {
+        /// Whose.
+        qube: String,
+    },
     /// Watch the domains as top(1) does processes: xentop.
     Top,
     /// Set what a qube is made of when it restarts.
@@ -883,6 +905,9 @@ mod tests {
             "nxl pci-assignable-add -n wan 03:00.0",
             "nxl pci-assignable-remove -r wan",
             "nxl pci-assignable-list --show-names",
+            "nxl pci-attach work 03:00.0@5,permissive=1",
+            "nxl pci-detach -f work name=wan",
+            "nxl pci-list work",
             "nxl config-update work work.cfg memory=512",
             "nxl doctor --repair --json",
             "nxl pool fill work --count 3 work.cfg memory=512",
@@ -944,6 +969,9 @@ mod tests {
             "nxl network-detach work",
             "nxl sysrq work",
             "nxl pci-assignable-add",
+            "nxl pci-attach work",
+            "nxl pci-detach work",
+            "nxl pci-list",
             "nxl trigger work",
             "nxl create",
             "nxl apply",

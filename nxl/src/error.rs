@@ -65,6 +65,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
     #[error(transparent)]
+    Pci(#[from] toolstack::config::PciError),
+    #[error(transparent)]
     Pciback(#[from] toolstack::pciback::PcibackError),
     #[error(transparent)]
     Doctor(#[from] toolstack::doctor::DoctorError),

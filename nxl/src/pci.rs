@@ -1,7 +1,10 @@
-//! `nxl pci-assignable-add`, `pci-assignable-list` and `pci-assignable-remove`, in `xl`'s columns.
+//! `nxl pci-attach`, `pci-detach` and `pci-list`, and `pci-assignable-add`, `pci-assignable-list` and
+//! `pci-assignable-remove`, in `xl`'s columns.
 
 use crate::error::Error;
 use std::io::{self, Write};
+use toolstack::config::{PciConfig, PciOptions};
+use toolstack::device::{AttachedPci, Release};
 use toolstack::pciback::{self, Assignable, KernelSysfs, Pciback, PcibackError};
 use toolstack::qubes::Qubes;
 
@@ -20,6 +23,29 @@ pub(crate) fn list(qubes: &Qubes, names: bool) -> Result<(), Error> {
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
+pub(crate) fn attach(qubes: &Qubes, which: &str, device: &str) -> Result<(), Error> {
+    let config = PciConfig::parse(device, PciOptions::default())?;
+    Ok(qubes.attach_pci(&qubes.find(which)?, &config)?)
+}
+
+pub(crate) fn detach(qubes: &Qubes, which: &str, device: &str, force: bool) -> Result<(), Error> {
+    let config = PciConfig::parse(device, PciOptions::default())?;
+    let release = if force { Release::Forced } else { Release::Asked };
+    Ok(qubes.detach_pci(&qubes.find(which)?, &config.device, release)?)
+}
+
+pub(crate) fn list_attached(qubes: &Qubes, which: &str) -> Result<(), Error> {
+    let attached = qubes.list_pcis(&qubes.find(which)?)?;
+    io::stdout().write_all(table(&attached).as_bytes()).map_err(Error::Output)
+}
+
+/// As with xl, a qube without devices has no header either.
+fn table(attached: &[AttachedPci]) -> String {
+    let row = |pci: &AttachedPci| format!("{:02x}.{:x} {}\n", pci.vdevfn >> 3, pci.vdevfn & 7, pci.device);
+    let header = if attached.is_empty() { "" } else { "Vdev Device\n" };
+    header.to_owned() + &attached.iter().map(row).collect::<String>()
+}
+
 /// The blank before no name is xl's.
 fn row(found: &Assignable, names: bool) -> String {
     let name = found.name.as_deref().filter(|_| names).unwrap_or_default();
@@ -29,6 +55,14 @@ fn row(found: &Assignable, names: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_listed_with_its_place_in_the_qube() {
+        let device = pciback::parse_address("03:00.1").unwrap();
+        let attached = AttachedPci { device, vdevfn: 0x29, name: None };
+        assert_eq!(table(&[attached]), "Vdev Device\n05.1 0000:03:00.1\n");
+        assert_eq!(table(&[]), "");
+    }
 
     #[test]
     fn a_row_has_a_name_only_when_it_is_asked_for() {

@@ -3,7 +3,7 @@
 use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
 use crate::cache::CachedKernel;
 use crate::config::{GuestType, NicConfig, QubeConfig};
-use crate::device::{self, DeviceError, Devices, Disk, Nic, Requested};
+use crate::device::{self, DeviceError, Devices, Disk, Nic, Requested, pci};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::scheduler::SchedulerError;
@@ -187,6 +187,7 @@ impl Qubes {
         }
         let placement = self.placement(config)?;
         device::check(&*self.plumbing, &disks, &nics)?;
+        pci::check(self, config)?;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
@@ -238,6 +239,10 @@ impl Qubes {
             placement,
             guest,
         })?;
+        let plan = match config.sees_host_map() {
+            true => plan.with_host_map(&self.control.machine_memory_map()?),
+            false => plan,
+        };
 
         let xenstored = if self.store.is_local() { DomId::DOM0 } else { self.daemon_domid("xenstored")? };
         let daemons = (xenstored, self.daemon_domid("xenconsoled")?);
@@ -251,6 +256,7 @@ impl Qubes {
             max_grant_frames: config.max_grant_frames,
             max_maptrack_frames: config.max_maptrack_frames,
             max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
+            iommu: config.wants_iommu(),
         };
         let begun = Begun::new(self, *uuid)?;
         let (built, loaded) =
@@ -272,9 +278,12 @@ impl Qubes {
         let (vkbs, channels) = (&*config.vkbs, &*config.channels);
         let requested = Requested { pv: pv.is_some(), disks: &disks, nics: &nics, vkbs, channels };
         let mut devices = Devices::prepare(self, built.domid, requested)?;
+        let mut pcis = pci::Given::prepare(self, built.domid, &config.pcis)?;
         let mut records = store::records(&identity, &plan, &built);
         records.extend(devices.records());
+        records.extend(pcis.records(name));
         store::write(&*self.store, &records)?;
+        pcis.recorded();
         devices.recorded()?;
         self.userdata.write(Kind::Libxl, built.domid, *uuid, &config.to_libxl_record())?;
         if let Some(kind) = kept {
@@ -288,6 +297,7 @@ impl Qubes {
         }
         self.store.introduce(built.domid, built.store_ring, built.store_port)?;
         devices.connect()?;
+        pcis.connect()?;
 
         let info = self.control.domain_info(built.domid)?;
         begun.whole()?;

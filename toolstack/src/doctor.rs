@@ -6,6 +6,7 @@
 //! that is just being made.
 
 use crate::cache::CacheError;
+use crate::pciback;
 use crate::qubes::{QubeError, Qubes};
 use crate::store::{self, home, libxl_path, vm_path};
 use crate::userdata::{self, Beginning};
@@ -163,6 +164,9 @@ impl Qubes {
             let Ok(domid) = name.parse().map(DomId) else { continue };
             nodes.push(Owned { path: libxl_path(domid), owner: Owner::Domain(domid) });
         }
+        for (_, domid, path) in pciback::claims(self)? {
+            nodes.push(Owned { path, owner: Owner::Domain(domid) });
+        }
         for name in self.directory("/vm")? {
             let Ok(uuid) = Uuid::parse_str(&name) else { continue };
             nodes.push(Owned { path: vm_path(uuid), owner: Owner::Uuid(uuid) });
@@ -212,9 +216,9 @@ impl Qubes {
         xen::transaction(store, |tx: Transaction| {
             store::remove_if_there(store, tx, path)?;
             let mut folder = path;
-            // `/local/domain`, `/vm` and `/libxl` stay; the folders of backends go with their last.
+            // `/local/domain`, `/vm` and `/libxl` stay; the folders of backends and of PCI devices go with their last.
             while let Some((parent, _)) = folder.rsplit_once('/')
-                && parent.contains("/backend")
+                && (parent.contains("/backend") || parent.starts_with("/libxl/pci"))
                 && store::directory_if_there(store, tx, parent)?.is_some_and(|names| names.is_empty())
             {
                 store::remove_if_there(store, tx, parent)?;

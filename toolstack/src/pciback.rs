@@ -9,7 +9,7 @@ use crate::store;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use xen::{DomId, ErrorKind, PciAddress, Transaction};
+use xen::{DomId, ErrorKind, Hardware, PAGE_SHIFT, PciAddress, Reserved, Transaction};
 
 /// Where the kernel shows PCI devices, and the driver.
 const DEVICES: &str = "/sys/bus/pci/devices";
@@ -18,6 +18,10 @@ const PCIBACK: &str = "/sys/bus/pci/drivers/pciback";
 const RECORDS: &str = "/libxl/pci";
 /// The longest name that libxl takes.
 const NAME_LIMIT: usize = 64;
+/// Lines of a device's file `resource` that are its own: six base address registers, and its ROM.
+const RESOURCES: usize = 7;
+/// `IORESOURCE_IO`, include/linux/ioport.h: ports, and not memory.
+const IS_PORTS: u64 = 0x100;
 
 /// Why the assignable devices could not be listed or changed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +42,7 @@ pub enum PcibackError {
     #[error("{0} is not assignable: pciback does not hold it")]
     NotAssignable(PciAddress),
     /// A domain has it.
-    #[error("{device} is domain {domid}'s: `xl pci-detach {domid} {device}` takes it away")]
+    #[error("{device} is domain {domid}'s: `nxl pci-detach {domid} {device}` takes it away")]
     Assigned {
         /// Which device.
         device: PciAddress,
@@ -50,6 +54,46 @@ pub enum PcibackError {
         "{0} cannot be kept from the memory of others: this machine has no IOMMU, or Xen does not use it"
     )]
     NoIommu(PciAddress),
+    /// Nothing keeps any device from the memory of others.
+    #[error(
+        "no PCI device can be given to a qube: this machine has no IOMMU, or Xen does not use it (virt_caps in `nxl info`)"
+    )]
+    NoPassthrough,
+    /// The domain was not made for it.
+    #[error(
+        "{device} cannot be given to domain {domid}: it was made without a device and without passthrough=\"enabled\""
+    )]
+    NotTranslated {
+        /// Which device.
+        device: PciAddress,
+        /// To whom.
+        domid: DomId,
+    },
+    /// It is no PV guest.
+    #[error("domain {0} is no PV guest: libxl gives PVH guests no PCI devices, and nxl neither")]
+    NotPv(DomId),
+    /// It is to be given twice.
+    #[error("{0} is asked for twice")]
+    Twice(PciAddress),
+    /// All functions, and nowhere to put them.
+    #[error("all functions of {0} are one device in the qube only in a slot that is given: such as @5")]
+    Slot(PciAddress),
+    /// The domain has no such device.
+    #[error("domain {domid} has no PCI device {device}")]
+    NotOf {
+        /// Its address or name.
+        device: String,
+        /// Which domain.
+        domid: DomId,
+    },
+    /// The kernel tells of a device what cannot be.
+    #[error("{path}: {text:?} makes no sense", path = path.display())]
+    Sysfs {
+        /// Which file.
+        path: PathBuf,
+        /// What it says.
+        text: String,
+    },
     /// The kernel refused.
     #[error("{path}: {source}", path = path.display())]
     System {
@@ -125,6 +169,28 @@ pub fn parse_address(text: &str) -> Option<PciAddress> {
 /// `/libxl/pci/0000-03-00-0`
 fn record(device: PciAddress) -> String {
     format!("{RECORDS}/{}", device.to_string().replace([':', '.'], "-"))
+}
+
+/// The devices of which that is recorded (`driver_path`, `name`, `domid`), and what.
+fn recorded(qubes: &Qubes, what: &str) -> Result<Vec<(PciAddress, String)>, xen::Error> {
+    let mut found = Vec::new();
+    for name in qubes.directory(RECORDS)? {
+        let address = name.replacen('-', ":", 2).replacen('-', ".", 1);
+        if let Some(device) = PciAddress::parse(&address)
+            && let Some(value) = qubes.read(&format!("{}/{what}", record(device)))?
+        {
+            found.push((device, value));
+        }
+    }
+    Ok(found)
+}
+
+/// The devices that are recorded as a domain's, whose domain each is, and where that stands.
+pub(crate) fn claims(qubes: &Qubes) -> Result<Vec<(PciAddress, DomId, String)>, xen::Error> {
+    let claim = |(device, domid): (PciAddress, String)| {
+        Some((device, DomId(domid.parse().ok()?), format!("{}/domid", record(device))))
+    };
+    Ok(recorded(qubes, "domid")?.into_iter().filter_map(claim).collect())
 }
 
 /// The host's devices as they may be given away.
@@ -214,8 +280,102 @@ impl<'a> Pciback<'a> {
     }
 
     /// Whether there is such a device.
-    fn exists(&self, device: PciAddress) -> Result<bool, PcibackError> {
+    pub(crate) fn exists(&self, device: PciAddress) -> Result<bool, PcibackError> {
         Ok(self.names(Path::new(DEVICES))?.contains(&device.to_string()))
+    }
+
+    /// Whether pciback has a device.
+    pub(crate) fn is_held(&self, device: PciAddress) -> Result<bool, PcibackError> {
+        Ok(self.held()?.contains(&device))
+    }
+
+    /// Which domain has a device, as xenstore says it.
+    pub(crate) fn owner(&self, device: PciAddress) -> Result<Option<String>, PcibackError> {
+        Ok(self.qubes.read(&format!("{}/domid", record(device)))?)
+    }
+
+    /// Records devices as a domain's, unless somebody else was faster with one of them.
+    pub(crate) fn claim(&self, devices: &[PciAddress], domid: DomId) -> Result<(), PcibackError> {
+        let store = &*self.qubes.store;
+        xen::transaction(store, |tx| {
+            for device in devices {
+                let path = format!("{}/domid", record(*device));
+                if let Some(other) = store::read_if_there(store, tx, &path)? {
+                    let domid = String::from_utf8_lossy(&other).into_owned();
+                    return Err(PcibackError::Assigned { device: *device, domid });
+                }
+                store.write(tx, &path, domid.to_string().as_bytes())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A device is nobody's again.
+    pub(crate) fn disclaim(&self, device: PciAddress) -> Result<(), PcibackError> {
+        self.forget(device, &["domid"])
+    }
+
+    /// All functions that a device has; `first` is one of them, be it there or not.
+    pub(crate) fn functions(&self, first: PciAddress) -> Result<Vec<PciAddress>, PcibackError> {
+        let names = self.names(Path::new(DEVICES))?;
+        let mut found: Vec<PciAddress> = names.iter().filter_map(|name| PciAddress::parse(name)).collect();
+        found.retain(|other| {
+            (other.segment, other.bus, other.devfn >> 3) == (first.segment, first.bus, first.devfn >> 3)
+        });
+        found.sort_by_key(|device| device.devfn);
+        if found.is_empty() { Err(PcibackError::NoDevice(first)) } else { Ok(found) }
+    }
+
+    /// The ports and the memory of a device.
+    pub(crate) fn hardware(&self, device: PciAddress) -> Result<Vec<Hardware>, PcibackError> {
+        let (path, text) = self.told(device, "resource")?;
+        let number = |word: &str| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok();
+        let parse = |line: &str| {
+            let mut words = line.split_whitespace().map(number);
+            let (start, end, flags) = (words.next()??, words.next()??, words.next()??);
+            if flags & IS_PORTS == 0 {
+                let first = start >> PAGE_SHIFT;
+                return Some(Hardware::Frames { first, count: (end >> PAGE_SHIFT).checked_sub(first)? + 1 });
+            }
+            let first = u32::try_from(start).ok()?;
+            Some(Hardware::Ports { first, count: u32::try_from(end.checked_sub(start)? + 1).ok()? })
+        };
+        let used = |line: &&str| !line.starts_with("0x0000000000000000 ");
+        text.lines()
+            .take(RESOURCES)
+            .filter(used)
+            .map(|line| {
+                let error = || PcibackError::Sysfs { path: path.clone(), text: line.to_owned() };
+                parse(line).ok_or_else(error)
+            })
+            .collect()
+    }
+
+    /// The interrupt line of a device.
+    pub(crate) fn interrupt(&self, device: PciAddress) -> Result<Option<u32>, PcibackError> {
+        let (path, text) = self.told(device, "irq")?;
+        let interrupt = text.trim().parse().map_err(|_| PcibackError::Sysfs { path, text })?;
+        Ok(Some(interrupt).filter(|interrupt| *interrupt != 0))
+    }
+
+    /// Puts a device into the state that it has when the machine is switched on, if it can be.
+    pub(crate) fn reset(&self, device: PciAddress) {
+        // Many a device has no way to do it: libxl goes on then, too.
+        let _ = self.sysfs.write(&Path::new(DEVICES).join(device.to_string()).join("reset"), "1");
+    }
+
+    /// Lets whoever has the device write all of its configuration space, until pciback has it back.
+    pub(crate) fn set_permissive(&self, device: PciAddress) -> Result<(), PcibackError> {
+        self.write(&Path::new(PCIBACK).join("permissive"), device)
+    }
+
+    /// A file of a device.
+    fn told(&self, device: PciAddress, file: &str) -> Result<(PathBuf, String), PcibackError> {
+        let path = Path::new(DEVICES).join(device.to_string()).join(file);
+        match self.sysfs.read(&path) {
+            Ok(text) => Ok((path, text)),
+            Err(source) => Err(PcibackError::System { path, source }),
+        }
     }
 
     /// The devices that pciback has.
@@ -228,17 +388,9 @@ impl<'a> Pciback<'a> {
     }
 
     /// The device of a name.
-    fn named(&self, name: &str) -> Result<Option<PciAddress>, PcibackError> {
-        for recorded in self.qubes.directory(RECORDS)? {
-            let address = recorded.replacen('-', ":", 2).replacen('-', ".", 1);
-            let path = format!("{RECORDS}/{recorded}/name");
-            if let Some(device) = PciAddress::parse(&address)
-                && self.qubes.read(&path)?.as_deref() == Some(name)
-            {
-                return Ok(Some(device));
-            }
-        }
-        Ok(None)
+    pub(crate) fn named(&self, name: &str) -> Result<Option<PciAddress>, PcibackError> {
+        let found = recorded(self.qubes, "name")?.into_iter().find(|(_, found)| found == name);
+        Ok(found.map(|(device, _)| device))
     }
 
     /// Takes a device from its driver, which is the answer, and has pciback take it.
@@ -312,9 +464,12 @@ impl<'a> Pciback<'a> {
     }
 
     fn quarantine(&self, device: PciAddress) -> Result<(), PcibackError> {
-        self.qubes.control.assign_device(DomId::IO, device).map_err(|error| match error.kind() {
-            ErrorKind::Unavailable => PcibackError::NoIommu(device),
-            _ => PcibackError::Xen(error),
+        // What is reserved in a domain's address space for a device is no matter to one that has none.
+        self.qubes.control.assign_device(DomId::IO, device, Reserved::Relaxed).map_err(|error| {
+            match error.kind() {
+                ErrorKind::Unavailable => PcibackError::NoIommu(device),
+                _ => PcibackError::Xen(error),
+            }
         })
     }
 
@@ -343,14 +498,15 @@ impl<'a> Pciback<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::create::tests::{Host, host};
-    use std::cell::RefCell;
     use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex, MutexGuard};
 
     /// A kernel with three devices: of e1000e, of ahci, and of no driver.
-    struct Kernel(RefCell<State>);
+    #[derive(Clone)]
+    pub(crate) struct Kernel(Arc<Mutex<State>>);
 
     struct State {
         /// Whose each device is.
@@ -359,29 +515,46 @@ mod tests {
         loaded: bool,
         /// How many writes go well before one fails.
         until_failure: Option<usize>,
+        /// What was reset, and what was made permissive, in this order.
+        done: Vec<String>,
     }
 
-    const NIC: &str = "0000:03:00.0";
+    pub(crate) const NIC: &str = "0000:03:00.0";
     const DISK: &str = "0000:00:1f.2";
-    const BARE: &str = "0001:04:00.1";
+    pub(crate) const BARE: &str = "0001:04:00.1";
 
     impl Kernel {
-        fn new() -> Self {
+        pub(crate) fn new() -> Self {
             let drivers = [(NIC, Some("e1000e")), (DISK, Some("ahci")), (BARE, None)];
-            Self(RefCell::new(State {
+            Self(Arc::new(Mutex::new(State {
                 drivers: drivers.map(|(device, driver)| (device.to_owned(), driver)).into(),
                 slots: Vec::new(),
                 loaded: true,
                 until_failure: None,
-            }))
+                done: Vec::new(),
+            })))
         }
 
-        fn driver(&self, device: &str) -> Option<&'static str> {
-            self.0.borrow().drivers[device]
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.0.lock().unwrap()
         }
 
-        fn slots(&self) -> usize {
-            self.0.borrow().slots.len()
+        /// Lets so many writes go well, and the next one fail.
+        pub(crate) fn fail_after(&self, writes: usize) {
+            self.state().until_failure = Some(writes);
+        }
+
+        /// What was reset (a device) or made permissive (behind a plus) since this was asked last.
+        pub(crate) fn done(&self) -> Vec<String> {
+            std::mem::take(&mut self.state().done)
+        }
+
+        pub(crate) fn driver(&self, device: &str) -> Option<&'static str> {
+            self.state().drivers[device]
+        }
+
+        pub(crate) fn slots(&self) -> usize {
+            self.state().slots.len()
         }
     }
 
@@ -391,7 +564,7 @@ mod tests {
 
     impl Sysfs for Kernel {
         fn names(&self, folder: &Path) -> io::Result<Vec<String>> {
-            let state = self.0.borrow();
+            let state = self.state();
             match folder.to_str().unwrap() {
                 DEVICES => Ok(state.drivers.keys().cloned().collect()),
                 PCIBACK if state.loaded => {
@@ -410,15 +583,48 @@ mod tests {
             Ok(Path::new("/sys/bus/pci/drivers").join(driver))
         }
         fn read(&self, file: &Path) -> io::Result<String> {
-            assert_eq!(file, Path::new(PCIBACK).join("slots"));
-            Ok(self.0.borrow().slots.iter().map(|slot| format!("{slot}\n")).collect())
+            // A NIC has registers in memory and in ports, and a ROM; the others have a page of memory, and no interrupt.
+            let nic = file.starts_with(Path::new(DEVICES).join(NIC));
+            let line =
+                |(start, end, flags): (u64, u64, u64)| format!("{start:#018x} {end:#018x} {flags:#018x}\n");
+            match (file.file_name().unwrap().to_str().unwrap(), nic) {
+                ("resource", true) => {
+                    let lines = [
+                        (0xf710_0000, 0xf711_ffff, 0x40200),
+                        (0, 0, 0),
+                        (0xf020, 0xf03f, 0x40101),
+                        (0xf712_4800, 0xf712_48ff, 0x40200),
+                        (0, 0, 0),
+                        (0, 0, 0),
+                        (0xf700_0000, 0xf701_ffff, 0x46200),
+                        (0xdead_0000, 0xdead_ffff, 0x200),
+                    ];
+                    return Ok(lines.map(line).concat());
+                }
+                ("resource", false) => return Ok(line((0xf712_5000, 0xf712_5fff, 0x40200))),
+                ("irq", nic) => return Ok(if nic { "17\n" } else { "0\n" }.to_owned()),
+                _ => assert_eq!(file, Path::new(PCIBACK).join("slots")),
+            }
+            Ok(self.state().slots.iter().map(|slot| format!("{slot}\n")).collect())
         }
         fn write(&self, file: &Path, text: &str) -> io::Result<()> {
-            let mut state = self.0.borrow_mut();
+            let mut state = self.state();
             let left = state.until_failure;
             state.until_failure = left.and_then(|left| left.checked_sub(1));
             if left == Some(0) {
                 return Err(refused(rustix::io::Errno::IO));
+            }
+            match file.file_name().unwrap().to_str().unwrap() {
+                "reset" => {
+                    let device = file.parent().unwrap().file_name().unwrap().to_string_lossy();
+                    state.done.push(device.into_owned());
+                    return Ok(());
+                }
+                "permissive" => {
+                    state.done.push(format!("+{text}"));
+                    return Ok(());
+                }
+                _ => {}
             }
             let driver = file.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
             let driver = ["e1000e", "ahci", "pciback"].into_iter().find(|known| **known == driver);
@@ -442,7 +648,7 @@ mod tests {
         }
     }
 
-    fn address(text: &str) -> PciAddress {
+    pub(crate) fn address(text: &str) -> PciAddress {
         PciAddress::parse(text).unwrap()
     }
 
@@ -499,7 +705,7 @@ mod tests {
         pciback.remove("00:1f.2", false).unwrap();
         assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
         // Its driver is still known. Whoever else took it has not put it into quarantine.
-        kernel.0.borrow_mut().slots.push(DISK.to_owned());
+        kernel.state().slots.push(DISK.to_owned());
         kernel.write(&Path::new(PCIBACK).join("bind"), DISK).unwrap();
         pciback.remove(DISK, false).unwrap();
         assert_eq!((kernel.driver(DISK), kernel.slots()), (None, 0));
@@ -513,7 +719,7 @@ mod tests {
         for nth in 0..3 {
             let (host, kernel) = (host(), Kernel::new());
             let before = host.inventory();
-            kernel.0.borrow_mut().until_failure = Some(nth);
+            kernel.state().until_failure = Some(nth);
             let error = Pciback::new(&host.qubes, &kernel).add(address(NIC), Some("wan")).unwrap_err();
             assert!(error.to_string().starts_with("/sys/bus/pci/drivers/"), "write {nth}: {error}");
             assert_eq!((kernel.driver(NIC), kernel.slots()), (Some("e1000e"), 0), "write {nth}");
@@ -549,7 +755,7 @@ mod tests {
             error(pciback.remove(NIC, false)),
             format!("{NIC} is not assignable: pciback does not hold it")
         );
-        kernel.0.borrow_mut().loaded = false;
+        kernel.state().loaded = false;
         assert!(error(pciback.add(address(NIC), None)).contains("modprobe xen-pciback"));
         assert!(matches!(pciback.list(), Err(PcibackError::NotLoaded)));
         assert_eq!((kernel.driver(NIC), host.inventory()), (Some("e1000e"), before));

@@ -2,6 +2,7 @@
 
 use crate::cache::KernelCache;
 use crate::device::{Address, DeviceError, Dom0, Plumbing};
+use crate::pciback::{KernelSysfs, Sysfs};
 use crate::store::{self, home};
 use crate::userdata::{Kind, UserData};
 use std::io;
@@ -124,6 +125,7 @@ pub struct Qubes {
     pub(crate) userdata: UserData,
     pub(crate) kernels: Option<KernelCache>,
     pub(crate) plumbing: Box<dyn Plumbing>,
+    pub(crate) sysfs: Box<dyn Sysfs + Send + Sync>,
 }
 
 impl Qubes {
@@ -143,6 +145,7 @@ impl Qubes {
             userdata,
             kernels: None,
             plumbing: Box::new(Dom0),
+            sysfs: Box::new(KernelSysfs),
         })
     }
 
@@ -150,6 +153,12 @@ impl Qubes {
     #[must_use]
     pub fn with_plumbing(self, plumbing: impl Plumbing + 'static) -> Self {
         Self { plumbing: Box::new(plumbing), ..self }
+    }
+
+    /// Has PCI devices in another sysfs than this domain's kernel's: for tests.
+    #[must_use]
+    pub fn with_sysfs(self, sysfs: impl Sysfs + Send + Sync + 'static) -> Self {
+        Self { sysfs: Box::new(sysfs), ..self }
     }
 
     /// Keeps unpacked kernels for the next qube with the same.

@@ -31,6 +31,8 @@ pub struct CreateDomain {
     pub max_grant_version: u32,
     /// The pool of CPUs that it belongs to, by number.
     pub cpupool: u32,
+    /// Whether the IOMMU translates for it, which it must for a domain that is to be given devices: with tables of its own.
+    pub iommu: bool,
 }
 
 /// The HVM parameters that a builder sets (xen/include/public/hvm/params.h).
@@ -61,6 +63,24 @@ pub enum E820Kind {
     Reserved = xen_sys::E820_RESERVED,
     /// ACPI tables.
     Acpi = xen_sys::E820_ACPI,
+    /// What the firmware keeps for itself over a suspension.
+    Nvs = xen_sys::E820_NVS,
+    /// Memory that is none of the guest's, and no hole either, in which devices could be.
+    Unusable = xen_sys::E820_UNUSABLE,
+}
+
+impl E820Kind {
+    /// What a number of a memory map means. What this version does not know, a guest had better leave alone.
+    #[must_use]
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            xen_sys::E820_RAM => Self::Ram,
+            xen_sys::E820_ACPI => Self::Acpi,
+            xen_sys::E820_NVS => Self::Nvs,
+            xen_sys::E820_UNUSABLE => Self::Unusable,
+            _ => Self::Reserved,
+        }
+    }
 }
 
 /// A range of the guest's memory map.
@@ -72,6 +92,36 @@ pub struct E820Entry {
     pub size: u64,
     /// What it is.
     pub kind: E820Kind,
+}
+
+/// A piece of the machine that a domain may be allowed to use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Hardware {
+    /// I/O ports.
+    Ports {
+        /// The first.
+        first: u32,
+        /// How many.
+        count: u32,
+    },
+    /// Frames of the machine, which are a device's.
+    Frames {
+        /// The first.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// An interrupt, by the number that it has for the domain that allows it.
+    Interrupt(u32),
+}
+
+/// What happens when memory that the firmware reserved for a device is in use in the domain that is to have the device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Reserved {
+    /// The domain does not get it.
+    Strict,
+    /// It gets it all the same.
+    Relaxed,
 }
 
 /// How the first vCPU of a PV guest begins: in 64-bit mode on the guest's own page tables, with the address of start_info
@@ -217,6 +267,12 @@ impl PhysInfo {
         self.capabilities & needed == needed
     }
 
+    /// Whether Xen uses an IOMMU, so that devices can be given to domains.
+    #[must_use]
+    pub fn gives_devices(&self) -> bool {
+        self.capabilities & xen_sys::XEN_SYSCTL_PHYSCAP_directio != 0
+    }
+
     /// Whether the machine can run PV domains: any can, unless its Xen was built without them.
     #[must_use]
     pub fn runs_pv(&self) -> bool {
@@ -330,10 +386,19 @@ pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
     /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
     /// Gives a PCI device, which must be nobody else's, to a domain, so that it reaches that domain's memory alone;
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) without an IOMMU. Given to [`DomId::IO`] it reaches none.
-    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) without an IOMMU, or when the domain was made without
+    /// ([`CreateDomain::iommu`]). Given to [`DomId::IO`] it reaches none.
+    fn assign_device(&self, domid: DomId, device: PciAddress, reserved: Reserved) -> Result<()>;
     /// Takes a PCI device from a domain.
     fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()>;
+    /// Lets a domain use a piece of the machine, or no longer.
+    fn set_access(&self, domid: DomId, piece: Hardware, allowed: bool) -> Result<()>;
+    /// Gives a domain an interrupt of the machine; the answer is the domain's own number for it.
+    fn map_interrupt(&self, domid: DomId, interrupt: u32) -> Result<u32>;
+    /// Takes an interrupt from a domain, by the domain's own number.
+    fn unmap_interrupt(&self, domid: DomId, interrupt: u32) -> Result<()>;
+    /// The machine's own memory map.
+    fn machine_memory_map(&self) -> Result<Vec<E820Entry>>;
     /// The domain's vCPU and platform state as HVM save records. Two hypercalls (size, then content).
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>>;
     /// Loads HVM save records.

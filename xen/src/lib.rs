@@ -43,8 +43,8 @@ mod scheduling;
 mod store;
 
 pub use control::{
-    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, HostInfo, HvmParam, PhysInfo,
-    Populate, PvStart, ShutdownReason, XenVersion,
+    CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, Hardware, HostInfo, HvmParam,
+    PhysInfo, Populate, PvStart, Reserved, ShutdownReason, XenVersion,
 };
 pub use cpu_set::CpuSet;
 pub use diagnostics::{Diagnostics, Trigger};

@@ -28,15 +28,37 @@ pub struct Boot {
     /// Its processors. With two emulated ones about one guest in ten dies of a triple fault while it calibrates its
     /// clock, with one none does; but guests of four vCPUs come up on no fewer than two.
     pub processors: u32,
+    /// More words for Xen.
+    pub xen: &'static str,
+    /// More words for QEMU.
+    pub devices: &'static [&'static str],
 }
 
 /// The machines, in the order in which they are booted.
-pub const BOOTS: [Boot; 4] = [
-    Boot { name: "qubes", release: BOOKWORM, memory: 3328, processors: 1 },
-    Boot { name: "guests", release: BOOKWORM, memory: 3328, processors: 1 },
+pub const BOOTS: [Boot; 5] = [
+    Boot { name: "qubes", release: BOOKWORM, memory: 3328, processors: 1, xen: "", devices: &[] },
+    Boot { name: "guests", release: BOOKWORM, memory: 3328, processors: 1, xen: "", devices: &[] },
     // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
-    Boot { name: "large", release: BOOKWORM, memory: 6400, processors: 2 },
-    Boot { name: "xen-4.20", release: TRIXIE, memory: 3328, processors: 1 },
+    Boot { name: "large", release: BOOKWORM, memory: 6400, processors: 2, xen: "", devices: &[] },
+    // An IOMMU and devices that no driver of dom0's wants, for Xen to give away.
+    Boot {
+        name: "passthrough",
+        release: BOOKWORM,
+        memory: 3328,
+        processors: 1,
+        xen: "iommu=verbose,debug",
+        devices: &[
+            "-device",
+            "intel-iommu",
+            "-device",
+            "edu,addr=10.0",
+            "-device",
+            "edu,addr=11.0",
+            "-device",
+            "virtio-rng-pci,addr=12.0",
+        ],
+    },
+    Boot { name: "xen-4.20", release: TRIXIE, memory: 3328, processors: 1, xen: "", devices: &[] },
 ];
 
 /// One check.

@@ -68,7 +68,7 @@ const FRONTENDS: [(&str, &str); 5] = [
 ];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
-pub const BACKENDS: [(&str, &str); 11] = [
+pub const BACKENDS: [(&str, &str); 12] = [
     ("crc32c_generic", "crypto"),
     ("libcrc32c", "lib"),
     ("xfs", "fs/xfs"),
@@ -80,6 +80,8 @@ pub const BACKENDS: [(&str, &str); 11] = [
     ("bridge", "net/bridge"),
     ("xen-netback", "drivers/net/xen-netback"),
     ("xen-pciback", "drivers/xen/xen-pciback"),
+    // A guest's, which is given it on a disk: not all of the kernels have it.
+    ("xen-pcifront", "drivers/pci"),
 ];
 
 /// The kernel that dom0 has, by its codec.

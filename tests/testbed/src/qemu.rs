@@ -88,7 +88,8 @@ impl Machine {
             command.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]);
         }
         command.arg("-m").arg(boot.memory.to_string()).arg("-smp").arg(boot.processors.to_string());
-        command.arg("-kernel").arg(&base.xen).args(["-append", XEN_ARGUMENTS]);
+        command.arg("-kernel").arg(&base.xen).arg("-append").arg(format!("{XEN_ARGUMENTS} {}", boot.xen));
+        command.args(boot.devices);
         // The files of a multiboot image are separated by commas; the words after the first are the dom0
         // kernel's command line.
         let modules = format!("{} {DOM0_ARGUMENTS},{}", base.kernel.display(), initrd.display());

@@ -56,6 +56,8 @@ pub struct Limits {
     pub max_maptrack_frames: Option<u32>,
     /// The highest version of the grant table's interface: 1 or 2.
     pub max_grant_version: u32,
+    /// Whether the IOMMU translates for it.
+    pub iommu: bool,
 }
 
 /// A domain that was built: paused, unknown to xenstore.
@@ -244,6 +246,7 @@ pub fn build(
         max_maptrack_frames: limits.max_maptrack_frames,
         max_grant_version: limits.max_grant_version,
         cpupool: plan.placement().pool,
+        iommu: limits.iommu,
     })?;
     let unfinished = Unfinished { control, domid };
     control.set_max_vcpus(domid, sizes.max_vcpus)?;

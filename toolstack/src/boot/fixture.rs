@@ -12,6 +12,7 @@ pub(super) const LIMITS: Limits = Limits {
     max_grant_frames: None,
     max_maptrack_frames: None,
     max_grant_version: 2,
+    iommu: false,
 };
 pub(super) const INITRD: &[u8] = b"070701 an initrd";
 

@@ -1,7 +1,7 @@
 //! The plan of a qube: all that is to be decided, decided, before Xen is asked for anything.
 
 use super::placement::Placement;
-use super::pv::PvPlan;
+use super::pv::{PvPlan, host_map};
 use super::pvh::PvhPlan;
 use crate::image::{Footprint, PvKernel};
 use std::ops::Range;
@@ -234,6 +234,20 @@ impl Plan {
         match self {
             Self::Pvh(plan) => &plan.memory_map,
             Self::Pv(plan) => &plan.memory_map,
+        }
+    }
+
+    /// The same for a PV guest that drives devices, and so has the holes of the machine's memory map. A PVH guest's map is
+    /// its own.
+    #[must_use]
+    pub fn with_host_map(self, machine: &[E820Entry]) -> Self {
+        match self {
+            Self::Pvh(_) => self,
+            Self::Pv(plan) => {
+                let Sizes { memory_kib, max_memory_kib, .. } = plan.sizes;
+                let memory_map = host_map(machine, memory_kib << 10, max_memory_kib << 10);
+                Self::Pv(PvPlan { memory_map, ..plan })
+            }
         }
     }
 

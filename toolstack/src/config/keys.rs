@@ -9,6 +9,9 @@ use super::xl_cfg::Data;
 pub(crate) enum Support {
     /// It is read, and a qube is made accordingly.
     Built,
+    /// It is read, and a PV qube is made accordingly; no PVH qube can be made with it. The reason follows as for
+    /// [`Support::Unbuilt`].
+    BuiltForPv(&'static str),
     /// It is read, but a qube can only be made with one of these values, which change nothing.
     Only(&'static [&'static str]),
     /// It is read, but no qube can be made with it. The reason follows "no qube can be made with it, since …".
@@ -39,7 +42,7 @@ impl Guests {
 }
 
 use Guests::{Both, Pv, Pvh};
-use Support::{Built, For, Only, Refused, Unbuilt};
+use Support::{Built, BuiltForPv, For, Only, Refused, Unbuilt};
 
 const HVM: Support = For("HVM");
 const ARM: Support = For("Arm");
@@ -52,7 +55,7 @@ const NO_DISPLAY: Support = Unbuilt("nxl starts no QEMU, which serves displays")
 const NO_SCHEDULING: Support =
     Unbuilt("nxl knows the parameters of the schedulers credit and credit2: cpu_weight and cap");
 const NO_LABEL: Support = Unbuilt("nxl sets no security labels");
-const NO_PCI: Support = Unbuilt("nxl passes no PCI devices through");
+const PCI: Support = BuiltForPv("libxl gives PVH guests no PCI devices");
 const NO_HARDWARE: Support =
     Unbuilt("nxl gives qubes no access to the host's hardware but through PCI devices");
 const NO_QEMU: Support = Refused("nxl starts no QEMU");
@@ -97,7 +100,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("dm_restrict", Both, CLEAR),
     ("driver_domain", Both, Built),
     ("dtdev", Both, ARM),
-    ("e820_host", Pv, CLEAR),
+    ("e820_host", Pv, Built),
     ("extra", Both, Built),
     ("extratime", Both, NO_SCHEDULING),
     ("firmware", Both, Refused("kernel= names the file")),
@@ -140,8 +143,8 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("opengl", Pv, NO_DISPLAY),
     ("p9", Both, Unbuilt("nxl starts no QEMU, which serves 9P file systems")),
     ("pae", Both, HVM),
-    ("passthrough", Both, Only(&["disabled", "default"])),
-    ("pci", Both, NO_PCI),
+    ("passthrough", Both, Built),
+    ("pci", Both, PCI),
     ("pci_msitranslate", Both, Built),
     ("pci_permissive", Both, Built),
     ("pci_power_mgmt", Both, Built),
@@ -261,6 +264,9 @@ mod tests {
         let row = |guests: Guests, support: Support| {
             let (place, becomes) = match support {
                 Built => (0, "a qube is made accordingly".to_owned()),
+                BuiltForPv(why) => {
+                    (2, format!("PV: a qube is made accordingly; PVH: described alone: {why}"))
+                }
                 Only(values) => {
                     let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
                     (

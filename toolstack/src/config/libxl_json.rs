@@ -377,6 +377,11 @@ fn nic((place, nic): (usize, &NicConfig)) -> Value {
     device.into()
 }
 
+/// A PCI device as libxl records it of a domain.
+pub(crate) fn pci_record(config: &PciConfig) -> Value {
+    pci(config)
+}
+
 /// `libxl_device_pci`
 fn pci(pci: &PciConfig) -> Value {
     let mut device = Structure::default();

@@ -788,12 +788,7 @@ impl Reader<'_> {
                 &TscMode::NAMES,
                 true,
             )?,
-            passthrough: self.one_of(
-                "passthrough",
-                "default, disabled, enabled, sync_pt or share_pt",
-                &Passthrough::NAMES,
-                false,
-            )?,
+            passthrough: self.passthrough(guest)?,
             label,
             running_label,
             disks: self.attachable::<_, device::Disk, _>("disk", DiskConfig::parse)?,
@@ -907,6 +902,29 @@ impl Reader<'_> {
             }
             _ => self.items("bootloader_args", |text| Ok::<_, ItemError>(text.to_owned())),
         }
+    }
+
+    /// Refuses, when a qube is to be made, what libxl refuses later.
+    fn passthrough(&self, guest: GuestType) -> Result<Option<Passthrough>, ConfigError> {
+        let expected = "default, disabled, enabled, sync_pt or share_pt";
+        let chosen = self.one_of("passthrough", expected, &Passthrough::NAMES, false)?;
+        let with_devices =
+            self.settings.get("pci").is_some_and(|pci| !keys::asks_for_nothing(&pci.value.data));
+        let possible: &[&str] = match (guest, chosen) {
+            (GuestType::Pvh, Some(Passthrough::Enabled | Passthrough::SyncPt | Passthrough::SharePt)) => {
+                &["disabled", "default"]
+            }
+            (GuestType::Pv, Some(Passthrough::SharePt)) => &["disabled", "default", "enabled", "sync_pt"],
+            (GuestType::Pv, Some(Passthrough::Disabled)) if with_devices => {
+                &["default", "enabled", "sync_pt"]
+            }
+            _ => return Ok(chosen),
+        };
+        let (true, Some((setting, given))) = (self.build, self.text("passthrough")?) else {
+            return Ok(chosen);
+        };
+        let (position, key) = (setting.value.position.clone(), setting.name.clone());
+        Err(ConfigError::OnlyValues { position, key, possible, given: given.to_owned() })
     }
 
     fn pcis(&self) -> Result<Vec<PciConfig>, ConfigError> {
@@ -1168,6 +1186,9 @@ impl Reader<'_> {
         match support {
             Support::For(guest) => Err(ConfigError::OtherGuest { position, key, guest, this }),
             Support::Refused(why) => Err(ConfigError::NotSupported { position, key, why }),
+            Support::BuiltForPv(why) if self.build && this == GuestType::Pvh => {
+                Err(ConfigError::NotBuilt { position, key, why })
+            }
             Support::Unbuilt(why) if self.build => Err(ConfigError::NotBuilt { position, key, why }),
             Support::Only(possible) if self.build => {
                 let position = setting.value.position.clone();
@@ -1274,8 +1295,10 @@ mod tests {
             let error = read(&format!("{base}{key}=100")).unwrap_err().to_string();
             assert_eq!(error, format!("pv.cfg:4:1: `{key}' is for PVH guests, this is a PV guest"));
         }
-        let error = read(&format!("{base}e820_host=1")).unwrap_err().to_string();
-        assert_eq!(error, "pv.cfg:4:11: `e820_host' can only be 0, not 1");
+        let error = read(&format!("{base}passthrough='share_pt'")).unwrap_err().to_string();
+        assert!(error.starts_with("pv.cfg:4:13: `passthrough' can only be disabled or default"), "{error}");
+        let error = read(&format!("{base}pci=['1:0.0']\npassthrough='disabled'")).unwrap_err().to_string();
+        assert!(error.starts_with("pv.cfg:5:13: `passthrough' can only be default or"), "{error}");
         let error = read(&format!("{base}usb=1")).unwrap_err().to_string();
         assert_eq!(error, "pv.cfg:4:1: `usb' is for HVM guests, this is a PV guest");
     }

@@ -16,11 +16,13 @@ pub enum Kind {
     Vkb,
     /// A console with a name, other than the first.
     Channel,
+    /// All PCI devices that it has.
+    Pci,
 }
 
 impl Kind {
     /// All that are managed here, in the order in which libxl attaches them.
-    pub const ALL: [Self; 4] = [Self::Vbd, Self::Channel, Self::Vkb, Self::Vif];
+    pub const ALL: [Self; 5] = [Self::Vbd, Self::Channel, Self::Vkb, Self::Vif, Self::Pci];
 
     /// As it is written in the paths of the guest's half and of the toolstacks' record.
     #[must_use]
@@ -30,6 +32,7 @@ impl Kind {
             Self::Vif => "vif",
             Self::Vkb => "vkbd",
             Self::Channel => "console",
+            Self::Pci => "pci",
         }
     }
 
@@ -46,6 +49,7 @@ impl Kind {
         match self {
             Self::Vbd => Some("xen-blkback"),
             Self::Vif => Some("xen-netback"),
+            Self::Pci => Some("xen-pciback"),
             Self::Vkb | Self::Channel => None,
         }
     }

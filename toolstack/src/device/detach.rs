@@ -1,13 +1,13 @@
 //! Detaching devices: closing their backends, undoing what stands behind them, removing their records.
 
 use super::attach::is_disk_default;
-use super::{Action, Address, DeviceError, Kind, Script, address, nic, script_path, state};
+use super::{Action, Address, DeviceError, Kind, Script, address, nic, pci, script_path, state};
 use crate::qubes::{QubeError, Qubes};
 use crate::store::{self, libxl_path};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
-use xen::{DomId, Transaction};
+use xen::{DomId, PciAddress, Transaction};
 
 /// How long a frontend may take to let go of a device (`LIBXL_DESTROY_TIMEOUT`).
 const LIMIT: Duration = if cfg!(test) { Duration::from_secs(1) } else { Duration::from_secs(10) };
@@ -28,6 +28,7 @@ enum Behind {
     Nothing,
     Loop(u32),
     Script(Script),
+    Pci(Vec<PciAddress>),
 }
 
 /// The devices of a domain.
@@ -64,6 +65,12 @@ impl Qubes {
                     }
                 }
             }
+        }
+        // libxl keeps no record of these here.
+        if !found.managed.iter().any(|device| device.kind == Kind::Pci)
+            && !self.claimed_pcis(domid)?.is_empty()
+        {
+            found.managed.push(pci::address(domid));
         }
         Ok(found)
     }
@@ -118,10 +125,11 @@ impl Qubes {
                 Release::Forced => problems.push(DeviceError::NotClosed { address, waited }),
             }
         }
-        for behind in behind {
+        for (domid, behind) in devices.iter().map(|device| device.domid).zip(behind) {
             let undone = match behind {
                 Behind::Nothing => Ok(()),
                 Behind::Loop(number) => self.plumbing.detach_loop(number),
+                Behind::Pci(pcis) => self.take_pcis_back(domid, &pcis),
                 Behind::Script(script) => self.plumbing.run(&script, Action::Remove),
             };
             problems.extend(undone.err());
@@ -176,6 +184,7 @@ impl Qubes {
                 }
                 Ok(Behind::Script(self.script(device, script_path(nic::SCRIPT))?))
             }
+            Kind::Pci => Ok(Behind::Pci(self.claimed_pcis(device.domid)?)),
             Kind::Vkb | Kind::Channel => Ok(Behind::Nothing),
             Kind::Vbd | Kind::Vif => Ok(Behind::Script(self.script(device, script.unwrap_or_default())?)),
         }
@@ -183,7 +192,7 @@ impl Qubes {
 
     fn script(&self, address: Address, path: String) -> Result<Script, QubeError> {
         let gatewaydev = match address.kind {
-            Kind::Vbd | Kind::Vkb | Kind::Channel => None,
+            Kind::Vbd | Kind::Vkb | Kind::Channel | Kind::Pci => None,
             Kind::Vif => self.read(&format!("{}/gatewaydev", address.libxl_path()))?,
         };
         Ok(Script { address, path, gatewaydev })

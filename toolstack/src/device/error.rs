@@ -1,6 +1,7 @@
 //! Why a device could not be attached or detached.
 
 use super::Address;
+use crate::pciback::PcibackError;
 use std::io;
 use std::time::Duration;
 use xen::DomId;
@@ -124,6 +125,9 @@ pub enum DeviceError {
         /// How.
         reason: String,
     },
+    /// A PCI device cannot be given away or taken back.
+    #[error(transparent)]
+    Pciback(#[from] PcibackError),
     /// A lock, or a wait, failed.
     #[error("{what}: {source}")]
     System {

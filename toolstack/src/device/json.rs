@@ -10,6 +10,8 @@ pub(crate) enum List {
     Disks,
     /// `nics`, known by their `devid`.
     Nics,
+    /// `pcidevs`, known by their `name`, or by their address where they have none.
+    Pcis,
 }
 
 impl List {
@@ -17,6 +19,7 @@ impl List {
         match self {
             Self::Disks => "disks",
             Self::Nics => "nics",
+            Self::Pcis => "pcidevs",
         }
     }
 
@@ -24,6 +27,14 @@ impl List {
         match self {
             Self::Disks => device["vdev"] == key,
             Self::Nics => device["devid"].as_u64().is_some_and(|devid| devid.to_string() == key),
+            Self::Pcis => {
+                let part = |name: &str| device[name].as_u64().unwrap_or(0);
+                let (bus, dev, func) = (part("bus"), part("dev"), part("func"));
+                match device["name"].as_str() {
+                    Some(name) => name == key,
+                    None => format!("{:04x}:{bus:02x}:{dev:02x}.{func:x}", part("domain")) == key,
+                }
+            }
         }
     }
 }

@@ -194,7 +194,7 @@ impl Qubes {
 
     /// Puts a device into the stored configurations, or takes it out: libxl's, which `xl list -l` shows, and that from
     /// which the watcher makes the qube again.
-    fn change_configs(
+    pub(super) fn change_configs(
         &self,
         qube: &Qube,
         list: List,

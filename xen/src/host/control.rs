@@ -6,14 +6,18 @@ use super::hypercall::Hypercalls;
 use super::logger;
 use super::release::{control_library, guest_library};
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, ErrorKind, Gfn, GuestKind, HostInfo,
-    HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason, XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, E820Kind, Error, ErrorKind, Gfn, GuestKind,
+    Hardware, HostInfo, HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Reserved, Result,
+    ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use xen_sys::{self as sys, xc_interface};
+
+/// Entries of the machine's memory map, at most (`E820MAX`).
+const MACHINE_MAP_LIMIT: usize = 128;
 
 /// libxenctrl's handle.
 pub(super) struct Libxenctrl {
@@ -171,9 +175,12 @@ impl DomainControl for Control {
             GuestKind::Pvh => (sys::XEN_DOMCTL_CDF_hvm | sys::XEN_DOMCTL_CDF_hap, sys::XEN_X86_EMU_LAPIC),
             GuestKind::Pv => (0, 0),
         };
+        let iommu = (sys::XEN_DOMCTL_CDF_iommu, sys::XEN_DOMCTL_IOMMU_no_sharept);
+        let (iommu_flag, iommu_opts) = if domain.iommu { iommu } else { (0, 0) };
         let mut config = sys::xen_domctl_createdomain {
             handle: domain.uuid,
-            flags,
+            flags: flags | iommu_flag,
+            iommu_opts,
             max_vcpus: domain.max_vcpus,
             max_evtchn_port: domain.max_event_channel_port,
             max_grant_frames: frames(domain.max_grant_frames),
@@ -381,10 +388,12 @@ impl DomainControl for Control {
         done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
     }
 
-    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+    fn assign_device(&self, domid: DomId, device: PciAddress, reserved: Reserved) -> Result<()> {
         let xc = self.libxenctrl()?;
-        // What is reserved in a domain's address space for a device is no matter to one that has none.
-        let flags = if domid == DomId::IO { sys::XEN_DOMCTL_DEV_RDM_RELAXED } else { 0 };
+        let flags = match reserved {
+            Reserved::Strict => 0,
+            Reserved::Relaxed => sys::XEN_DOMCTL_DEV_RDM_RELAXED,
+        };
         // SAFETY: plain values to an open handle.
         let result = unsafe { xc.xc_assign_device(xc.handle(), domid.0.into(), device.sbdf(), flags) };
         done(result, "xc_assign_device", || format!("domid {domid}, {device}"))
@@ -395,6 +404,67 @@ impl DomainControl for Control {
         // SAFETY: plain values to an open handle.
         let result = unsafe { xc.xc_deassign_device(xc.handle(), domid.0.into(), device.sbdf()) };
         done(result, "xc_deassign_device", || format!("domid {domid}, {device}"))
+    }
+
+    fn set_access(&self, domid: DomId, piece: Hardware, allowed: bool) -> Result<()> {
+        let domain = domid.0.into();
+        let xc = self.libxenctrl()?;
+        let handle = xc.handle();
+        let (result, call) = match piece {
+            Hardware::Ports { first, count } => (
+                // SAFETY: plain values to an open handle.
+                unsafe { xc.xc_domain_ioport_permission(handle, domain, first, count, allowed.into()) },
+                "xc_domain_ioport_permission",
+            ),
+            Hardware::Frames { first, count } => (
+                // SAFETY: plain values to an open handle.
+                unsafe { xc.xc_domain_iomem_permission(handle, domain, first, count, allowed.into()) },
+                "xc_domain_iomem_permission",
+            ),
+            Hardware::Interrupt(interrupt) => (
+                // SAFETY: plain values to an open handle.
+                unsafe { xc.xc_domain_irq_permission(handle, domain, interrupt, allowed) },
+                "xc_domain_irq_permission",
+            ),
+        };
+        done(result, call, || format!("domid {domid}, {piece:?}, {allowed}"))
+    }
+
+    fn map_interrupt(&self, domid: DomId, interrupt: u32) -> Result<u32> {
+        let xc = self.libxenctrl()?;
+        let mut own = interrupt.cast_signed();
+        // SAFETY: `own` is live and of the type that the function reads and writes.
+        let result = unsafe {
+            xc.xc_physdev_map_pirq(xc.handle(), domid.0.into(), interrupt.cast_signed(), &raw mut own)
+        };
+        done(result, "xc_physdev_map_pirq", || format!("domid {domid}, interrupt {interrupt}"))?;
+        Ok(own.cast_unsigned())
+    }
+
+    fn unmap_interrupt(&self, domid: DomId, interrupt: u32) -> Result<()> {
+        let xc = self.libxenctrl()?;
+        // SAFETY: plain values to an open handle.
+        let result =
+            unsafe { xc.xc_physdev_unmap_pirq(xc.handle(), domid.0.into(), interrupt.cast_signed()) };
+        done(result, "xc_physdev_unmap_pirq", || format!("domid {domid}, interrupt {interrupt}"))
+    }
+
+    fn machine_memory_map(&self) -> Result<Vec<E820Entry>> {
+        let xc = self.libxenctrl()?;
+        let mut entries = [sys::e820entry::default(); MACHINE_MAP_LIMIT];
+        // SAFETY: the function writes at most as many entries as it is told that there is room for.
+        let result = unsafe {
+            xc.xc_get_machine_memory_map(xc.handle(), entries.as_mut_ptr(), MACHINE_MAP_LIMIT as u32)
+        };
+        done(result, "xc_get_machine_memory_map", String::new)?;
+        let found = entries.iter().take(result as usize);
+        Ok(found
+            .map(|entry| E820Entry {
+                start: entry.addr,
+                size: entry.size,
+                kind: E820Kind::from_code(entry.type_),
+            })
+            .collect())
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {

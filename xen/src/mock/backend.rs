@@ -9,7 +9,7 @@ pub enum Backends {
     #[default]
     Absent,
     /// Drivers that answer at once: a new device is ready for its frontend (1 becomes 2), one that is to close is closed
-    /// (5 becomes 6).
+    /// (5 becomes 6). pciback's guests answer at once, too (1 and 7 become 4).
     Prompt,
     /// Drivers that take a device, and never let go of it: their frontend does not.
     Clinging,
@@ -20,11 +20,17 @@ impl Backends {
     pub(super) fn answer(self, path: &str, state: &[u8]) -> Option<&'static [u8]> {
         let inside = path.strip_prefix("/local/domain/")?.strip_suffix("/state")?;
         let mut parts = inside.split('/').skip(1);
-        let backend = parts.next() == Some("backend") && parts.next().is_some_and(|kind| kind != "console");
-        if !backend || parts.count() != 2 {
+        if parts.next() != Some("backend") {
+            return None;
+        }
+        let kind = parts.next().filter(|kind| *kind != "console")?;
+        if parts.count() != 2 {
             return None;
         }
         match (self, state) {
+            // pciback changes what the guest has while it is connected, and so does its frontend here.
+            (Self::Prompt, b"1" | b"7") if kind == "pci" => Some(b"4"),
+            (Self::Clinging, b"1") if kind == "pci" => Some(b"3"),
             (Self::Prompt | Self::Clinging, b"1") => Some(b"2"),
             (Self::Prompt, b"5") => Some(b"6"),
             _ => None,

@@ -4,11 +4,11 @@ use super::Machine;
 use super::pv::{MachineFrames, Pv};
 use crate::memory::Frames;
 use crate::{
-    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, Error, Gfn, GuestKind, HostInfo, HvmParam,
-    PAGE_SHIFT, PAGE_SIZE, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Result, ShutdownReason,
-    XenVersion,
+    CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, E820Kind, Error, Gfn, GuestKind, Hardware,
+    HostInfo, HvmParam, PAGE_SHIFT, PAGE_SIZE, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Reserved,
+    Result, ShutdownReason, XenVersion,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Frames of a domain's address space that can be populated: the first 64 GiB. Sparse, so that it costs nothing.
@@ -25,6 +25,17 @@ const MAX_PV_VCPUS: u32 = 8_192;
 /// Save records, `struct hvm_save_descriptor` and the type codes of xen/include/public/arch-x86/hvm/save.h.
 const RECORD_HEADER: u16 = 1;
 const RECORD_END: u16 = 0;
+
+/// The machine's memory map: as of a PC with 8 GiB, of which 3 are below the devices.
+const MACHINE_MAP: [(u64, u64, E820Kind); 7] = [
+    (0, 0x9_fc00, E820Kind::Ram),
+    (0xf_0000, 0x10_0000, E820Kind::Reserved),
+    (0x10_0000, 0xbffd_f000, E820Kind::Ram),
+    (0xbffd_f000, 0xc000_0000, E820Kind::Acpi),
+    (0xc000_0000, 0xc010_0000, E820Kind::Nvs),
+    (0xfeff_c000, 0xff00_0000, E820Kind::Reserved),
+    (0x1_0000_0000, 0x2_4000_0000, E820Kind::Ram),
+];
 
 /// The machine's memory, in pages.
 #[derive(Debug)]
@@ -75,6 +86,9 @@ pub(super) struct Domain {
     memory_map: Vec<E820Entry>,
     context: Vec<u8>,
     shared_info: Gfn,
+    iommu: bool,
+    hardware: BTreeSet<Hardware>,
+    interrupts: BTreeSet<u32>,
     /// What a PV domain has, and a PVH domain has not.
     pub(super) pv: Option<Pv>,
 }
@@ -94,6 +108,8 @@ pub struct Guest {
     pub cpu_policy: bool,
     /// Whether it may run.
     pub running: bool,
+    /// What of the machine it may use.
+    pub hardware: Vec<Hardware>,
     /// How a PV domain's first vCPU begins.
     pub start: Option<PvStart>,
     /// Of a PV domain: its first frame of each run, to the machine's and their number.
@@ -178,6 +194,7 @@ impl Domain {
             context: self.context.clone(),
             cpu_policy: self.cpu_policy,
             running: self.pauses == 0,
+            hardware: self.hardware.iter().copied().collect(),
             params: self.params.clone(),
             memory: Arc::clone(&self.memory),
             grant_table: Arc::clone(&self.grant_table),
@@ -241,19 +258,22 @@ impl Domain {
 pub(super) struct Control(pub(super) Machine);
 
 impl Control {
-    /// Runs `body` on whose each PCI device is, after counting the call; its error is an errno.
+    /// Runs `body` on whose each PCI device is, and whether the domain's accesses are translated, after counting the call; its error is an errno.
     fn on_device(
         &self,
         call: &'static str,
         domid: DomId,
         device: PciAddress,
-        body: impl FnOnce(&mut BTreeMap<PciAddress, DomId>) -> std::result::Result<(), i32>,
+        body: impl FnOnce(&mut BTreeMap<PciAddress, DomId>, bool) -> std::result::Result<(), i32>,
     ) -> Result<()> {
         let args = || format!("domid {domid}, {device}");
         self.0.enter(call, args)?;
         let mut state = self.0.0.state.lock();
-        let known = domid == DomId::IO || state.domains.contains_key(&domid);
-        let result = if known { body(&mut state.devices) } else { Err(libc::ESRCH) };
+        let translated = match state.domains.get(&domid) {
+            Some(domain) => Some(domain.iommu),
+            None => (domid == DomId::IO).then_some(true),
+        };
+        let result = translated.map_or(Err(libc::ESRCH), |translated| body(&mut state.devices, translated));
         result.map_err(|errno| Error::errno(call, args(), errno))
     }
 
@@ -368,6 +388,9 @@ impl DomainControl for Control {
                 memory_map: Vec::new(),
                 context: initial_context(),
                 shared_info,
+                iommu: domain.iommu,
+                hardware: BTreeSet::new(),
+                interrupts: BTreeSet::new(),
                 pv,
             },
         );
@@ -382,6 +405,8 @@ impl DomainControl for Control {
         })?;
         let mut state = self.0.0.state.lock();
         state.domains.remove(&domid);
+        // What it has of devices goes into quarantine.
+        state.devices.values_mut().filter(|owner| **owner == domid).for_each(|owner| *owner = DomId::IO);
         state.events.close_all(domid);
         state.store.domain_gone(domid);
         Ok(())
@@ -556,10 +581,11 @@ impl DomainControl for Control {
         })
     }
 
-    fn assign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
-        self.on_device("xc_assign_device", domid, device, |devices| {
+    fn assign_device(&self, domid: DomId, device: PciAddress, _: Reserved) -> Result<()> {
+        self.on_device("xc_assign_device", domid, device, |devices, translated| {
             // One that nobody has but the quarantine can be given away.
             match devices.get(&device).copied() {
+                _ if !translated => Err(libc::EOPNOTSUPP),
                 Some(other) if other != DomId::IO => Err(libc::EBUSY),
                 _ => {
                     devices.insert(device, domid);
@@ -570,13 +596,53 @@ impl DomainControl for Control {
     }
 
     fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
-        self.on_device("xc_deassign_device", domid, device, |devices| {
+        self.on_device("xc_deassign_device", domid, device, |devices, _| {
             if devices.get(&device) != Some(&domid) {
                 return Err(libc::ENODEV);
             }
-            devices.remove(&device);
+            // From a domain into quarantine, from which alone it is nobody's.
+            if domid == DomId::IO {
+                devices.remove(&device);
+            } else {
+                devices.insert(device, DomId::IO);
+            }
             Ok(())
         })
+    }
+
+    fn set_access(&self, domid: DomId, piece: Hardware, allowed: bool) -> Result<()> {
+        let call = match piece {
+            Hardware::Ports { .. } => "xc_domain_ioport_permission",
+            Hardware::Frames { .. } => "xc_domain_iomem_permission",
+            Hardware::Interrupt(_) => "xc_domain_irq_permission",
+        };
+        self.on_domain(call, domid, &format!("{piece:?}, {allowed}"), |domain, _| {
+            if allowed {
+                domain.hardware.insert(piece)
+            } else {
+                domain.hardware.remove(&piece)
+            };
+            Ok(())
+        })
+    }
+
+    fn map_interrupt(&self, domid: DomId, interrupt: u32) -> Result<u32> {
+        self.on_domain("xc_physdev_map_pirq", domid, &format!("interrupt {interrupt}"), |domain, _| {
+            domain.interrupts.insert(interrupt);
+            Ok(interrupt)
+        })
+    }
+
+    fn unmap_interrupt(&self, domid: DomId, interrupt: u32) -> Result<()> {
+        self.on_domain("xc_physdev_unmap_pirq", domid, &format!("interrupt {interrupt}"), |domain, _| {
+            if domain.interrupts.remove(&interrupt) { Ok(()) } else { Err(libc::EINVAL) }
+        })
+    }
+
+    fn machine_memory_map(&self) -> Result<Vec<E820Entry>> {
+        self.0.enter("xc_get_machine_memory_map", String::new)?;
+        let entry = |(start, end, kind)| E820Entry { start, size: end - start, kind };
+        Ok(MACHINE_MAP.map(entry).to_vec())
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
@@ -637,7 +703,8 @@ impl DomainControl for Control {
             hw_caps: [0; 8],
             capabilities: xen_sys::XEN_SYSCTL_PHYSCAP_hvm
                 | xen_sys::XEN_SYSCTL_PHYSCAP_hap
-                | xen_sys::XEN_SYSCTL_PHYSCAP_pv,
+                | xen_sys::XEN_SYSCTL_PHYSCAP_pv
+                | if state.iommu { xen_sys::XEN_SYSCTL_PHYSCAP_directio } else { 0 },
             total_pages: state.host.total,
             free_pages: state.host.free,
             scrub_pages: 0,
@@ -686,6 +753,7 @@ mod tests {
             max_maptrack_frames: None,
             max_grant_version: 2,
             cpupool: 0,
+            iommu: false,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();

@@ -52,6 +52,7 @@ struct State {
     pools: scheduling::Pools,
     /// Whose each PCI device is that is somebody's.
     devices: BTreeMap<PciAddress, DomId>,
+    iommu: bool,
     console: diagnostics::Console,
 }
 
@@ -91,6 +92,7 @@ impl Machine {
                 host: control::HostMemory::new(pages),
                 pools: scheduling::Pools::default(),
                 devices: BTreeMap::new(),
+                iommu: true,
                 console: diagnostics::Console::default(),
             }),
             faults: Mutex::new(Faults::default()),
@@ -165,6 +167,11 @@ impl Machine {
     #[must_use]
     pub fn assigned_devices(&self) -> Vec<(DomId, PciAddress)> {
         self.0.state.lock().devices.iter().map(|(device, domid)| (*domid, *device)).collect()
+    }
+
+    /// Takes the IOMMU away.
+    pub fn without_iommu(&self) {
+        self.0.state.lock().iommu = false;
     }
 
     /// Lets a domain shut down, as its kernel would; xenstored tells those who watch `@releaseDomain`.

@@ -246,6 +246,7 @@ mod tests {
             max_maptrack_frames: None,
             max_grant_version: 2,
             cpupool: 0,
+            iommu: false,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();
@@ -382,6 +383,7 @@ mod tests {
             max_maptrack_frames: None,
             max_grant_version: 2,
             cpupool: 0,
+            iommu: false,
         };
         let pvh = control.create_domain(&create).unwrap();
         assert!(control.populate_pv(pvh, 0, &[Pfn(0)]).is_err());

@@ -233,6 +233,7 @@ mod tests {
             max_maptrack_frames: None,
             max_grant_version: 2,
             cpupool: 0,
+            iommu: false,
         };
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();

@@ -382,6 +382,7 @@ mod tests {
             max_maptrack_frames: None,
             max_grant_version: 2,
             cpupool: 0,
+            iommu: false,
         };
         let domid = control.create_domain(&create).unwrap();
         // Room for one large extent and a half.

@@ -4,10 +4,12 @@
 //! xen/include/public/xen.h; the order of the parts is libxc's.
 
 mod build;
+mod host_map;
 mod page_tables;
 mod plan;
 mod start_info;
 
 pub(super) use build::build;
+pub(super) use host_map::host_map;
 pub use page_tables::PageTables;
 pub use plan::{P2m, PvInitrd, PvPlan};

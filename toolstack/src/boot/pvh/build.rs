@@ -326,6 +326,7 @@ mod tests {
                 max_maptrack_frames: None,
                 max_grant_version: 2,
                 cpupool: 0,
+                iommu: false,
             })
             .unwrap();
         // Room for one extent and a half: what is left over of the second comes as pages, until there are no more.
