@@ -104,11 +104,16 @@ install-c: toolchain
 XEN_SCRIPTS ?= /etc/xen/scripts
 
 install-programs: toolchain
-	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
+	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan -p tesseraqt-nexus
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
 	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
 	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin target/release/nexusd target/release/nexus-agent
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/nexus-ask target/release/nexus-call
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
