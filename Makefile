@@ -64,14 +64,17 @@ leaks: toolchain
 FUZZ_SECONDS ?= 60
 fuzz: toolchain
 	.ci/deps build
-	for target in page traffic policy messages pair; do \
+	for target in page traffic policy messages pair broker; do \
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
+# The last line times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md).
 bench: toolchain
-	.ci/deps build
+	.ci/deps
 	$(CARGO) bench --locked
 	$(CARGO) bench -p tesseraqt-nexus --benches --locked
+	$(CARGO) run --release --quiet -p testbed -- run --check 'making_listing*' --check 'a_warm_shell*' \
+	    --check 'xenstore_has_what_xl_writes_for_a_disk*'
 
 # The C libraries take their names from a release of Xen.
 XEN_SONAME ?= 4.17
@@ -101,11 +104,16 @@ install-c: toolchain
 XEN_SCRIPTS ?= /etc/xen/scripts
 
 install-programs: toolchain
-	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan
+	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan -p tesseraqt-nexus
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
 	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
 	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin target/release/nexusd target/release/nexus-agent
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/nexus-ask target/release/nexus-call
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1

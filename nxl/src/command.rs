@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
 /// What `xl` takes before the command. Commands that are `xl`'s get them, too.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Global {
-    /// Say what the command would do and do nothing: create, config-update, vcpu-pin.
+    /// Say what the command would do and do nothing: create, apply, config-update, vcpu-pin.
     #[arg(short = 'N')]
     pub(crate) dryrun: bool,
     /// More of xl's messages, in its commands.
@@ -93,6 +93,47 @@ fn alone(line: &[OsString]) -> Option<Command> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Make this host what a qubes.json says: create, change, restart what must be; remove only with --prune.
+    Apply(ApplyOptions),
+    /// Say what apply would do, and why.
+    #[command(after_help = "Example:\n  nxl plan qubes.json")]
+    Plan {
+        /// Remove qubes that an apply made and that are no longer declared.
+        #[arg(long)]
+        prune: bool,
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
+        #[arg(value_name = "QUBES.JSON")]
+        spec: PathBuf,
+    },
+    /// Show in what this host differs from what a qubes.json says: - runs and is not declared, + is declared and does not
+    /// run, ~ differs.
+    #[command(after_help = "Example:\n  nxl diff qubes.json")]
+    Diff {
+        /// Say it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
+        #[arg(value_name = "QUBES.JSON")]
+        spec: PathBuf,
+    },
+    /// Show dom0, its qubes, their containers, and the calls that are allowed between them.
+    #[command(
+        after_help = "Examples:\n  nxl tree\n  nxl tree --svg > qubes.svg\n  nxl tree --json qubes.json"
+    )]
+    Tree {
+        /// As JSON.
+        #[arg(long, conflicts_with = "svg")]
+        json: bool,
+        /// As a drawing.
+        #[arg(long)]
+        svg: bool,
+        /// What is declared, instead of what was applied last.
+        #[arg(value_name = "QUBES.JSON")]
+        spec: Option<PathBuf>,
+    },
     /// Create a qube from an xl.cfg file, a NixOS system closure, a boot.json or a unified kernel image.
     Create(CreateOptions),
     /// List the domains of this host.
@@ -302,6 +343,8 @@ pub(crate) enum Command {
     /// Who may call what in which qube or container: the policy in /run/qubes/policy.d and /etc/qubes/policy.d.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Show the calls between qubes: what was decided, and how each ended.
+    Calls(CallsOptions),
     /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
     /// own, nxl-bootloader.
     Bootloader(Box<BootloaderOptions>),
@@ -322,6 +365,46 @@ pub(crate) enum Command {
     /// A command of the host's xl. Last: what stands above is ours.
     #[command(flatten)]
     Stock(Stock),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl plan qubes.json
+  nxl apply qubes.json
+  nxl apply --prune --no-restart qubes.json
+
+Interrupted at any moment, the next apply finishes the job. Exit status 1 if anything could not be done, and if qubes
+were left that would have had to be restarted (--no-restart).")]
+pub(crate) struct ApplyOptions {
+    /// Remove qubes that an apply made and that are no longer declared. Others are never removed.
+    #[arg(long)]
+    pub(crate) prune: bool,
+    /// Leave qubes as they are that would have to be restarted.
+    #[arg(long)]
+    pub(crate) no_restart: bool,
+    /// Do so many things at the same time.
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = jobs)]
+    pub(crate) jobs: usize,
+    /// Give a qube that is to be restarted or removed so many seconds to power off; with 0 it is not asked.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u64,
+    /// Say what was done as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Say nothing but errors.
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
+    #[arg(value_name = "QUBES.JSON")]
+    pub(crate) spec: PathBuf,
+}
+
+/// A number of threads.
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(jobs @ 1..=64) => Ok(jobs),
+        _ => Err("1 to 64".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -463,6 +546,32 @@ pub(crate) enum CacheCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which lines of the log of calls, and how.
+#[derive(Debug, Args)]
+pub(crate) struct CallsOptions {
+    /// Go on with those that come.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// As the log has them, a JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The log.
+    #[arg(long, value_name = "FILE", default_value = "/var/log/nexus/calls.jsonl")]
+    pub(crate) log: PathBuf,
+    /// Calls of this qube and its containers, of this container, or of dom0.
+    #[arg(long, value_name = "QUBE")]
+    pub(crate) source: Option<String>,
+    /// Calls to it, wherever policy led them.
+    #[arg(long, value_name = "QUBE")]
+    pub(crate) target: Option<String>,
+    /// Calls of this service, with any argument or with this one.
+    #[arg(long, value_name = "SERVICE[+ARGUMENT]")]
+    pub(crate) service: Option<String>,
+    /// Those that came to nothing.
+    #[arg(long)]
+    pub(crate) denied: bool,
 }
 
 /// Which policy, and of which qubes.
@@ -764,6 +873,13 @@ mod tests {
             "nxl bootloader --output=/o --output-format=simple0 --output-directory=/d --args=-x --generation=4 /disk",
             "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
             "nxl bootloader -l /disk",
+            "nxl apply qubes.json",
+            "nxl apply --prune --no-restart -j 2 --timeout 0 -q qubes.json",
+            "nxl apply --json qubes.json",
+            "nxl plan --prune --json qubes.json",
+            "nxl diff --json qubes.json",
+            "nxl tree",
+            "nxl tree --svg qubes.json",
             "nxl completions bash",
             "nxl completions fish nxl-bootloader",
         ] {
@@ -792,6 +908,13 @@ mod tests {
             "nxl pci-assignable-add",
             "nxl trigger work",
             "nxl create",
+            "nxl apply",
+            "nxl apply -j 0 qubes.json",
+            "nxl apply -j 65 qubes.json",
+            "nxl apply -q --json qubes.json",
+            "nxl plan",
+            "nxl diff a b",
+            "nxl tree --svg --json",
             "nxl policy",
             "nxl policy explain work vault",
             "nxl cache",

@@ -53,16 +53,20 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
     let attended = !options.unattended && !options.foreground;
-    let qube = match qubes.create(&config, attended, &*foreign) {
+    let create = || {
+        if options.paused {
+            qubes.create(&config, attended, &*foreign)
+        } else {
+            qubes.start(&config, attended, &*foreign)
+        }
+    };
+    let qube = match create() {
         Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) => {
             make_room(&qubes, needed_kib)?;
-            qubes.create(&config, attended, &*foreign)?
+            create()?
         }
         made => made?,
     };
-    if !options.paused {
-        qubes.unpause(&qube)?;
-    }
     if let Some(error) = uncached.get().filter(|_| !options.quiet) {
         // Nobody reads stderr: no reason to leave the qube unattended.
         let _ = writeln!(io::stderr(), "nxl: warning: kernels are not cached: {error}");
@@ -191,7 +195,7 @@ fn host_cpus(settings: &Settings) -> Option<HostCpus> {
 }
 
 /// Has the vCPUs keep to what xl.conf says.
-fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
+pub(crate) fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Error> {
     let masks = conf.cpu_masks(config.guest == GuestType::Pvh);
     if masks.is_empty() {
         return Ok(());

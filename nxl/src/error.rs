@@ -80,7 +80,7 @@ pub(crate) enum Error {
     ForceAll,
     #[error("nxl opens no VNC viewer: `xl vncviewer QUBE` does, once the qube is there")]
     NoViewer,
-    #[error("the command does not implement -N (dry run): create, config-update and vcpu-pin do")]
+    #[error("the command does not implement -N (dry run): create, apply, config-update and vcpu-pin do")]
     NoDryRun,
     #[error("{command} is a command of xl, which {reason}; the Debian package xen-utils-common has it")]
     NoStock { command: String, reason: String },
@@ -106,6 +106,24 @@ pub(crate) enum Error {
     Name(#[from] nexus::name::NameError),
     #[error("dot: {source}; the Debian package graphviz has it, and without --svg its input is printed")]
     Graphviz { source: io::Error },
+    #[error(transparent)]
+    Spec(#[from] toolstack::spec::SpecError),
+    #[error("{source_name}: {attribute}: {problem}")]
+    Declared { source_name: String, attribute: String, problem: String },
+    #[error(transparent)]
+    Plan(#[from] toolstack::spec::PlanError),
+    #[error(transparent)]
+    Apply(#[from] toolstack::spec::Failure),
+    #[error("another `nxl apply' is at work")]
+    Applying,
+    #[error("{first}{}; nothing was done", and_more(*.others))]
+    Conflict { first: String, others: usize },
+    #[error("{first}{}; the rest was done, and another apply tries again", and_more(*.others))]
+    NotApplied { first: String, others: usize },
+    #[error("not restarted, as was asked for: {0}")]
+    HeldBack(String),
+    #[error("nothing was applied since this host booted ({path}): name a qubes.json", path = path.display())]
+    NothingApplied { path: PathBuf },
     #[error("output: {0}")]
     Output(#[source] io::Error),
 }
@@ -115,5 +133,13 @@ fn more(others: usize) -> String {
     match others {
         0 => String::new(),
         others => format!(" (and {others} more; `nxl policy check` has them all)"),
+    }
+}
+
+/// How many there are beyond the first.
+fn and_more(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
     }
 }

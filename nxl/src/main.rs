@@ -1,12 +1,15 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
+mod apply;
 mod block;
 mod bootloader;
 mod cache;
+mod calls;
 mod command;
 mod console;
 mod create;
 mod diagnose;
+mod diff;
 mod doctor;
 mod error;
 mod host;
@@ -17,10 +20,13 @@ mod manual;
 mod memory;
 mod network;
 mod pci;
+mod plan;
 mod policy;
 mod pool;
 mod scheduler;
+mod spec;
 mod stock;
+mod tree;
 mod vcpu;
 mod watch;
 mod xl_conf;
@@ -63,11 +69,15 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
     let dryrun = global.dryrun;
     match command {
         Command::Create(options) => create::create(&options, dryrun),
+        Command::Apply(options) => apply::apply(&options, dryrun),
         Command::ConfigUpdate(options) => create::update(&options, dryrun),
         Command::VcpuPin(options) => vcpu::pin(&qubes()?, &options, dryrun),
         Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
+        Command::Plan { prune, json, spec } => plan::plan(&qubes()?, &spec, prune, json),
+        Command::Diff { json, spec } => diff::diff(&qubes()?, &spec, json),
+        Command::Tree { json, svg, spec } => tree::tree(&qubes()?, spec.as_deref(), json, svg),
         Command::List(options) => list::list(&qubes()?, options.long, options.columns, &options.qubes),
         Command::Destroy(options) => manage::destroy(&qubes()?, &options.qube, options.force),
         Command::Shutdown(options) => manage::shutdown(&qubes()?, &options),
@@ -109,6 +119,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Watch(options) => watch::watch(qubes()?, options.linger),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
+        Command::Calls(options) => calls::calls(&options),
         Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
     }

@@ -3,8 +3,9 @@
  *
  * Everything that a toolstack asks of Xen goes through ioctls on /dev/xen/privcmd: hypercalls, and the mapping of a
  * guest's frames, which the kernel turns into hypercalls of its own. When the process that loaded this ends, FILE
- * gets "hypercalls N", "mappings N" and then a line "KIND N" for each kind of either. Neither its children nor what
- * it forks (xl leaves a process behind for each guest) is counted.
+ * gets "hypercalls N", "mappings N", "unpaused SECONDS" if it unpaused a domain (the machine's uptime when it first asked
+ * for that) and then a line "KIND N" for each kind of either. Neither its children nor what it forks (xl leaves a process
+ * behind for each guest) is counted.
  *
  * libxenctrl sends its memory operations inside a multicall; those count one by one, as they do in Xen.
  */
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <xen/xen.h>
@@ -105,6 +107,7 @@ static struct {
     unsigned long count;
 } kinds[128];
 static unsigned long calls, mappings;
+static struct timespec unpaused;
 static const char *path;
 static pid_t counted;
 
@@ -153,6 +156,9 @@ static void count_hypercall(uint64_t op, const uint64_t *arg)
     case __HYPERVISOR_domctl:
         names = domctl;
         number = *(const uint32_t *)(uintptr_t)arg[0];
+        /* As /proc/uptime has it. */
+        if (number == XEN_DOMCTL_unpausedomain && !unpaused.tv_sec)
+            clock_gettime(CLOCK_BOOTTIME, &unpaused);
         break;
     case __HYPERVISOR_sysctl:
         names = sysctl;
@@ -222,6 +228,8 @@ __attribute__((destructor)) static void end(void)
         return;
     }
     fprintf(file, "hypercalls %lu\nmappings %lu\n", calls, mappings);
+    if (unpaused.tv_sec)
+        fprintf(file, "unpaused %ld.%03ld\n", (long)unpaused.tv_sec, unpaused.tv_nsec / 1000000);
     for (i = 0; i < sizeof kinds / sizeof *kinds && kinds[i].count; i++)
         fprintf(file, "%s %lu\n", kinds[i].kind, kinds[i].count);
     if (fclose(file))

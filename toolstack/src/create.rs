@@ -69,6 +69,15 @@ pub enum CreateError {
     Xen(#[from] xen::Error),
 }
 
+/// How a qube is left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ending {
+    /// For somebody else to unpause.
+    Paused,
+    /// Unpaused.
+    Running,
+}
+
 /// Takes back what a domain has beyond itself unless it was finished.
 struct Unfinished<'a> {
     qubes: &'a Qubes,
@@ -139,14 +148,28 @@ impl Qubes {
         attended: bool,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        self.create_keeping(config, attended.then_some(Kind::Nxl), foreign)
+        self.make(config, attended.then_some(Kind::Nxl), Ending::Paused, foreign)
     }
 
-    /// The same, with the configuration kept in a file of that kind.
-    pub(crate) fn create_keeping(
+    /// The same, and lets it run as soon as it can: what is left to do here is done while the guest boots.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn start(
+        &self,
+        config: &QubeConfig,
+        attended: bool,
+        foreign: &dyn ForeignMemory,
+    ) -> Result<Qube, CreateError> {
+        self.make(config, attended.then_some(Kind::Nxl), Ending::Running, foreign)
+    }
+
+    /// As [`Self::create`], with the configuration kept in a file of that kind.
+    pub(crate) fn make(
         &self,
         config: &QubeConfig,
         kept: Option<Kind>,
+        ending: Ending,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
         let (settled, disks, nics) = config.settled()?;
@@ -230,8 +253,11 @@ impl Qubes {
             max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
         };
         let begun = Begun::new(self, *uuid)?;
-        let built = boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
+        let (built, loaded) =
+            boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
         let unfinished = Unfinished { qubes: self, domid: built.domid, uuid: *uuid };
+        // Behind it, and so dropped before it: a domain of which something is mapped does not go.
+        let _loaded = loaded;
 
         let identity = Identity {
             name,
@@ -265,6 +291,9 @@ impl Qubes {
 
         let info = self.control.domain_info(built.domid)?;
         begun.whole()?;
+        if ending == Ending::Running {
+            self.control.unpause(built.domid)?;
+        }
         std::mem::forget(unfinished);
         Ok(Qube { info, name: Some(name.clone()) })
     }
@@ -484,10 +513,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_qube_is_left_paused_or_running() {
+        let host = host();
+        let paused = host.create(&host.config("paused")).unwrap();
+        let running = host.qubes.start(&host.config("running"), true, &*host.foreign).unwrap();
+        let runs = |qube: &Qube| host.machine.guest(qube.info.domid).unwrap().running;
+        assert_eq!((runs(&paused), runs(&running)), (false, true));
+    }
+
+    #[test]
     fn whichever_call_fails_nothing_is_left() {
         let calls: u64 = {
             let host = host();
-            host.create(&host.config("work")).unwrap();
+            host.qubes.start(&host.config("work"), true, &*host.foreign).unwrap();
             host.machine.counts().calls.values().sum()
         };
         assert!(calls > 80, "{calls}");
@@ -495,7 +533,7 @@ pub(crate) mod tests {
             let host = host();
             let before = host.inventory();
             host.machine.fail(None, nth, ErrorKind::Other);
-            let result = host.create(&host.config("work"));
+            let result = host.qubes.start(&host.config("work"), true, &*host.foreign);
             assert!(result.is_err(), "call {nth} of {calls}");
             assert_eq!(host.inventory(), before, "call {nth} of {calls}");
             assert_eq!(host.files(), 0, "call {nth} of {calls}");

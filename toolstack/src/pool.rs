@@ -4,7 +4,7 @@
 //! pool is a file beside its other ones, so that nothing has to be found out about a domain that somebody destroyed.
 
 use crate::config::QubeConfig;
-use crate::create::CreateError;
+use crate::create::{CreateError, Ending};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
 use crate::watch;
@@ -87,7 +87,7 @@ impl Qubes {
             && let Some(name) = names.next()
         {
             let config = QubeConfig { name, uuid: Uuid::new_v4(), ..config.clone() };
-            made.push(self.create_keeping(&config, Some(Kind::Pool), foreign)?);
+            made.push(self.make(&config, Some(Kind::Pool), Ending::Paused, foreign)?);
         }
         Ok(made)
     }

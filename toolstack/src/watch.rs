@@ -342,10 +342,8 @@ impl<'a> Watcher<'a> {
             std::thread::sleep(RESTART_INTERVAL.saturating_sub(last.elapsed()));
         }
         self.restarted = Some(Instant::now());
-        let created = self.qubes.create(config, self.attended, self.foreign);
-        let qube = created.map_err(|source| WatchError::Restart { name: config.name.clone(), source })?;
-        self.qubes.unpause(&qube)?;
-        Ok(qube)
+        let started = self.qubes.start(config, self.attended, self.foreign);
+        started.map_err(|source| WatchError::Restart { name: config.name.clone(), source })
     }
 }
 

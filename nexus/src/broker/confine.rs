@@ -1,4 +1,7 @@
 //! What nexusd gives up once everything is open: its user, its capabilities, and most of the system's calls.
+//!
+//! What Xen offers of that kind does not hold here: `xenevtchn_restrict` and `xentoolcore_restrict_all` tie a handle to one
+//! domain, and nexusd speaks with all of them over few.
 
 use nix::unistd::{User, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
@@ -87,7 +90,7 @@ const CALLS: &[i64] = &[
     nix::libc::SYS_rt_sigaction, nix::libc::SYS_rt_sigprocmask, nix::libc::SYS_rt_sigreturn, nix::libc::SYS_sigaltstack, nix::libc::SYS_tgkill,
     nix::libc::SYS_getpid, nix::libc::SYS_gettid, nix::libc::SYS_getuid, nix::libc::SYS_geteuid, nix::libc::SYS_getrandom, nix::libc::SYS_prctl,
     nix::libc::SYS_clock_gettime, nix::libc::SYS_clock_nanosleep, nix::libc::SYS_nanosleep, nix::libc::SYS_gettimeofday,
-    nix::libc::SYS_restart_syscall, nix::libc::SYS_uname,
+    nix::libc::SYS_restart_syscall, nix::libc::SYS_uname, nix::libc::SYS_prlimit64,
 ];
 
 /// Those that other machines do not have: they have the newer ones alone.
@@ -95,7 +98,7 @@ const CALLS: &[i64] = &[
 #[rustfmt::skip]
 const OLDER: &[i64] = &[
     nix::libc::SYS_poll, nix::libc::SYS_epoll_wait, nix::libc::SYS_open, nix::libc::SYS_stat, nix::libc::SYS_lstat, nix::libc::SYS_readlink, nix::libc::SYS_access,
-    nix::libc::SYS_time,
+    nix::libc::SYS_time, nix::libc::SYS_pipe,
 ];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[i64] = &[];

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub connections: usize,
     /// Control connections that were closed because the agent broke the protocol or did not read.
     pub broken: u64,
+    /// Messages of agents about calls that are not theirs.
+    pub strange: u64,
     /// Faults of the policy at the moment; with one, everything is denied.
     pub policy_errors: usize,
     /// Disposable qubes that there are.
@@ -75,6 +77,12 @@ impl Metrics {
         family("decision_seconds", "histogram", "How long decisions took.", &lines);
         family("control_connections", "gauge", "Agents that are connected.", &one(&self.connections));
         family("broken_connections_total", "counter", "Agents that were hung up on.", &one(&self.broken));
+        family(
+            "strange_messages_total",
+            "counter",
+            "What agents said of calls that are not theirs.",
+            &one(&self.strange),
+        );
         family(
             "policy_errors",
             "gauge",

@@ -63,7 +63,7 @@ fn two_of_ours_get_a_number_and_no_port() {
     world.agent(UNTRUSTED, NEXUS);
     world.say(UNTRUSTED, &ended(call, Role::Caller, 0, (1, 1)));
     world.say(WORK, &ended(call, Role::Service, 0, (1, 1)));
-    assert_eq!(world.broker.metrics().open, 1);
+    assert_eq!((world.broker.metrics().open, world.broker.metrics().strange), (1, 2));
     world.say(WORK, &ended(call, Role::Caller, 125, (10, 20)));
     world.say(VAULT, &ended(call, Role::Service, 3, (11, 19)));
     let [end] = &world.ends[..] else { panic!("{:?}", world.ends) };

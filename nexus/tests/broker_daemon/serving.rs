@@ -149,6 +149,8 @@ fn it_has_given_up_what_it_does_not_need() {
         let status =
             std::fs::read_to_string(task.expect("a thread").path().join("status")).expect("a thread");
         assert!(status.contains("Seccomp:\t2"), "{status}");
+        assert!(!root || status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+        assert!(!root || status.contains("CapPrm:\t0000000000000000"), "{status}");
     }
     // And it works: also what is opened anew.
     let mut work = host.agent("work", 1, NEXUS);

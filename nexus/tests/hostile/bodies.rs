@@ -1,11 +1,16 @@
 //! What hostile bytes can do, as functions: for the fuzzer (`make fuzz`) and for the tests, which replay what it found.
 
+use nexus::broker::{Broker, Effect, Limits, Outcome, Record};
+use nexus::name::Name;
 use nexus::policy::parser::{Language, Statement, parse};
 use nexus::policy::service::{ArgumentColumn, ServiceColumn};
-use nexus::policy::{Call, Place, Policy, Principal, Service, System, Verdict};
-use nexus::wire::{Channel, Decoder, Frame, Message, WireError, pair};
+use nexus::policy::{Call, Current, Place, Policy, Principal, Service, System, Verdict, rules};
+use nexus::wire::control::{Ended, OpenCall, Role, Via};
+use nexus::wire::{Channel, Decoder, Frame, Ident, Link, Message, Source, Trigger, WireError, pair};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 static SYSTEM: LazyLock<System> = LazyLock::new(|| {
     serde_json::from_str(
@@ -135,5 +140,157 @@ pub(crate) fn pair(bytes: &[u8]) {
             assert_eq!(found.encode(), *header);
             assert!(found.length as usize <= pair::MAX_DATA);
         }
+    }
+}
+
+static BROKERS_POLICY: LazyLock<Arc<Policy>> = LazyLock::new(|| {
+    let text = "q.Own * work vault allow\n\
+                q.Mail * work:mail vault:gpg allow\n\
+                q.Ask * work @anyvm ask\n\
+                q.Disp * @anyvm @dispvm:dvm allow\n\
+                q.Dom0 * vault dom0 allow\n";
+    Arc::new(Policy::new(rules(text, "fuzz.policy").expect("a policy")))
+});
+
+/// The qubes around the broker, with dom0: what the fuzzer plays.
+const DOMAINS: [(&str, u16); 4] = [("dom0", 0), ("work", 1), ("vault", 2), ("dvm", 3)];
+/// Calls that each may have open.
+const CALLS: usize = 8;
+
+/// Whatever agents say, in any order: the broker believes each of its own qube alone, answers in the protocol's words, and
+/// what it keeps is bounded. Each step is a byte that says what, one that says who, and what that takes.
+pub(crate) fn broker(bytes: &[u8]) {
+    let limits = Limits {
+        calls: CALLS,
+        asks: true,
+        default_user: "user".to_owned(),
+        disposables: [(Name::new("dvm").expect("a name"), Duration::from_secs(60))].into(),
+    };
+    let mut broker = Broker::new(limits, || Current::Policy(BROKERS_POLICY.clone()), 1);
+    let mut now = Instant::now();
+    let mut running: BTreeMap<Name, u16> =
+        DOMAINS[1..].iter().map(|(name, domain)| (Name::new(name).expect("a name"), *domain)).collect();
+    broker.set_system(SYSTEM.clone());
+    broker.set_running(running.clone(), now);
+    let mut agents = [const { None }; DOMAINS.len()];
+    let (mut asked, mut made) = (Vec::new(), Vec::new());
+    let mut input = bytes;
+    let mut next = |count: usize| {
+        let (taken, left) = input.split_at_checked(count)?;
+        input = left;
+        Some(taken)
+    };
+    while let Some(&[what, who, number]) = next(3).and_then(|step| step.first_chunk()) {
+        let index = usize::from(who) % DOMAINS.len();
+        let (name, domain) = DOMAINS[index];
+        let mut said = Vec::new();
+        let mut say = |message: Message<'_>| message.encode(&mut said).expect("a message");
+        let via =
+            Via { domain: u16::from(number % 5), port: (number > 127).then(|| 400 + u32::from(number)) };
+        let call = 1 << 32 | u64::from(number);
+        let role = if number % 2 == 0 { Role::Caller } else { Role::Service };
+        match what % 14 {
+            0 => {
+                agents[index] = broker
+                    .connected(domain, now)
+                    .map(|connection| (connection, Decoder::new(Channel::ToAgent)));
+            }
+            1 => {
+                if let Some((connection, _)) = agents[index].take() {
+                    broker.disconnected(connection, now);
+                }
+            }
+            2 => say(Message::Hello([2, 3, 4, 0x4e58_0001][usize::from(number % 4)])),
+            3 => said.extend(next(usize::from(number)).unwrap_or_default()),
+            4..=6 => {
+                let targets = ["vault", "vault:gpg", "", "@dispvm:dvm", "dom0", "work", "\u{7f}"];
+                let services = ["q.Own", "q.Mail+x", "q.Ask", "q.Disp", "q.Dom0", "/"];
+                let sources = ["", "work", "work:mail", "vault", "dom0", name];
+                let trigger = Trigger {
+                    ident: Ident::new(b"fuzz").expect("an identifier"),
+                    target: targets[usize::from(number) % targets.len()].as_bytes(),
+                    service: services[usize::from(number) % services.len()].as_bytes(),
+                };
+                match what % 14 {
+                    4 => say(Message::TriggerService(trigger)),
+                    5 => say(Message::TriggerService3(trigger)),
+                    _ => {
+                        let source = sources[usize::from(number) % sources.len()];
+                        say(Message::TriggerService4(Source(source.as_bytes()), trigger));
+                    }
+                }
+            }
+            7 => say(Message::Ended(Ended { call, exit: 0, role, to_service: 1, to_caller: 1 })),
+            8 => say(Message::Open(OpenCall { call, via, role })),
+            9 => say(Message::ConnectionTerminated(Link {
+                domain: u16::from(number % 5),
+                port: 513 + u32::from(number),
+            })),
+            10 => {
+                if let Some(call) = asked.pop() {
+                    let place =
+                        Place::redirect(if number % 2 == 0 { "vault" } else { "dom0" }).expect("a place");
+                    broker.answered(call, Some(&place).filter(|_| number % 3 > 0), now);
+                }
+            }
+            11 => {
+                if let Some(name) = made.pop() {
+                    let made = if number % 2 == 0 { Ok(()) } else { Err("broken".to_owned()) };
+                    broker.made(&name, made, now);
+                    // Its agent plays dvm's part.
+                    running.retain(|_, domain| *domain != 3);
+                    running.insert(name, 3);
+                    broker.set_running(running.clone(), now);
+                }
+            }
+            12 => {
+                now += Duration::from_secs(u64::from(number));
+                broker.tick(now);
+            }
+            _ => {
+                running.retain(|_, running| *running != domain);
+                if number % 2 == 0 && domain != 0 {
+                    running.insert(Name::new(name).expect("a name"), domain);
+                }
+                broker.set_running(running.clone(), now);
+            }
+        }
+        if let (Some((connection, _)), false) = (&agents[index], said.is_empty()) {
+            broker.received(*connection, &said, now);
+            let _ = broker.wait(*connection, now);
+        }
+        while let Some(effect) = broker.next_effect() {
+            match effect {
+                Effect::Close(closed, _) => {
+                    for agent in &mut agents {
+                        agent.take_if(|(connection, _)| *connection == closed);
+                    }
+                }
+                Effect::Ask(asking) => asked.push(asking.call),
+                Effect::Make { name, .. } => made.push(name),
+                Effect::Destroy { name } => broker.unmade(&name),
+                Effect::Record(Record::Decision(decision)) if decision.verdict == Outcome::Allow => {
+                    // Nothing but what the policy's five lines let through.
+                    let of = |rule: usize| decision.rule.as_deref() == Some(&*format!("fuzz.policy:{rule}"));
+                    let good = match decision.source.as_str() {
+                        "work" => of(1) || of(3) || of(4),
+                        "work:mail" => of(2),
+                        "vault" => of(4) || of(5),
+                        _ => of(4),
+                    };
+                    assert!(good, "{decision:?}");
+                }
+                Effect::Wake(_) | Effect::Record(_) => {}
+            }
+        }
+        for (connection, decoder) in agents.iter_mut().flatten() {
+            let out = broker.outgoing(*connection);
+            let mut out = &out[..];
+            while let Some(frame) = decoder.decode(&mut out).expect("the protocol's words") {
+                Message::parse(&frame).expect("a message");
+            }
+        }
+        // Of each qube's: calls, what goes on without their callers, and what is said to be open.
+        assert!(broker.metrics().open <= DOMAINS.len() * (CALLS + DOMAINS.len() * 256 + 2 * CALLS));
     }
 }

@@ -25,6 +25,11 @@ fn any_bytes_are_frames_or_none() {
     replay::run("pair", TIME, bodies::pair);
 }
 
+#[test]
+fn whatever_agents_say_the_broker_keeps_its_accounts() {
+    replay::run("broker", TIME, bodies::broker);
+}
+
 proptest! {
     /// Lines of the right words in any order.
     #[test]

@@ -14,7 +14,7 @@ use crate::debian::{BACKENDS, Debian, MODULES, Tree};
 use crate::error::At as _;
 use crate::products::Products;
 use crate::release::Release;
-use crate::{Error, Result, elf, process};
+use crate::{Error, Result, elf, process, spec};
 
 /// Programs of the packages: where they lie there, and where they go in dom0. (Of Debian 12: elsewhere Xen's version differs.)
 const PROGRAMS: [(&str, &str); 21] = [
@@ -183,6 +183,9 @@ pub fn overlay(
     for (name, path) in elf::libraries(&binaries, &folders)? {
         let contents = fs::read(&path).at(&path)?;
         archive.file(&format!("usr/lib/x86_64-linux-gnu/{name}"), 0o755, &contents);
+    }
+    for (name, text) in spec::evaluate(closures)? {
+        archive.file(&format!("testbed/specs/{name}.json"), 0o644, text.as_bytes());
     }
     for closure in closures {
         archive.link(&format!("testbed/systems/{}", closure.name), &closure.toplevel);

@@ -7,6 +7,7 @@
 //! 2. [`dom0`]: Xen, the dom0 kernel and an initrd of a cached base and a small overlay.
 //! 3. [`products`]: our own programs, built when they are not.
 //! 4. [`closure`]: the guests, as NixOS-shaped closures built by Nix from `nixos/testing`.
+//!    [`spec`]: what checks declare of them.
 //!    [`assets`]: the same systems as other installations keep them, for the checks that ask for it.
 //! 5. [`checks`] and [`suite`]: which checks share a boot, and their verdicts.
 //! 6. [`qemu`] and [`protocol`]: one boot, and what its dom0 says on the second serial port.
@@ -29,6 +30,7 @@ pub mod products;
 pub mod protocol;
 pub mod qemu;
 pub mod release;
+pub mod spec;
 pub mod suite;
 
 pub use error::{Error, Result};

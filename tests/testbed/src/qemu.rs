@@ -29,7 +29,9 @@ const EMULATED_CPU: &str = "EPYC-Rome,-smap,-smep,-monitor,-rdtscp,-fsgsbase,-xs
 /// MONITOR.
 const XEN_ARGUMENTS: &str =
     "com1=115200,8n1 console=com1 dom0_mem=1024M,max:1024M cpuidle=0 bootscrub=0 sched=credit2";
-const DOM0_ARGUMENTS: &str = "console=hvc0 quiet panic=1";
+/// `norandmaps`: QEMU translates code anew for each address that it is found at, so that with programs at an address of their
+/// own each time more than half of a short program's life is the translator's.
+const DOM0_ARGUMENTS: &str = "console=hvc0 quiet panic=1 norandmaps";
 
 /// Where dom0's own console goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Carrying out a [`Plan`].
 
+use super::guest_memory::Loaded;
 use super::plan::Plan;
 use super::{pv, pvh};
 use crate::image::{ImageError, Kernel};
@@ -205,6 +206,8 @@ impl<'a> Building<'a> {
 
 /// Builds the domain of `plan`. On failure nothing is left of it.
 ///
+/// What comes with it is best dropped when the domain runs, and before it is destroyed.
+///
 /// `daemons` are the domains where xenstored and xenconsoled run.
 ///
 /// # Errors
@@ -217,7 +220,7 @@ pub fn build(
     daemons: (DomId, DomId),
     control: &dyn DomainControl,
     foreign: &dyn ForeignMemory,
-) -> Result<Built, BuildError> {
+) -> Result<(Built, Loaded), BuildError> {
     let host = control.phys_info()?;
     match plan.kind() {
         GuestKind::Pvh if !host.runs_pvh() => return Err(BuildError::NoPvh),
@@ -250,16 +253,20 @@ pub fn build(
     control.set_memory_map(domid, plan.memory_map())?;
 
     let building = Building { needed_kib, free_kib, ..Building::new(domid, daemons, control, foreign) };
-    let (ports, rings) = match plan {
+    let (ports, rings, loaded) = match plan {
         Plan::Pvh(plan) => pvh::build(plan, payload, &building)?,
-        Plan::Pv(plan) => pv::build(plan, payload, &building)?,
+        Plan::Pv(plan) => {
+            let (ports, rings) = pv::build(plan, payload, &building)?;
+            (ports, rings, Loaded::default())
+        }
     };
     std::mem::forget(unfinished);
-    Ok(Built {
+    let built = Built {
         domid,
         store_port: ports.store,
         console_port: ports.console,
         store_ring: rings.store,
         console_ring: rings.console,
-    })
+    };
+    Ok((built, loaded))
 }

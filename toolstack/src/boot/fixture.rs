@@ -33,5 +33,5 @@ pub(super) fn build_from(
     let (control, foreign) = (dom0.domain_control()?, dom0.foreign_memory()?);
     let payload =
         Payload { kernel: (kernel, "kernel".into()), initrd: Some((Initrd::File(initrd), "initrd".into())) };
-    build(plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)
+    Ok(build(plan, [7; 16], LIMITS, payload, (DomId(0), DomId(0)), &*control, &*foreign)?.0)
 }

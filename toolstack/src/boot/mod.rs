@@ -14,6 +14,7 @@ mod pv;
 mod pvh;
 
 pub use build::{BuildError, Built, Initrd, Limits, Payload, build};
+pub use guest_memory::Loaded;
 pub use placement::{Placement, Share, ShareScheduler};
 pub use plan::{Guest, Plan, PlanError, PvhOptions, Request, Sizes};
 pub use pv::{P2m, PageTables, PvInitrd, PvPlan};

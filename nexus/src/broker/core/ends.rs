@@ -2,6 +2,7 @@
 
 use super::requests::{Ends, Request, Stage, call_number, place};
 use super::{Broker, Connection, Effect, Holder};
+use crate::broker::bucket;
 use crate::broker::record::{EndRecord, Outcome, Record};
 use crate::wire::Link;
 use crate::wire::control::{CallId, Ended, Role};
@@ -42,6 +43,8 @@ impl Broker {
                 };
                 if whose == connection {
                     self.end(ended.call, ended.role, Some(ended), now);
+                } else {
+                    self.strange(connection, "says that another qube's call has ended", now);
                 }
             }
             // It cannot know of one that is not open yet.
@@ -88,6 +91,15 @@ impl Broker {
         }
         if over && let Some((request, Stage::Open(ends))) = self.calls.remove(&call) {
             self.over(call, &request, ends, now);
+        }
+    }
+
+    /// What an agent has no business to say. It is passed over and written down, as seldom as refusals may be.
+    fn strange(&mut self, connection: Connection, what: &'static str, now: Instant) {
+        if let Some(agent) = self.agents.get_mut(&connection) {
+            tracing::warn!(qube = %agent.itself(), domain = agent.domain, what, "an agent says what it should not");
+            agent.bucket.spend(bucket::REFUSED, now);
+            self.metrics.strange += 1;
         }
     }
 

@@ -31,8 +31,8 @@ pub(in crate::boot) fn build(
     let chosen =
         Chosen { shared_info, store: (rings.store, ports.store), console: (rings.console, ports.console) };
 
-    // Gone when this returns, and with it dom0's mapping of the page tables: Xen takes nothing for a page table that
-    // somebody may write.
+    // Gone when this returns, and with it dom0's mapping: Xen takes nothing for a page table that somebody may write,
+    // neither those of the plan nor those that the kernel brings along or makes of the initrd's pages when it runs.
     load(plan, payload, &p2m, &chosen, building)?;
     if let Some(page) = plan.hypercall_page {
         control.init_hypercall_page(domid, machine(page))?;

@@ -3,7 +3,7 @@
 use super::layout::SpecialPage;
 use super::plan::{Extents, PvhPlan};
 use crate::boot::build::{BuildError, Building, Payload, Ports, Rings};
-use crate::boot::guest_memory::GuestMemory;
+use crate::boot::guest_memory::{GuestMemory, Loaded};
 use std::ops::Range;
 use xen::{DomId, DomainControl, ForeignMemory, Gfn, HvmParam, PAGE_SHIFT, PAGE_SIZE, Populate, hvm_context};
 
@@ -11,7 +11,7 @@ pub(in crate::boot) fn build(
     plan: &PvhPlan,
     payload: Payload<'_>,
     building: &Building<'_>,
-) -> Result<(Ports, Rings), BuildError> {
+) -> Result<(Ports, Rings, Loaded), BuildError> {
     let Building { domid, control, foreign, .. } = *building;
     let exhausted = |error| building.exhausted(error);
 
@@ -26,7 +26,7 @@ pub(in crate::boot) fn build(
         }
     }
 
-    let entry = load_image(plan, payload, domid, foreign)?;
+    let (entry, loaded) = load_image(plan, payload, domid, foreign)?;
     load_pages(plan, domid, foreign)?;
 
     let ports = building.ports()?;
@@ -43,7 +43,7 @@ pub(in crate::boot) fn build(
     let start_info = plan.start_info.address as u32;
     let context = hvm_context::pvh_start(&context, plan.sizes.max_vcpus, entry, start_info)?;
     control.set_hvm_context(domid, &context)?;
-    Ok((ports, rings))
+    Ok((ports, rings, loaded))
 }
 
 /// Puts memory into the guest; large extents as single pages where the host has no more large ones. False when it has
@@ -62,15 +62,16 @@ fn populate(control: &dyn DomainControl, domid: DomId, extents: &Extents) -> Res
     Ok(control.populate_physmap(domid, 0, &pages, extents.populate)? == pages.len())
 }
 
-/// Fills kernel, start_info and initrd, which lie behind each other, through one mapping. Returns the kernel's entry.
+/// Fills kernel, start_info and initrd, which lie behind each other, through one mapping. Returns the kernel's entry, and
+/// the mapping.
 fn load_image(
     plan: &PvhPlan,
     payload: Payload<'_>,
     domid: DomId,
     foreign: &dyn ForeignMemory,
-) -> Result<u32, BuildError> {
-    let mut memory = GuestMemory::map_range(foreign, domid, &plan.image)?;
-    let memory = memory.as_mut_slice();
+) -> Result<(u32, Loaded), BuildError> {
+    let mut guest_memory = GuestMemory::map_range(foreign, domid, &plan.image)?;
+    let memory = guest_memory.as_mut_slice();
     let within = |range: &Range<u64>| {
         (range.start - plan.image.start) as usize..(range.end - plan.image.start) as usize
     };
@@ -96,7 +97,7 @@ fn load_image(
         initrd.read_exact(&mut memory[range]).map_err(|source| BuildError::Initrd { path, source })?;
     }
     memory[end..].fill(0);
-    Ok(entry)
+    Ok((entry, guest_memory.into_loaded()))
 }
 
 /// Fills the pages that stand apart.

@@ -1,0 +1,59 @@
+# What the testbed's check of `nxl apply` declares, one after another, of qubes that run the testing systems (nixos/testing).
+# `systems` has their toplevels.
+{ systems }:
+
+let
+  nexus = import ../lib;
+
+  # Policy and containers are declared; the testing guests have neither an agent nor containers.
+  desk = {
+    system = systems.work;
+    type = "pv";
+    memory = 160;
+    maxmem = 224;
+    private = { size = 16; target = "/run/img/desk.img"; };
+    containers.mail.calls = [ { service = "nexus.Sign"; argument = "key"; target = "safe:gpg"; } ];
+    containers.web = { };
+  };
+  safe = {
+    system = systems.vault;
+    type = "pv";
+    memory = 160;
+    containers.gpg.services."nexus.Sign".program = "/bin/sign";
+  };
+  # Declared, and not started.
+  spare = { system = systems.office; autostart = false; };
+in
+{
+  first = nexus.spec { qubes = { inherit desk safe spare; }; };
+
+  # Changed in place: memory, a disk more, the policy.
+  grown = nexus.spec {
+    qubes = {
+      inherit safe spare;
+      desk = desk // {
+        memory = 224;
+        disks = [ { target = "/run/img/shared"; vdev = "xvdc"; } ];
+        containers = desk.containers // { web.calls = [ { service = "nexus.Sign"; target = "safe:gpg"; ask = true; } ]; };
+      };
+    };
+  };
+
+  # What cannot be changed in place: another system.
+  moved = nexus.spec {
+    qubes = {
+      inherit desk spare;
+      safe = safe // { system = systems.office; };
+    };
+  };
+
+  # One is no longer declared.
+  fewer = nexus.spec {
+    qubes = {
+      inherit spare;
+      desk = desk // { containers = { }; };
+    };
+  };
+
+  none = nexus.spec { };
+}

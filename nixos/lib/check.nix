@@ -1,0 +1,175 @@
+# What a declaration says wrong although each of its values is well formed: a list of problems, each a
+# line that begins with the attribute. The declaration is one that `read.nix` accepted.
+let
+  inherit (builtins)
+    attrNames concatLists concatMap concatStringsSep elem filter foldl' genList hasAttr head length listToAttrs map match
+    tail toJSON;
+  inherit (import ./read.nix) child;
+  policy = import ./policy.nix;
+
+  when = condition: message: if condition then [ message ] else [ ];
+  at = genList (number: number);
+  sum = foldl' (total: number: total + number) 0;
+  distinct = list: attrNames (listToAttrs (map (name: { inherit name; value = null; }) list));
+  doubled = list: filter (name: length (filter (other: other == name) list) > 1) (distinct list);
+in
+nexus:
+let
+  inherit (nexus) qubes;
+  names = attrNames qubes;
+  path = child "nexus.qubes";
+  there = "there are ${if names == [ ] then "none" else concatStringsSep ", " names}";
+
+  isQube = name: hasAttr name qubes;
+
+  # --- one qube
+
+  ofQube = name:
+    let
+      qube = qubes.${name};
+      here = path name;
+      maxmem = if qube.maxmem == null then qube.memory else qube.maxmem;
+      maxvcpus = if qube.maxvcpus == null then qube.vcpus else qube.maxvcpus;
+      vdevs = map (disk: disk.vdev) qube.disks ++ (if qube.private == null then [ ] else [ qube.private.vdev ]);
+    in
+    when (elem name [ "dom0" "Domain-0" "default" "none" ]) "${here}: ${toJSON name} is no name for a qube: it means something else"
+    ++ when (qube.class == "nixos" && qube.system == null)
+      "${here}.system: is missing: a qube of class \"nixos\" runs the toplevel of a NixOS (of a qube that is not NixOS, class is \"whonix\")"
+    ++ when (qube.class == "nixos" && qube.boot != null)
+      "${here}.boot: a qube of class \"nixos\" boots its system; only one of class \"whonix\" boots a kernel of its own"
+    ++ when (qube.class == "whonix" && qube.boot == null) "${here}.boot: is missing: a qube of class \"whonix\" has no NixOS to boot"
+    ++ when (qube.class == "whonix" && qube.system != null) "${here}.system: a qube of class \"whonix\" has no NixOS"
+    ++ when (qube.class == "whonix" && qube.containers != { }) "${here}.containers: only NixOS has containers, this qube is of class \"whonix\""
+    ++ when (maxmem < qube.memory) "${here}.maxmem: ${toString maxmem} MiB are less than the memory at the start, ${toString qube.memory} MiB"
+    ++ when (maxvcpus < qube.vcpus) "${here}.maxvcpus: ${toString maxvcpus} are less than the vCPUs at the start, ${toString qube.vcpus}"
+    ++ when (nexus.host.memory != null && qube.memory > nexus.host.memory)
+      "${here}.memory: ${toString qube.memory} MiB cannot be met: nexus.host.memory is ${toString nexus.host.memory} MiB"
+    ++ map (vdev: "${here}.disks: two disks are ${vdev}") (doubled vdevs)
+    ++ netvm here name qube
+    ++ disposable "${here}.defaultDisposable" qube.defaultDisposable
+    ++ concatMap (service: ofService "${child "${here}.services" service}" false qube.services.${service}) (attrNames qube.services)
+    ++ concatMap (number: ofCall "${here}.calls[${toString number}]" name name (builtins.elemAt qube.calls number)) (at (length qube.calls))
+    ++ concatMap (number: ofRule "${here}.policy[${toString number}]" (builtins.elemAt qube.policy number)) (at (length qube.policy))
+    ++ concatMap (ofContainer name qube) (attrNames qube.containers);
+
+  netvm = here: name: qube:
+    if qube.netvm == null then [ ]
+    else if qube.netvm == name then [ "${here}.netvm: a qube cannot be its own" ]
+    else if !isQube qube.netvm then [ "${here}.netvm: there is no qube ${toJSON qube.netvm}; ${there}" ]
+    else
+      let cycle = follow [ name ] qube.netvm; in
+      # Each cycle is told of once, at the first of its qubes.
+      when (cycle != null && elem name cycle && name == head (distinct cycle))
+        "${here}.netvm: ${concatStringsSep " -> " cycle} is a cycle";
+
+  # The way along netvm from a qube that was passed, if it comes back to one that was passed before.
+  follow = passed: name:
+    if elem name passed then passed ++ [ name ]
+    else if !isQube name || qubes.${name}.netvm == null then null
+    else follow (passed ++ [ name ]) qubes.${name}.netvm;
+
+  disposable = here: name:
+    if name == null then [ ]
+    else if !isQube name then [ "${here}: there is no qube ${toJSON name}; ${there}" ]
+    else when (!qubes.${name}.disposableTemplate) "${here}: ${name} is no template of disposables: ${path name}.disposableTemplate is false";
+
+  ofContainer = qubeName: qube: name:
+    let
+      container = qube.containers.${name};
+      here = child "${path qubeName}.containers" name;
+    in
+    when (container.persist != [ ] && qube.private == null)
+      "${here}.persist: there is nowhere to keep it: ${path qubeName}.private is null"
+    ++ when (container.resources.memory != null && container.resources.memory > (if qube.maxmem == null then qube.memory else qube.maxmem))
+      "${here}.resources.memory: ${toString container.resources.memory} MiB cannot be met: its qube has at most ${toString (if qube.maxmem == null then qube.memory else qube.maxmem)} MiB"
+    ++ concatMap (service: ofService (child "${here}.services" service) true container.services.${service}) (attrNames container.services)
+    ++ concatMap (number: ofCall "${here}.calls[${toString number}]" qubeName "${qubeName}:${name}" (builtins.elemAt container.calls number))
+      (at (length container.calls));
+
+  ofService = here: inContainer: service:
+    when (service.kind == "exec" && service.program == null) "${here}.program: is missing: an exec service is a program"
+    ++ when (service.kind == "exec" && service.socket != null) "${here}.socket: an exec service has none; kind = \"socket\" has"
+    ++ when (service.kind == "socket" && service.program != null) "${here}.program: a socket service has none; kind = \"exec\" has"
+    ++ when (service.kind == "socket" && service.socket == null && !inContainer) "${here}.socket: is missing: where the service listens"
+    ++ when (service.kind == "exec" && service.descriptor && !inContainer)
+      "${here}.descriptor: is for sockets; a program finds the caller in QREXEC_REMOTE_DOMAIN";
+
+  # --- calls and rules
+
+  # Whether a qube or container that is there offers a service: problems.
+  offers = here: target: service:
+    let
+      qube = policy.qubeOf target;
+      container = policy.containerOf target;
+      offered = if container == null then qubes.${qube}.services else qubes.${qube}.containers.${container}.services;
+    in
+    when (qubes.${qube}.class == "nixos" && !hasAttr service offered)
+      "${here}.service: ${target} has no service ${toJSON service}; it has ${if offered == { } then "none" else concatStringsSep ", " (attrNames offered)}";
+
+  # Whether there is such a qube or container: problems.
+  exists = here: target:
+    let
+      qube = policy.qubeOf target;
+      container = policy.containerOf target;
+      containers = attrNames qubes.${qube}.containers;
+    in
+    if qube == null then [ ]
+    else if !isQube qube then [ "${here}: there is no qube ${toJSON qube}; ${there}" ]
+    else when (container != null && !elem container containers)
+      "${here}: ${qube} has no container ${toJSON container}; it has ${if containers == [ ] then "none" else concatStringsSep ", " containers}";
+
+  ofCall = here: qubeName: source: call:
+    let
+      target = policy.callee qubeName call.target;
+      wrong = exists "${here}.target" target;
+      template = match "@dispvm:(.*)" target;
+      default = qubes.${qubeName}.defaultDisposable;
+    in
+    if target == source then [ "${here}.target: ${source} cannot call itself" ]
+    else if wrong != [ ] then wrong
+    else if target == "@dispvm" then
+      if default == null then [ "${here}.target: ${path qubeName}.defaultDisposable is null: @dispvm is nothing" ]
+      else if isQube default then offers here default call.service
+      else [ ]
+    else if template != null then
+      let missing = disposable "${here}.target" (head template); in
+      if missing != [ ] then missing else offers here (head template) call.service
+    else if policy.qubeOf target == null then [ ]
+    else offers here target call.service;
+
+  ofRule = here: rule:
+    when (rule.service == "*" && rule.argument != null) "${here}.argument: a rule for every service is for every argument"
+    ++ when (rule.action == "allow" && rule.target == "@default" && rule.redirect == null)
+      "${here}.redirect: is missing: a call that names no target cannot be allowed without one"
+    ++ when (rule.action == "deny" && (rule.redirect != null || rule.user != null || rule.autostart != null))
+      "${here}: a denial has no redirect, user or autostart"
+    ++ when (rule.action != "ask" && rule.proposed != null) "${here}.proposed: is for action = \"ask\""
+    ++ exists "${here}.source" rule.source
+    ++ exists "${here}.target" rule.target
+    ++ (if rule.redirect == null then [ ] else exists "${here}.redirect" rule.redirect)
+    ++ (if rule.proposed == null then [ ] else exists "${here}.proposed" rule.proposed)
+    ++ (let template = match "@dispvm:([A-Za-z].*)" rule.target; in
+      if template == null then [ ] else disposable "${here}.target" (head template));
+
+  # --- all qubes
+
+  wanted = sum (map (name: qubes.${name}.memory) (filter (name: qubes.${name}.autostart) names));
+
+  # Who writes what: [ { qube, target } ].
+  written = concatMap
+    (name: map (disk: { inherit name; inherit (disk) target; }) (filter (disk: disk.access == "w") qubes.${name}.disks))
+    names;
+  shared = target:
+    "nexus.qubes: ${target} is written by ${concatStringsSep " and " (map (one: one.name) (filter (one: one.target == target) written))}";
+
+  ofPolicy =
+    concatMap (number: ofRule "nexus.policy.rules[${toString number}]" (builtins.elemAt nexus.policy.rules number))
+      (at (length nexus.policy.rules))
+    ++ when (hasAttr policy.fileName nexus.policy.files)
+      "${child "nexus.policy.files" policy.fileName}: is the file that the rules are written to";
+in
+concatMap ofQube names
+++ when (nexus.host.memory != null && wanted > nexus.host.memory)
+    "nexus.qubes: the qubes that start by themselves want ${toString wanted} MiB, which cannot be met: nexus.host.memory is ${toString nexus.host.memory} MiB"
+++ map shared (doubled (map (one: one.target) written))
+++ ofPolicy

@@ -1,0 +1,117 @@
+# What is declared: the attributes below `nexus`, with their defaults. docs/declaring-qubes.md tells of
+# them in prose.
+let
+  shape = import ./shape.nix;
+  words = import ./words.nix;
+  inherit (shape) int bool oneOf nullOr listOf attrsOf record required optional;
+
+  # MiB; 16 TiB is more than Xen supports.
+  mebibytes = least: int least 16777216;
+in
+rec {
+  service = record {
+    kind = optional "exec" (oneOf [ "exec" "socket" ])
+      "exec: a program is started for each call. socket: something that runs listens.";
+    program = optional null (nullOr words.path) "The program, for exec: its stdin and stdout are the caller's.";
+    socket = optional null (nullOr words.path)
+      "Where it listens, for socket. In a container, null is the place that the agent looks at: /run/nexus/services/SERVICE.";
+    descriptor = optional false bool
+      "Whether a socket gets `SERVICE+ARGUMENT SOURCE` and a NUL before the caller's bytes. An HTTP server wants it not.";
+    exitOnServiceEof = optional false bool "The call ends when the service has no more to say.";
+    exitOnClientEof = optional false bool "The call ends when the caller has no more to say.";
+  };
+
+  call = record {
+    service = required words.service "Which service.";
+    argument = optional null (nullOr words.argument) "With which argument: null for any, \"\" for none.";
+    target = required words.callee "Whose: QUBE, QUBE:CONTAINER, :CONTAINER of the same qube, @dispvm, @dispvm:QUBE or dom0.";
+    ask = optional false bool "Ask the user of the machine each time.";
+  };
+
+  rule = record {
+    service = required words.serviceOrAny "A service, or *.";
+    argument = optional null (nullOr words.argument) "Its argument: null for any, \"\" for none.";
+    source = required words.source "Who calls.";
+    target = required words.source "Whom.";
+    action = required (oneOf [ "allow" "deny" "ask" ]) "What becomes of it.";
+    redirect = optional null (nullOr words.callee) "`target=`: where the call goes instead.";
+    proposed = optional null (nullOr words.callee) "`default_target=`: what the user is offered first.";
+    user = optional null (nullOr words.user) "`user=`: whom the service runs as.";
+    notify = optional null (nullOr bool) "`notify=`: whether the user of the machine is told.";
+    autostart = optional null (nullOr bool) "`autostart=`: whether a target that does not run is started.";
+  };
+
+  disk = record {
+    target = required words.target "The image or the block device, in dom0.";
+    vdev = required words.vdev "What the qube sees it as.";
+    access = optional "r" (oneOf [ "r" "w" ]) "r or w: whether the qube may write it.";
+  };
+
+  container = record {
+    system = optional null (nullOr words.storePath)
+      "What runs in it: the toplevel of its system. Null where a NixOS module builds it from `config`.";
+    services = optional { } (attrsOf words.service service) "What it offers.";
+    calls = optional [ ] (listOf call) "What it may call.";
+    privateNetwork = optional true bool "No interface but its own lo: nothing of the qube's network.";
+    resources = optional { memory = null; cpuWeight = null; tasks = null; }
+      (record {
+        memory = optional null (nullOr (mebibytes 1)) "The most memory, in MiB (MemoryMax).";
+        cpuWeight = optional null (nullOr (int 1 10000)) "Its share of the processors (CPUWeight; 100 is everybody's).";
+        tasks = optional null (nullOr (int 1 4194304)) "The most processes and threads (TasksMax).";
+      }) "What it may use.";
+    persist = optional [ ] (listOf words.path) "Folders that are kept, on the qube's private volume. All else is gone when it stops.";
+    capabilities = optional [ ] (listOf words.capability) "Capabilities that it has. It has no others.";
+    autostart = optional true bool "Whether it starts with its qube.";
+  };
+
+  qube = record {
+    class = optional "nixos" (oneOf [ "nixos" "whonix" ]) "What it is. Nothing but NixOS is run, with Whonix as the one exception.";
+    system = optional null (nullOr words.storePath)
+      "The toplevel of its NixOS. Null for Whonix, and where a NixOS module builds it from `config`.";
+    boot = optional null
+      (nullOr (record {
+        kernel = required words.path "Its kernel, in dom0.";
+        initrd = optional null (nullOr words.path) "Its initrd, in dom0.";
+        cmdline = optional "" words.line "The kernel's command line.";
+      })) "What a qube that is not NixOS boots.";
+    type = optional "pvh" (oneOf [ "pvh" "pv" ]) "The kind of guest: pv is for machines without hardware virtualisation.";
+    memory = optional 512 (mebibytes 32) "Memory at the start, in MiB.";
+    maxmem = optional null (nullOr (mebibytes 32)) "Memory to which it may grow, in MiB; null for no more than `memory`.";
+    vcpus = optional 1 (int 1 128) "vCPUs at the start.";
+    maxvcpus = optional null (nullOr (int 1 128)) "vCPUs that it may be given; null for no more than `vcpus`.";
+    autostart = optional true bool "Whether `nxl apply` starts it. One that does not start by itself is changed while it runs.";
+    netvm = optional null (nullOr words.name) "The qube that its network interface leads to; null for none.";
+    bridges = optional [ ] (listOf words.bridge) "Bridges of dom0 that it has an interface on.";
+    disks = optional [ ] (listOf disk) "Its disks.";
+    private = optional null
+      (nullOr (record {
+        size = required (mebibytes 16) "Its size, in MiB.";
+        target = optional null (nullOr words.target) "Its image; null for /var/lib/nexus/private/QUBE.img.";
+        vdev = optional "xvdb" words.vdev "What the qube sees it as.";
+      })) "The volume for what the qube keeps.";
+    pci = optional [ ] (listOf words.pci) "The host's PCI devices that it gets.";
+    tags = optional [ ] (listOf words.tag) "Tags, for the policy.";
+    disposableTemplate = optional false bool "Whether disposable qubes are made from it.";
+    defaultDisposable = optional null (nullOr words.name) "What @dispvm is made from when it calls.";
+    user = optional "user" words.user "Whom its agent, and so its services, run as.";
+    openCalls = optional 256 (int 1 65536) "How many calls the qube, and each of its containers, may have open.";
+    services = optional { } (attrsOf words.service service) "What the qube itself offers.";
+    calls = optional [ ] (listOf call) "What the qube itself may call.";
+    policy = optional [ ] (listOf rule) "Rules about this qube, which stand before those that come from `calls`.";
+    containers = optional { } (attrsOf words.name container) "Its containers.";
+  };
+
+  nexus = record {
+    host = optional { memory = null; }
+      (record {
+        memory = optional null (nullOr (mebibytes 1)) "Memory that there is for qubes, in MiB; null where that is not known.";
+      }) "The machine.";
+    qubes = optional { } (attrsOf words.name qube) "The qubes, by name.";
+    policy = optional { rules = [ ]; text = ""; files = { }; }
+      (record {
+        rules = optional [ ] (listOf rule) "Rules; the first that matches decides. They stand before those of qubes.";
+        text = optional "" words.text "Lines of policy format 5.0, before all rules.";
+        files = optional { } (attrsOf words.file words.text) "Whole policy files, by name.";
+      }) "Who may call what.";
+  };
+}

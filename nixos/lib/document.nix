@@ -1,0 +1,185 @@
+# `qubes.json`: what the evaluation yields, and what `nxl` reads. Its shape is published as JSON Schema
+# (nixos/qubes.schema.json, made from this).
+let
+  inherit (builtins) attrNames concatStringsSep elemAt foldl' genList hashString length listToAttrs map mapAttrs substring;
+  shape = import ./shape.nix;
+  words = import ./words.nix;
+  policy = import ./policy.nix;
+  inherit (shape) int bool oneOf nullOr listOf attrsOf record required;
+
+  # Raised by a change that a reader of the version before would misunderstand.
+  version = 1;
+
+  mebibytes = int 1 16777216;
+
+  call = record {
+    service = required words.service "Which service.";
+    argument = required (nullOr words.argument) "Null for any, \"\" for none.";
+    target = required words.callee "Whose: QUBE, QUBE:CONTAINER, @dispvm, @dispvm:QUBE or dom0.";
+    ask = required bool "Whether the user of the machine is asked.";
+  };
+
+  agent = record {
+    qube = required words.name "The qube's name.";
+    user = required words.user "Whom the agent runs as.";
+    socket = required words.path "The socket that the qube itself calls on.";
+    services = required (listOf words.path) "The folders of its services.";
+    rpc_config = required words.path "The folder of the settings of its services.";
+    policy = required (listOf words.path) "The folders of its own policy.";
+    calls = required (int 1 65536) "How many calls each may have open.";
+    containers = required
+      (attrsOf words.name (record {
+        socket = required words.path "The socket that it calls on.";
+        services = required words.path "The folder of its services' sockets.";
+        rpc_config = required words.path "The folder of the settings of its services.";
+      })) "Its containers.";
+  };
+
+  container = record {
+    system = required (nullOr words.storePath) "The toplevel of its system; null where the qube's own closure knows it.";
+    services = required (listOf words.service) "What it offers.";
+    calls = required (listOf call) "What it may call.";
+    private_network = required bool "Whether it has no interface but lo.";
+    memory = required (nullOr mebibytes) "The most memory, in MiB.";
+    cpu_weight = required (nullOr (int 1 10000)) "Its share of the processors.";
+    tasks = required (nullOr (int 1 4194304)) "The most processes and threads.";
+    persist = required (listOf words.path) "Folders that are kept.";
+    capabilities = required (listOf words.capability) "Its capabilities.";
+    autostart = required bool "Whether it starts with its qube.";
+  };
+
+  qube = record {
+    class = required (oneOf [ "nixos" "whonix" ]) "What it is.";
+    system = required (nullOr words.storePath) "The toplevel of its NixOS; null for class \"whonix\".";
+    boot = required
+      (nullOr (record {
+        kernel = required words.path "The kernel, in dom0.";
+        initrd = required (nullOr words.path) "The initrd, in dom0.";
+        cmdline = required words.line "The kernel's command line.";
+      })) "What a qube of class \"whonix\" boots; null for NixOS.";
+    type = required (oneOf [ "pvh" "pv" ]) "The kind of guest.";
+    memory = required mebibytes "Memory at the start, in MiB.";
+    max_memory = required mebibytes "Memory to which it may grow, in MiB.";
+    vcpus = required (int 1 128) "vCPUs at the start.";
+    max_vcpus = required (int 1 128) "vCPUs that it may be given.";
+    autostart = required bool "Whether `nxl apply` starts it.";
+    netvm = required (nullOr words.name) "The qube that its first interface leads to.";
+    driver_domain = required bool "Whether it has backends for other qubes.";
+    networks = required
+      (listOf (record {
+        backend = required (nullOr words.name) "The qube that the interface leads to; null for dom0.";
+        bridge = required (nullOr words.bridge) "The bridge there; null for the default one.";
+        mac = required words.mac "Its Ethernet address, which depends on nothing but the qube's name and the interface's number.";
+      })) "Its network interfaces.";
+    disks = required
+      (listOf (record {
+        target = required words.target "The image or the block device, in dom0.";
+        vdev = required words.vdev "What the qube sees it as.";
+        access = required (oneOf [ "r" "w" ]) "Whether it may write it.";
+      })) "Its disks, without the private one.";
+    private = required
+      (nullOr (record {
+        size = required mebibytes "Its size, in MiB.";
+        target = required words.target "Its image, in dom0.";
+        vdev = required words.vdev "What the qube sees it as.";
+      })) "The volume for what it keeps.";
+    pci = required (listOf words.pci) "The host's PCI devices that it gets.";
+    tags = required (listOf words.tag) "Its tags.";
+    disposable_template = required bool "Whether disposable qubes are made from it.";
+    default_disposable = required (nullOr words.name) "What @dispvm is made from when it calls.";
+    services = required (listOf words.service) "What the qube itself offers.";
+    calls = required (listOf call) "What the qube itself may call.";
+    containers = required (attrsOf words.name container) "Its containers.";
+    agent = required agent "What its agent reads as /etc/nexus/agent.json.";
+    policy = required (attrsOf words.file words.text) "Its own policy's files, for calls within it.";
+  };
+
+  document = record {
+    version = required (int version version) "The version of this format.";
+    host = required
+      (record {
+        memory = required (nullOr mebibytes) "Memory that there is for qubes, in MiB; null where that is not known.";
+      }) "The machine.";
+    qubes = required (attrsOf words.name qube) "The qubes, by name.";
+    policy = required (attrsOf words.file words.text) "dom0's policy files.";
+  };
+
+  # --- from a declaration that was checked
+
+  mac = name: number:
+    let
+      hash = hashString "sha256" "${name} ${toString number}";
+      byte = at: substring (2 * at) 2 hash;
+    in
+    "00:16:3e:${byte 0}:${byte 1}:${byte 2}";
+
+  numbered = list: genList (number: { inherit number; value = elemAt list number; }) (length list);
+
+  callOf = qubeName: call: call // { target = policy.callee qubeName call.target; };
+
+  containerOf = qubeName: _: container: {
+    inherit (container) system persist capabilities autostart;
+    services = attrNames container.services;
+    calls = map (callOf qubeName) container.calls;
+    private_network = container.privateNetwork;
+    inherit (container.resources) memory tasks;
+    cpu_weight = container.resources.cpuWeight;
+  };
+
+  agentOf = name: qube: {
+    qube = name;
+    inherit (qube) user;
+    socket = "/run/nexus/call.sock";
+    services = [ "/etc/nexus-rpc" ];
+    rpc_config = "/etc/nexus/rpc-config";
+    policy = [ "/run/nexus/policy.d" "/etc/nexus/policy.d" ];
+    calls = qube.openCalls;
+    containers = mapAttrs
+      (container: _: {
+        socket = "/run/nexus/containers/${container}/call.sock";
+        services = "/run/nexus/containers/${container}/services";
+        rpc_config = "/etc/nexus/containers/${container}/rpc-config";
+      })
+      qube.containers;
+  };
+
+  netvms = nexus: listToAttrs
+    (map (name: { name = nexus.qubes.${name}.netvm; value = null; })
+      (builtins.filter (name: nexus.qubes.${name}.netvm != null) (attrNames nexus.qubes)));
+
+  qubeOf = nexus: name: qube: {
+    inherit (qube) class system boot type memory vcpus autostart netvm disks pci tags;
+    max_memory = if qube.maxmem == null then qube.memory else qube.maxmem;
+    max_vcpus = if qube.maxvcpus == null then qube.vcpus else qube.maxvcpus;
+    driver_domain = netvms nexus ? ${name};
+    networks = map
+      ({ number, value }: value // { mac = mac name number; })
+      (numbered (
+        (if qube.netvm == null then [ ] else [ { backend = qube.netvm; bridge = null; } ])
+        ++ map (bridge: { backend = null; inherit bridge; }) qube.bridges
+      ));
+    private =
+      if qube.private == null then null
+      else qube.private // {
+        target = if qube.private.target == null then "/var/lib/nexus/private/${name}.img" else qube.private.target;
+      };
+    disposable_template = qube.disposableTemplate;
+    default_disposable = qube.defaultDisposable;
+    services = attrNames qube.services;
+    calls = map (callOf name) qube.calls;
+    containers = mapAttrs (containerOf name) qube.containers;
+    agent = agentOf name qube;
+    policy = policy.ofQube name qube;
+  };
+in
+{
+  inherit version agentOf;
+  shape = document;
+
+  of = nexus: {
+    inherit version;
+    inherit (nexus) host;
+    qubes = mapAttrs (qubeOf nexus) nexus.qubes;
+    policy = policy.ofDom0 nexus;
+  };
+}

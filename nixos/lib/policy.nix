@@ -1,0 +1,76 @@
+# Rules and calls as lines of policy format 5.0 (docs/policy.md), each in the file of whoever decides it:
+# dom0 decides what goes from one qube to another, and a qube's agent what stays within it.
+let
+  inherit (builtins) attrNames concatLists concatMap concatStringsSep elemAt filter head map match replaceStrings;
+
+  # What the lines come from, in the order in which they stand.
+  fileName = "50-nexus.policy";
+
+  argumentWord = argument: if argument == null then "*" else "+${argument}";
+
+  line = rule:
+    let
+      yesNo = value: if value then "yes" else "no";
+      parameter = key: value: if value == null then [ ] else [ "${key}=${value}" ];
+      flag = key: value: if value == null then [ ] else [ "${key}=${yesNo value}" ];
+    in
+    concatStringsSep " " ([ rule.service (argumentWord rule.argument) rule.source rule.target rule.action ]
+      ++ parameter "target" rule.redirect
+      ++ parameter "default_target" rule.proposed
+      ++ parameter "user" rule.user
+      ++ flag "notify" rule.notify
+      ++ flag "autostart" rule.autostart);
+
+  # The qube of QUBE, QUBE:CONTAINER and QUBE:*; null of any other token.
+  qubeOf = token:
+    let parts = match "([A-Za-z][A-Za-z0-9_-]*)(:.*)?" token; in
+    if parts == null || token == "dom0" then null else head parts;
+
+  # The container of QUBE:CONTAINER; null of any other token.
+  containerOf = token:
+    let parts = match "[A-Za-z][A-Za-z0-9_-]*:([A-Za-z][A-Za-z0-9_-]*)" token; in
+    if parts == null then null else head parts;
+
+  # `:mail` of the qube `work` is `work:mail`.
+  callee = qube: target: if match ":.*" target != null then "${qube}${target}" else target;
+
+  callRule = qube: source: call: {
+    inherit (call) service argument;
+    inherit source;
+    target = callee qube call.target;
+    action = if call.ask then "ask" else "allow";
+    redirect = null;
+    proposed = null;
+    user = null;
+    notify = null;
+    autostart = null;
+  };
+
+  isWithin = qube: rule: qubeOf rule.source == qube && qubeOf rule.target == qube;
+
+  # All rules of a qube: its own, those of its calls, and those of its containers' calls.
+  rulesOf = name: qube:
+    qube.policy
+    ++ map (callRule name name) qube.calls
+    ++ concatMap (container: map (callRule name "${name}:${container}") qube.containers.${container}.calls)
+      (attrNames qube.containers);
+
+  file = lines: if lines == [ ] then { } else { ${fileName} = concatStringsSep "\n" lines + "\n"; };
+in
+{
+  inherit callee containerOf fileName qubeOf rulesOf;
+
+  # What the agent of a qube decides by: { FILE = TEXT; }.
+  ofQube = name: qube: file (map line (filter (isWithin name) (rulesOf name qube)));
+
+  # What dom0 decides by.
+  ofDom0 = nexus:
+    let
+      between = name: filter (rule: !isWithin name rule) (rulesOf name nexus.qubes.${name});
+      text = nexus.policy.text;
+      lines = (if text == "" then [ ] else [ (if match "(.|\n)*\n" text != null then builtins.substring 0 (builtins.stringLength text - 1) text else text) ])
+        ++ map line nexus.policy.rules
+        ++ concatMap (name: map line (between name)) (attrNames nexus.qubes);
+    in
+    file lines // nexus.policy.files;
+}

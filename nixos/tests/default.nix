@@ -1,0 +1,124 @@
+# Tests of nixos/lib, in plain Nix:
+#
+#   nix-instantiate --eval --strict --json nixos/tests
+#
+# yields { passed, failures }; each failure is { name, expected, found }.
+let
+  inherit (builtins)
+    all any attrNames attrValues concatLists concatMap deepSeq elemAt filter fromJSON genList hasAttr head isAttrs isList length
+    listToAttrs map readFile tail toJSON tryEval;
+
+  lib = import ../lib;
+  full = import ./full.nix;
+
+  test = name: found: expected: { inherit name found expected; };
+
+  minimal = { qubes.work.system = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-work"; };
+
+  # --- every option is set in full.nix, to something else than its default
+
+  # Where a declaration of that shape leaves a field out everywhere, or only ever has its default: the fields' paths.
+  unset = path: shape: values:
+    if shape.kind == "nullOr" then unset path shape.shape (filter (value: value != null) values)
+    else if shape.kind == "listOf" then unset "${path}[]" shape.shape (concatLists values)
+    else if shape.kind == "attrsOf" then
+      unset "${path}.*" shape.shape (concatMap (value: if isList value then map (item: removeAttrs item [ "name" ]) value else attrValues value) values)
+    else if shape.kind == "record" then
+      concatMap
+        (name:
+          let
+            field = shape.fields.${name};
+            given = map (value: value.${name}) (filter (value: hasAttr name value) values);
+            other = filter (value: !(field ? default) || value != field.default) given;
+          in
+          if other == [ ] then [ "${path}.${name}" ] else unset "${path}.${name}" field.shape given)
+        (attrNames shape.fields)
+    else [ ];
+
+  # The same for words: each one of a `oneOf` is used.
+  words = path: shape: values:
+    if shape.kind == "oneOf" then map (word: "${path} = ${word}") (filter (word: !any (value: value == word) values) shape.words)
+    else if shape.kind == "nullOr" then words path shape.shape (filter (value: value != null) values)
+    else if shape.kind == "listOf" then words "${path}[]" shape.shape (concatLists values)
+    else if shape.kind == "attrsOf" then
+      words "${path}.*" shape.shape (concatMap (value: if isList value then map (item: removeAttrs item [ "name" ]) value else attrValues value) values)
+    else if shape.kind == "record" then
+      concatMap
+        (name: words "${path}.${name}" shape.fields.${name}.shape
+          (map (value: if hasAttr name value then value.${name} else shape.fields.${name}.default or null) (filter (value: hasAttr name value || shape.fields.${name} ? default) values)))
+        (attrNames shape.fields)
+    else [ ];
+
+  refusals = import ./refusals.nix;
+
+  spec = lib.spec full;
+
+  tests = [
+    (test "full.nix sets every option" (unset "nexus" lib.shapes.nexus [ full ]) [ ])
+    (test "full.nix uses every word" (words "nexus" lib.shapes.nexus [ full ]) [ ])
+    (test "full.nix has no problems" (lib.problems full) [ ])
+    (test "full.json is what full.nix yields" spec (fromJSON (readFile ./full.json)))
+    (test "the output has the shape that is published" (lib.documentProblems spec) [ ])
+    (test "qubes.schema.json is the schema" (fromJSON (readFile ../qubes.schema.json)) lib.schema)
+    (test "an empty declaration is one" (lib.spec { }) { version = 1; host.memory = null; qubes = { }; policy = { }; })
+    (test "problems are errors" (tryEval (deepSeq (lib.spec { qubes.work = { }; }) true)).success false)
+    (test "text is the same as attributes" (fromJSON (lib.json full)) spec)
+
+    # --- defaults
+    (test "memory is 512 MiB and does not grow" [ (lib.spec minimal).qubes.work.memory (lib.spec minimal).qubes.work.max_memory ] [ 512 512 ])
+    (test "a qube starts by itself" (lib.spec minimal).qubes.work.autostart true)
+    (test "a qube has no network" (lib.spec minimal).qubes.work.networks [ ])
+    (test "a system may be a derivation"
+      (lib.spec { qubes.work.system = { outPath = minimal.qubes.work.system; }; }).qubes.work.system
+      minimal.qubes.work.system)
+    (test "the private volume has a place"
+      (lib.spec { qubes.work = minimal.qubes.work // { private.size = 64; }; }).qubes.work.private
+      { size = 64; target = "/var/lib/nexus/private/work.img"; vdev = "xvdb"; })
+
+    # --- network
+    (test "who is a netvm is a driver domain" (map (name: spec.qubes.${name}.driver_domain) [ "net" "shop" ]) [ true false ])
+    (test "addresses differ"
+      (length (attrNames (listToAttrs (concatMap (qube: map (nic: { name = nic.mac; value = null; }) qube.networks) (attrValues spec.qubes)))))
+      3)
+
+    # --- policy
+    (test "rules are lines, each with whoever decides it" spec.policy {
+      "30-user.policy" = "nexus.Print * @tag:office net ask\n";
+      "50-nexus.policy" = ''
+        nexus.Time * @anyvm dom0 allow
+        * * whonix @anyvm deny
+        nexus.Mail * whonix @default allow target=vault user=mail notify=yes autostart=no
+        nexus.Clip +x @anyvm @anyvm ask default_target=vault
+        nexus.Pick +one shop @anyvm ask default_target=net
+        nexus.View * shop @default allow target=@dispvm:viewer user=guest autostart=yes
+        nexus.View * shop @dispvm ask
+        nexus.Resolve * shop:front net allow
+        nexus.Sign +key shop:front vault:gpg ask
+      '';
+    })
+    (test "calls within a qube are its own" spec.qubes.shop.policy {
+      "50-nexus.policy" = ''
+        nexus.Log * shop:* shop:orders deny notify=no
+        nexus.Log + shop shop:orders allow
+        nexus.Query +orders shop:front shop:orders allow
+      '';
+    })
+    (test "text need not end in a line end" (lib.spec { policy.text = "q.A * * dom0 allow"; }).policy."50-nexus.policy" "q.A * * dom0 allow\n")
+
+    # --- what is put into a qube
+    (test "the settings of services" (let made = lib.ofQube full "shop"; in [ made.rpcConfig made.containers.front.rpcConfig made.containers.orders.rpcConfig ]) [
+      { "nexus.Report" = "exit-on-service-eof=true\nexit-on-client-eof=true\n"; }
+      { "nexus.Http" = "exit-on-service-eof=true\n"; }
+      { "nexus.Query" = "skip-service-descriptor=true\nexit-on-client-eof=true\n"; "nexus.Log" = "skip-service-descriptor=true\n"; }
+    ])
+    (test "a socket may want to know who calls" (lib.ofQube full "net").rpcConfig { })
+  ]
+  ++ map (refusal: test "refused: ${head refusal.says}" (lib.problems refusal.declaration) refusal.says) refusals
+  ++ import ./modules.nix { inherit test lib; };
+
+  failures = filter (one: one.found != one.expected) tests;
+in
+{
+  passed = length tests - length failures;
+  inherit failures;
+}

@@ -1,0 +1,203 @@
+# The modules, evaluated by tests/module-system.nix.
+{ test, lib }:
+
+let
+  inherit (builtins) all any attrNames elem filter fromJSON hasAttr head isString match readFile replaceStrings split stringLength toJSON tryEval deepSeq;
+  system = import ./module-system.nix;
+  containers = import ../modules/containers.nix;
+  full = import ./full.nix;
+
+  toplevel = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system";
+  pkgs = {
+    path = "/nowhere";
+    stdenv.hostPlatform.system = "x86_64-linux";
+    writeText = name: text: { inherit name text; outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-${name}"; };
+    closureInfo = { rootPaths }: { inherit rootPaths; outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-closure-info"; };
+  };
+  package = { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-tesseraqt"; };
+
+  # What NixOS has, and the modules look at.
+  nixos = name: {
+    config = {
+      systemd.package = { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-systemd"; };
+      system.build.toplevel = { outPath = "${toplevel}-${name}"; };
+    };
+  };
+
+  # NixOS evaluates the configuration of a container, too.
+  withContainers = { config, lib, ... }: {
+    options.containers = lib.mkOption {
+      type = lib.types.attrsOf (lib.types.submodule {
+        options.config = lib.mkOption {
+          type = {
+            name = "system";
+            merge = _: values: (system.evalModules { modules = [ (nixos "container") ] ++ values; specialArgs = { inherit pkgs; }; }).config // {
+              # What NixOS' own option of the name shows of it.
+              config = (system.evalModules { modules = [ (nixos "container") ] ++ values; specialArgs = { inherit pkgs; }; }).config;
+            };
+          };
+        };
+      });
+      default = { };
+    };
+  };
+
+  evalConfig = { modules, ... }:
+    let name = (head (filter (module: module ? nexus) modules)).nexus.qube.name; in
+    system.evalModules { modules = [ (nixos name) withContainers ] ++ modules; specialArgs = { inherit pkgs; }; };
+
+  dom0 = nexus: (system.evalModules {
+    modules = [ ../modules/dom0.nix (nixos "dom0") { nexus = { inherit evalConfig; enable = true; } // nexus; } ];
+    specialArgs = { inherit pkgs; };
+  }).config;
+
+  # A declaration as the module system has it: containers are sets.
+  listless = declaration: declaration // {
+    qubes = declaration.qubes // {
+      vault = declaration.qubes.vault // { containers.gpg.services."nexus.Sign".program = "/bin/sign"; };
+    };
+  };
+
+  ofFull = dom0 (listless full // { inherit package; });
+
+  demo = {
+    qubes.work = {
+      config = { boot.kernelParams = [ "quiet" ]; services.openssh.enable = true; };
+      private.size = 256;
+      services."nexus.Open" = { kind = "socket"; socket = "/run/open"; };
+      containers.web = {
+        config = { environment.systemPackages = [ "curl" ]; };
+        calls = [ { service = "nexus.Query"; target = ":db"; } ];
+        capabilities = [ "CAP_NET_BIND_SERVICE" ];
+      };
+      containers.db = {
+        services."nexus.Query".program = "/bin/query";
+        resources.memory = 64;
+        persist = [ "/var/lib/db" ];
+        privateNetwork = false;
+      };
+    };
+    inherit package;
+  };
+  ofDemo = dom0 demo;
+  work = (evalConfig {
+    modules = [ ../modules/qube.nix { nexus.qube = { name = "work"; agent = package; containers.web.environment.systemPackages = [ "curl" ]; declaration = { qubes.work = removeAttrs demo.qubes.work [ "config" "containers" ] // { system = toplevel; containers = builtins.mapAttrs (_: container: removeAttrs container [ "config" ]) demo.qubes.work.containers; }; }; }; } demo.qubes.work.config ];
+  }).config;
+  script = work.systemd.services."container@db".script;
+
+  # --- for a dom0 that is no NixOS, and for microvm.nix
+
+  more = {
+    stringToCharacters = text: filter (part: isString part && part != "") (split "" text);
+    hasPrefix = prefix: text: builtins.substring 0 (stringLength prefix) text == prefix;
+    imap0 = f: list: builtins.genList (number: f number (builtins.elemAt list number)) (builtins.length list);
+    concatMapStringsSep = separator: f: list: builtins.concatStringsSep separator (map f list);
+    concatStringsSep = builtins.concatStringsSep;
+    escapeShellArg = text: "'${text}'";
+  };
+  outside = import ../outside.nix {
+    nixpkgs = null;
+    pkgs = pkgs // { lib = system; htop = "htop"; curl = "curl"; sqlite = "sqlite"; gnupg = "gnupg"; };
+    declaration = import ../examples/demo.nix // { inherit evalConfig; };
+  };
+  example = fromJSON outside.text;
+
+  microvm = more': import ../runners/xen.nix {
+    pkgs.lib = system // more;
+    linuxTarget = "bzImage";
+    microvmConfig = {
+      hostName = "work"; preStart = "true"; user = null; vcpu = 2; mem = 1024; balloon = true; initialBalloonMem = 256; hotplugMem = 0;
+      hotpluggedMem = 0; shares = [ ]; devices = [ ]; vsock = { cid = null; }; kernel = "/nix/store/k"; initrdPath = "/nix/store/i/initrd";
+      kernelParams = [ "quiet" ]; credentialFiles = { }; storeDisk = "/nix/store/s"; storeOnDisk = true;
+      volumes = [ { image = "var.img"; } ];
+      interfaces = [ { type = "bridge"; mac = "00:16:3e:00:00:01"; bridge = "xenbr0"; id = "x"; } ];
+    } // more';
+  };
+
+  fails = value: !(tryEval (deepSeq value true)).success;
+  has = part: text: match "(.|\n)*${replaceStrings [ "." "*" "+" "(" ")" "[" "]" "$" "{" "}" ] [ "[.]" "[*]" "[+]" "[(]" "[)]" "[[]" "[]]" "[$]" "[{]" "[}]" ] part}(.|\n)*" text != null;
+in
+[
+  # --- dom0
+  (test "dom0's module yields what plain Nix does" (fromJSON ofFull.nexus.spec.text) (fromJSON (readFile ./full.json)))
+  (test "dom0 is a Xen host" ofFull.virtualisation.xen.enable true)
+  (test "dom0 applies its declaration" ofFull.systemd.services.nexus-apply.serviceConfig.ExecStart
+    "${package.outPath}/bin/nxl apply ${ofFull.nexus.spec.outPath}")
+  (test "a new declaration is applied" ofFull.systemd.services.nexus-apply.restartTriggers [ ofFull.nexus.spec ])
+  (test "without enable nothing is done" ((dom0 { enable = false; }).virtualisation ? xen) false)
+  (test "a qube's system is built from its config" (fromJSON ofDemo.nexus.spec.text).qubes.work.system "${toplevel}-work")
+  (test "types are checked" (map fails [
+    (dom0 { qubes.work.memory = "512"; }).nexus.qubes.work.memory
+    (dom0 { qubes.work.class = "debian"; }).nexus.qubes.work.class
+    (dom0 { qubes.work.system = "/etc"; }).nexus.qubes.work.system
+    (dom0 { policy.rules = [ { service = "q.A"; } ]; }).nexus.policy.rules
+    (dom0 { qubes.work = { system = toplevel; netvm = "gone"; }; }).nexus.spec.text
+  ]) [ true true true true true ])
+  (test "defaults are those of the declaration" (dom0 { qubes.work = { }; }).nexus.qubes.work.memory 512)
+
+  # --- a qube
+  (test "a qube says nothing to nobody unless asked" [ (work.services.openssh.enable) work.systemd.services."serial-getty@hvc0".enable ] [ true false ])
+  (test "gntalloc has room for a thousand channels" work.boot.extraModprobeConfig "options xen-gntalloc limit=65536\n")
+  (test "kernel parameters are joined" work.boot.kernelParams [ "console=hvc0" "panic=-1" "quiet" ])
+  (test "its root is fleeting" [ work.fileSystems."/".fsType work.fileSystems."/nix/store".fsType work.fileSystems."/var/lib".device ] [ "tmpfs" "erofs" "/dev/xvdb" ])
+  (test "its agent reads what was made for it" (fromJSON work.environment.etc."nexus/agent.json".source.text)
+    (fromJSON ofDemo.nexus.spec.text).qubes.work.agent)
+  (test "its agent runs as its user" [ work.systemd.services.nexus-agent.serviceConfig.User (work.users.users ? user) ] [ "user" true ])
+  (test "its own policy" work.environment.etc."nexus/policy.d/50-nexus.policy".text "nexus.Query * work:web work:db allow\n")
+  (test "its services" [
+    work.environment.etc."nexus-rpc/nexus.Open".source
+    work.environment.etc."nexus/rpc-config/nexus.Open".text
+    work.environment.etc."nexus/containers/db/rpc-config/nexus.Query".text
+  ] [ "/run/open" "skip-service-descriptor=true\n" "skip-service-descriptor=true\n" ])
+
+  # --- containers
+  (test "containers are NixOS'" (attrNames work.containers) [ "db" "web" ])
+  (test "a package is in one container alone" [
+    work.containers.web.config.environment.systemPackages
+    (work.containers.db.config ? environment)
+  ] [ [ "curl" ] false ])
+  (test "a program is started by its socket" [
+    work.containers.db.config.systemd.sockets.nexus-service-nexus-Query.socketConfig.ListenStream
+    work.containers.db.config.systemd.services."nexus-service-nexus-Query@".serviceConfig.ExecStart
+  ] [ "/run/nexus/services/nexus.Query" "/bin/query" ])
+  (test "nobody logs into a container" work.containers.db.config.services.openssh.enable false)
+  (test "a container's resources" work.systemd.services."container@db".serviceConfig { Slice = "nexus-containers.slice"; MemoryMax = "64M"; })
+  (test "a container sees the paths of its closure, one by one" (map (part: has part script) [
+    "while read -r path; do"
+    "--bind-ro=$path"
+    "done < /nix/store/0123456789abcdfghijklmnpqrsvwxyz-closure-info/store-paths"
+    "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-systemd/bin/systemd-nspawn"
+  ]) [ true true true true ])
+  (test "and not the store" (has "--bind-ro=/nix/store:" script || has "--bind-ro=/nix/store'" script) false)
+  (test "it has its own socket and no other's" (map head (filter (one: !isString one) (split "--bind=([^']*)" script))) [
+    "/run/nexus/containers/db/call.sock:/run/nexus/call.sock"
+    "/run/nexus/containers/db/services:/run/nexus/services"
+    "/var/lib/nexus/containers/db/var/lib/db:/var/lib/db"
+  ])
+  (test "its root is read-only, its users its own" (map (part: has part script) [ "'--read-only'" "'--private-users=pick'" "'--no-new-privileges=yes'" ]) [ true true true ])
+  (test "its network is its own where that is declared" (map (name: has "'--private-network'" work.systemd.services."container@${name}".script) [ "web" "db" ]) [ true false ])
+  (test "it has the capabilities that it names" (map (part: has part work.systemd.services."container@web".script) [ "'--capability=CAP_NET_BIND_SERVICE'" "CAP_NET_BIND_SERVICE,CAP_NET_BROADCAST" "CAP_NET_ADMIN,CAP_NET_BROADCAST" ]) [ true false true ])
+  (test "and not those that it does not name" (map (capability: elem capability (containers.dropped { capabilities = [ ]; })) [ "CAP_NET_ADMIN" "CAP_NET_RAW" "CAP_SYS_PTRACE" "CAP_MKNOD" "CAP_SETUID" ]) [ true true true true false ])
+  (test "what it keeps has a place" (elem "d /var/lib/nexus/containers/db/var/lib/db 0700 root root -" work.systemd.tmpfiles.rules) true)
+
+  # --- outside of NixOS
+  (test "the example is a document" (lib.documentProblems example) [ ])
+  (test "the example has two qubes and three containers" (builtins.mapAttrs (_: qube: attrNames qube.containers) example.qubes) {
+    shop = [ "front" "orders" ];
+    vault = [ "gpg" ];
+  })
+  (test "the example's policy" example.policy."50-nexus.policy" "* * @tag:business vault deny\nnexus.Sign * shop:front vault:gpg ask\n")
+
+  # --- microvm.nix
+  (test "a microvm is created in the foreground" (microvm { }).command (builtins.concatStringsSep " " [
+    "nxl create -q -F /dev/null"
+    "\"name=\\\"work\\\"\" \"type=\\\"pvh\\\"\" \"kernel=\\\"/nix/store/k/bzImage\\\"\" \"ramdisk=\\\"/nix/store/i/initrd\\\"\""
+    "\"cmdline=\\\"console=hvc0 panic=-1 quiet\\\"\" \"vcpus=2\" \"memory=768\" \"maxmem=1024\""
+    "\"disk=[ '/nix/store/s,raw,xvda,r', '$PWD/var.img,raw,xvdb,w' ]\""
+    "\"vif=[ 'mac=00:16:3e:00:00:01,bridge=xenbr0' ]\""
+  ]))
+  (test "what a Xen guest has not is refused" (map (more: fails (microvm more).command) [
+    { user = "me"; } { shares = [ 1 ]; } { vsock.cid = 3; } { hotplugMem = 1; } { credentialFiles = { a = 1; }; } { devices = [ 1 ]; }
+    { interfaces = [ { type = "tap"; mac = "x"; id = "y"; } ]; }
+  ]) [ true true true true true true true ])
+]

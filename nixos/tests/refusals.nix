@@ -1,0 +1,180 @@
+# What is refused, and how it is said: { declaration, says }. Each declaration is wrong in one way.
+let
+  toplevel = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-work";
+  qube = more: { qubes.work = { system = toplevel; } // more; };
+  two = work: vault: { qubes.work = { system = toplevel; } // work; qubes.vault = { system = toplevel; } // vault; };
+  container = more: qube { containers.mail = more; };
+  refused = declaration: says: { inherit declaration; says = if builtins.isList says then says else [ says ]; };
+  rule = { service = "q.A"; source = "work"; target = "vault"; action = "allow"; };
+in
+[
+  # --- words
+  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, policy, qubes")
+  (refused { qubes = 3; } "nexus.qubes: 3 is no set of attributes")
+  (refused { qubes."a b".system = toplevel; }
+    "nexus.qubes.\"a b\": \"a b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
+  (refused { qubes."1st".system = toplevel; }
+    "nexus.qubes.\"1st\": \"1st\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
+  (refused { qubes.a23456789012345678901234567890123.system = toplevel; }
+    "nexus.qubes.a23456789012345678901234567890123: \"a23456789012345678901234567890123\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
+  (refused { qubes.dom0.system = toplevel; } "nexus.qubes.dom0: \"dom0\" is no name for a qube: it means something else")
+  (refused { qubes.default.system = toplevel; } "nexus.qubes.default: \"default\" is no name for a qube: it means something else")
+  (refused (qube { memmory = 512; })
+    "nexus.qubes.work.memmory: there is no such attribute; there are autostart, boot, bridges, calls, class, containers, defaultDisposable, disks, disposableTemplate, maxmem, maxvcpus, memory, netvm, openCalls, pci, policy, private, services, system, tags, type, user, vcpus")
+  (refused (qube { memory = "512"; }) "nexus.qubes.work.memory: \"512\" is no whole number")
+  (refused (qube { memory = 16; }) "nexus.qubes.work.memory: 16 is not within 32 to 16777216")
+  (refused (qube { vcpus = 0; }) "nexus.qubes.work.vcpus: 0 is not within 1 to 128")
+  (refused (qube { vcpus = 129; }) "nexus.qubes.work.vcpus: 129 is not within 1 to 128")
+  (refused (qube { maxvcpus = 129; }) "nexus.qubes.work.maxvcpus: 129 is not within 1 to 128")
+  (refused (qube { autostart = "yes"; }) "nexus.qubes.work.autostart: \"yes\" is neither true nor false")
+  (refused (qube { class = "debian"; }) "nexus.qubes.work.class: \"debian\" is none of nixos, whonix")
+  (refused (qube { type = "hvm"; }) "nexus.qubes.work.type: \"hvm\" is none of pvh, pv")
+  (refused (qube { system = "/boot/vmlinuz"; }) "nexus.qubes.work.system: \"/boot/vmlinuz\" is not a path in /nix/store")
+  (refused (qube { tags = "office"; }) "nexus.qubes.work.tags: \"office\" is no list")
+  (refused (qube { tags = [ "office" "a b" ]; })
+    "nexus.qubes.work.tags[1]: \"a b\" is not a tag: 1 to 63 letters, digits, '_', '.' and '-'")
+  (refused (qube { pci = [ "3:0" ]; }) "nexus.qubes.work.pci[0]: \"3:0\" is not a PCI address: 0000:03:00.0")
+  (refused (qube { bridges = [ "a/b" ]; })
+    "nexus.qubes.work.bridges[0]: \"a/b\" is not the name of an interface: at most 15 letters, digits, '_', '.' and '-'")
+  (refused (qube { disks = [ { target = "/a,b"; vdev = "xvdc"; } ]; })
+    "nexus.qubes.work.disks[0].target: \"/a,b\" is not an absolute path without commas, quotes and backslashes")
+  (refused (qube { disks = [ { target = "/a"; } ]; }) "nexus.qubes.work.disks[0].vdev: is missing")
+  (refused (qube { disks = [ { target = "/a"; vdev = "sda"; } ]; })
+    "nexus.qubes.work.disks[0].vdev: \"sda\" is not a virtual disk: xvda to xvdz")
+  (refused (qube { disks = [ { target = "/a"; vdev = "xvdc"; access = "rw"; } ]; })
+    "nexus.qubes.work.disks[0].access: \"rw\" is none of r, w")
+  (refused (qube { private = { }; }) "nexus.qubes.work.private.size: is missing")
+  (refused (qube { user = "a:b"; }) "nexus.qubes.work.user: \"a:b\" is not the name of a user")
+  (refused (qube { openCalls = 0; }) "nexus.qubes.work.openCalls: 0 is not within 1 to 65536")
+  (refused { host.memory = 1.5; } "nexus.host.memory: a number with a fraction is no whole number")
+  # Everything that is wrong is told at once.
+  (refused (qube { memory = 1; vcpus = 0; })
+    [ "nexus.qubes.work.memory: 1 is not within 32 to 16777216" "nexus.qubes.work.vcpus: 0 is not within 1 to 128" ])
+
+  # --- what a qube is
+  (refused { qubes.work = { }; }
+    "nexus.qubes.work.system: is missing: a qube of class \"nixos\" runs the toplevel of a NixOS (of a qube that is not NixOS, class is \"whonix\")")
+  (refused (qube { boot.kernel = "/boot/vmlinuz"; })
+    "nexus.qubes.work.boot: a qube of class \"nixos\" boots its system; only one of class \"whonix\" boots a kernel of its own")
+  (refused { qubes.tor.class = "whonix"; } "nexus.qubes.tor.boot: is missing: a qube of class \"whonix\" has no NixOS to boot")
+  (refused { qubes.tor = { class = "whonix"; system = toplevel; boot.kernel = "/k"; }; }
+    "nexus.qubes.tor.system: a qube of class \"whonix\" has no NixOS")
+  (refused { qubes.tor = { class = "whonix"; boot.kernel = "/k"; containers.a = { }; }; }
+    "nexus.qubes.tor.containers: only NixOS has containers, this qube is of class \"whonix\"")
+  (refused { qubes.tor = { class = "whonix"; boot = { kernel = "/k"; cmdline = "a\nb"; }; }; }
+    "nexus.qubes.tor.boot.cmdline: \"a\\nb\" is not one line without quotes and backslashes")
+
+  # --- memory and processors
+  (refused (qube { memory = 512; maxmem = 256; })
+    "nexus.qubes.work.maxmem: 256 MiB are less than the memory at the start, 512 MiB")
+  (refused (qube { vcpus = 4; maxvcpus = 2; }) "nexus.qubes.work.maxvcpus: 2 are less than the vCPUs at the start, 4")
+  (refused (qube { memory = 2048; autostart = false; } // { host.memory = 1024; })
+    "nexus.qubes.work.memory: 2048 MiB cannot be met: nexus.host.memory is 1024 MiB")
+  (refused (two { } { } // { host.memory = 1000; })
+    "nexus.qubes: the qubes that start by themselves want 1024 MiB, which cannot be met: nexus.host.memory is 1000 MiB")
+
+  # --- network
+  (refused (qube { netvm = "work"; }) "nexus.qubes.work.netvm: a qube cannot be its own")
+  (refused (qube { netvm = "net"; }) "nexus.qubes.work.netvm: there is no qube \"net\"; there are work")
+  (refused (two { netvm = "vault"; } { netvm = "work"; })
+    "nexus.qubes.vault.netvm: vault -> work -> vault is a cycle")
+
+  # --- disks
+  (refused (qube { disks = [ { target = "/a"; vdev = "xvdc"; } { target = "/b"; vdev = "xvdc"; } ]; })
+    "nexus.qubes.work.disks: two disks are xvdc")
+  (refused (qube { disks = [ { target = "/a"; vdev = "xvdb"; } ]; private.size = 64; })
+    "nexus.qubes.work.disks: two disks are xvdb")
+  (refused (two { disks = [ { target = "/a"; vdev = "xvdc"; access = "w"; } ]; } { disks = [ { target = "/a"; vdev = "xvdc"; access = "w"; } ]; })
+    "nexus.qubes: /a is written by vault and work")
+
+  # --- disposables
+  (refused (qube { defaultDisposable = "dvm"; }) "nexus.qubes.work.defaultDisposable: there is no qube \"dvm\"; there are work")
+  (refused (two { defaultDisposable = "vault"; } { })
+    "nexus.qubes.work.defaultDisposable: vault is no template of disposables: nexus.qubes.vault.disposableTemplate is false")
+
+  # --- containers
+  (refused (qube { containers = [ { name = "mail"; } { name = "web"; } { name = "mail"; } ]; })
+    "nexus.qubes.work.containers.mail: 2 have this name")
+  (refused (qube { containers = [ { } ]; }) "nexus.qubes.work.containers[0]: has no name")
+  (refused (qube { containers."a.b" = { }; })
+    "nexus.qubes.work.containers.\"a.b\": \"a.b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
+  (refused (container { system = "/etc"; }) "nexus.qubes.work.containers.mail.system: \"/etc\" is not a path in /nix/store")
+  (refused (container { capabilities = [ "net_admin" ]; })
+    "nexus.qubes.work.containers.mail.capabilities[0]: \"net_admin\" is not a capability: CAP_NET_BIND_SERVICE")
+  (refused (container { persist = [ "var" ]; })
+    "nexus.qubes.work.containers.mail.persist[0]: \"var\" is not an absolute path without quotes, backslashes and line ends")
+  (refused (container { persist = [ "/var/lib/mail" ]; })
+    "nexus.qubes.work.containers.mail.persist: there is nowhere to keep it: nexus.qubes.work.private is null")
+  (refused (container { resources.memory = 1024; })
+    "nexus.qubes.work.containers.mail.resources.memory: 1024 MiB cannot be met: its qube has at most 512 MiB")
+  (refused (container { resources.cpuWeight = 0; })
+    "nexus.qubes.work.containers.mail.resources.cpuWeight: 0 is not within 1 to 10000")
+  (refused (container { privateNetwork = "host"; })
+    "nexus.qubes.work.containers.mail.privateNetwork: \"host\" is neither true nor false")
+
+  # --- services
+  (refused (container { services."q.A" = { }; })
+    "nexus.qubes.work.containers.mail.services.\"q.A\".program: is missing: an exec service is a program")
+  (refused (container { services."q.A" = { program = "/x"; socket = "/y"; }; })
+    "nexus.qubes.work.containers.mail.services.\"q.A\".socket: an exec service has none; kind = \"socket\" has")
+  (refused (container { services."q.A" = { kind = "socket"; program = "/x"; }; })
+    "nexus.qubes.work.containers.mail.services.\"q.A\".program: a socket service has none; kind = \"exec\" has")
+  (refused (qube { services."q.A".kind = "socket"; })
+    "nexus.qubes.work.services.\"q.A\".socket: is missing: where the service listens")
+  (refused (qube { services."q.A" = { program = "/x"; descriptor = true; }; })
+    "nexus.qubes.work.services.\"q.A\".descriptor: is for sockets; a program finds the caller in QREXEC_REMOTE_DOMAIN")
+  (refused (qube { services."q/A".program = "/x"; })
+    "nexus.qubes.work.services.\"q/A\": \"q/A\" is not the name of a service: 1 to 63 letters, digits, '_', '.' and '-'")
+  (refused (qube { services."q.A" = { kind = "tcp"; program = "/x"; }; })
+    "nexus.qubes.work.services.\"q.A\".kind: \"tcp\" is none of exec, socket")
+
+  # --- calls
+  (refused (container { calls = [ { service = "q.A"; target = ":db"; } ]; })
+    "nexus.qubes.work.containers.mail.calls[0].target: work has no container \"db\"; it has mail")
+  (refused (container { calls = [ { service = "q.A"; target = "vault:gpg"; } ]; })
+    "nexus.qubes.work.containers.mail.calls[0].target: there is no qube \"vault\"; there are work")
+  (refused (container { calls = [ { service = "q.A"; target = ":mail"; } ]; })
+    "nexus.qubes.work.containers.mail.calls[0].target: work:mail cannot call itself")
+  (refused (qube { containers.a.calls = [ { service = "q.B"; target = ":b"; } ]; containers.b.services."q.A".program = "/x"; })
+    "nexus.qubes.work.containers.a.calls[0].service: work:b has no service \"q.B\"; it has q.A")
+  (refused (two { calls = [ { service = "q.A"; target = "vault"; } ]; } { })
+    "nexus.qubes.work.calls[0].service: vault has no service \"q.A\"; it has none")
+  (refused (qube { calls = [ { service = "q.A"; target = "@dispvm"; } ]; })
+    "nexus.qubes.work.calls[0].target: nexus.qubes.work.defaultDisposable is null: @dispvm is nothing")
+  (refused (two { calls = [ { service = "q.A"; target = "@dispvm:vault"; } ]; } { })
+    "nexus.qubes.work.calls[0].target: vault is no template of disposables: nexus.qubes.vault.disposableTemplate is false")
+  (refused (two { calls = [ { service = "q.A"; target = "@dispvm:vault"; } ]; } { disposableTemplate = true; })
+    "nexus.qubes.work.calls[0].service: vault has no service \"q.A\"; it has none")
+  (refused (qube { calls = [ { service = "q.A"; target = "@anyvm"; } ]; })
+    "nexus.qubes.work.calls[0].target: \"@anyvm\" is not whom a call can go to: QUBE, QUBE:CONTAINER, :CONTAINER of the same qube, @dispvm, @dispvm:QUBE or dom0")
+  (refused (qube { calls = [ { service = "q.A"; target = "dom0"; argument = "a b"; } ]; })
+    "nexus.qubes.work.calls[0].argument: \"a b\" is not an argument: at most 63 letters, digits, '_', '.' and '-'")
+
+  # --- policy
+  (refused (two { } { } // { policy.rules = [ (rule // { target = "gone"; }) ]; })
+    "nexus.policy.rules[0].target: there is no qube \"gone\"; there are vault, work")
+  (refused (two { } { } // { policy.rules = [ (rule // { source = "work:mail"; }) ]; })
+    "nexus.policy.rules[0].source: work has no container \"mail\"; it has none")
+  (refused (two { } { } // { policy.rules = [ (rule // { target = "@dispvm:vault"; }) ]; })
+    "nexus.policy.rules[0].target: vault is no template of disposables: nexus.qubes.vault.disposableTemplate is false")
+  (refused (two { } { } // { policy.rules = [ (rule // { target = "@default"; }) ]; })
+    "nexus.policy.rules[0].redirect: is missing: a call that names no target cannot be allowed without one")
+  (refused (two { } { } // { policy.rules = [ (rule // { redirect = "gone"; }) ]; })
+    "nexus.policy.rules[0].redirect: there is no qube \"gone\"; there are vault, work")
+  (refused (two { } { } // { policy.rules = [ (rule // { action = "ask"; proposed = "gone"; }) ]; })
+    "nexus.policy.rules[0].proposed: there is no qube \"gone\"; there are vault, work")
+  (refused (two { } { } // { policy.rules = [ (rule // { proposed = "vault"; }) ]; })
+    "nexus.policy.rules[0].proposed: is for action = \"ask\"")
+  (refused (two { } { } // { policy.rules = [ (rule // { action = "deny"; user = "root"; }) ]; })
+    "nexus.policy.rules[0]: a denial has no redirect, user or autostart")
+  (refused (two { } { } // { policy.rules = [ (rule // { service = "*"; argument = "x"; }) ]; })
+    "nexus.policy.rules[0].argument: a rule for every service is for every argument")
+  (refused (two { } { } // { policy.rules = [ (rule // { action = "maybe"; }) ]; })
+    "nexus.policy.rules[0].action: \"maybe\" is none of allow, deny, ask")
+  (refused (two { policy = [ (rule // { target = "gone"; }) ]; } { })
+    "nexus.qubes.work.policy[0].target: there is no qube \"gone\"; there are vault, work")
+  (refused { policy.files."user.txt" = ""; }
+    "nexus.policy.files.\"user.txt\": \"user.txt\" is not the name of a policy file: lower-case letters, digits, '_', '.' and '-', then .policy")
+  (refused { policy.files."50-nexus.policy" = ""; }
+    "nexus.policy.files.\"50-nexus.policy\": is the file that the rules are written to")
+]

@@ -1,0 +1,207 @@
+//! `qubes.json`: read for `plan`, `diff`, `apply` and `tree`, with what only the programs beside the toolstack can check:
+//! the policy, and what agents are told.
+
+use crate::error::Error;
+use crate::xl_conf::XlConf;
+use nexus::agent::Settings;
+use nexus::name::Name;
+use nexus::policy::parser::{self, Language, Statement};
+use nexus::policy::{Policy, QubeInfo, System};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use toolstack::config::QubeConfig;
+use toolstack::qubes::Qubes;
+use toolstack::spec::{Document, Plan, PolicyFolder, Spec};
+
+/// What was applied last on this host.
+pub(crate) const APPLIED: &str = "/run/nxl/qubes.json";
+
+/// A document, and what becomes of its qubes here.
+pub(crate) struct Declared {
+    pub(crate) spec: Spec,
+    pub(crate) configs: BTreeMap<String, QubeConfig>,
+}
+
+impl Declared {
+    /// Reads a document, and the systems that it names.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        let spec = read(path)?;
+        let mut configs = spec.configs().map_err(Error::from)?;
+        let conf = XlConf::open()?;
+        for config in configs.values_mut() {
+            conf.complete(config)?;
+            crate::create::mask_cpus(config, &conf)?;
+        }
+        Ok(Self { spec, configs })
+    }
+
+    /// What has to be done on this host.
+    pub(crate) fn plan(&self, qubes: &Qubes, prune: bool) -> Result<Plan, Error> {
+        Ok(Plan::of(qubes, &self.spec, &self.configs, &PolicyFolder::default(), prune)?)
+    }
+}
+
+/// A document of which all is right that can be seen without the systems that it names.
+pub(crate) fn read(path: &Path) -> Result<Spec, Error> {
+    let spec = Spec::read(path)?;
+    check(&path.display().to_string(), spec.document())?;
+    Ok(spec)
+}
+
+/// Checks the policies and what the agents are told.
+fn check(source_name: &str, document: &Document) -> Result<(), Error> {
+    let wrong = |attribute: String, problem: String| Error::Declared {
+        source_name: source_name.to_owned(),
+        attribute,
+        problem,
+    };
+    let policies = document.policy.iter().map(|(file, text)| (format!("policy.{file:?}"), text));
+    let within = document.qubes.iter().flat_map(|(name, qube)| {
+        qube.policy.iter().map(move |(file, text)| (format!("qubes.{name}.policy.{file:?}"), text))
+    });
+    for (attribute, text) in policies.chain(within) {
+        statements(text, &attribute).map_err(|error| {
+            wrong(
+                attribute.clone(),
+                error.split_once(": ").map_or(String::new(), |(_, said)| said.to_owned()),
+            )
+        })?;
+    }
+    for (name, qube) in &document.qubes {
+        let attribute = format!("qubes.{name}.agent");
+        let settings: Settings = serde_json::from_value(qube.agent.clone().into())
+            .map_err(|error| wrong(attribute.clone(), error.to_string()))?;
+        if settings.qube.as_str() != name {
+            return Err(wrong(attribute, format!("it is the agent of {}", settings.qube)));
+        }
+        if !settings.containers.keys().map(Name::as_str).eq(qube.containers.keys().map(String::as_str)) {
+            return Err(wrong(attribute, "its containers are not those of the qube".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// What a policy file says; of what is wrong with it, the first.
+fn statements(text: &str, file: &str) -> Result<Vec<Statement>, String> {
+    let path: Arc<Path> = PathBuf::from(file).into();
+    parser::parse(text, &path, &Language::Five)
+        .map_err(|errors| errors.first().map_or_else(String::new, ToString::to_string))
+}
+
+/// The rules of files, in the order in which they are read. What they include is the host's, and not declared.
+fn policy(files: &BTreeMap<String, String>) -> Policy {
+    let statements = files.iter().filter_map(|(file, text)| statements(text, file).ok()).flatten();
+    Policy::new(
+        statements
+            .filter_map(|statement| match statement {
+                Statement::Rule(rule) => Some(rule),
+                Statement::Include { .. } => None,
+            })
+            .collect(),
+    )
+}
+
+/// What the policy is to know of the qubes.
+fn system(document: &Document) -> Result<System, Error> {
+    let mut system = System::default();
+    for (name, qube) in &document.qubes {
+        let names = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(|name| Name::new(name)).collect::<Result<_, _>>()
+        };
+        let info = QubeInfo {
+            tags: names(&mut qube.tags.iter())?,
+            default_dispvm: qube.default_disposable.as_deref().map(Name::new).transpose()?,
+            template_for_dispvms: qube.disposable_template,
+            containers: names(&mut qube.containers.keys())?,
+            ..QubeInfo::app_vm()
+        };
+        system.qubes.insert(Name::new(name)?, info);
+    }
+    Ok(system)
+}
+
+/// A call that is declared to be possible.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CallEdge {
+    pub(crate) source: String,
+    pub(crate) target: String,
+    pub(crate) service: String,
+    pub(crate) ask: bool,
+}
+
+/// All calls that are allowed or asked about, those within qubes among them.
+pub(crate) fn calls(document: &Document) -> Result<Vec<CallEdge>, Error> {
+    let mut system = system(document)?;
+    let mut edges = policy(&document.policy).edges(&system);
+    for (name, qube) in &document.qubes {
+        system.within = Some(Name::new(name)?);
+        edges.extend(policy(&qube.policy).edges(&system));
+    }
+    let edges = edges.into_iter().map(|edge| CallEdge {
+        source: edge.source.to_string(),
+        target: edge.target.to_string(),
+        service: edge.service,
+        ask: edge.ask,
+    });
+    Ok(edges.collect())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What the evaluation tests have as the result of a declaration with every option; without PCI devices, which nxl
+    /// does not pass through.
+    pub(crate) fn full() -> Spec {
+        parse(&value()).unwrap()
+    }
+
+    fn value() -> serde_json::Value {
+        let mut value: serde_json::Value =
+            serde_json::from_str(include_str!("../../nixos/tests/full.json")).unwrap();
+        value["qubes"]["net"]["pci"] = serde_json::json!([]);
+        value
+    }
+
+    fn parse(value: &serde_json::Value) -> Result<Spec, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qubes.json");
+        std::fs::write(&path, value.to_string()).unwrap();
+        read(&path)
+    }
+
+    #[test]
+    fn what_the_evaluation_writes_is_a_policy_and_what_agents_read() {
+        let calls = calls(full().document()).unwrap();
+        let found = |source: &str, target: &str, service: &str| {
+            calls
+                .iter()
+                .find(|call| (&*call.source, &*call.target, &*call.service) == (source, target, service))
+        };
+        assert!(!found("shop:front", "shop:orders", "nexus.Query+orders").unwrap().ask);
+        assert!(found("shop:front", "vault:gpg", "nexus.Sign+key").unwrap().ask);
+        assert!(!found("shop:front", "net", "nexus.Resolve").unwrap().ask);
+        assert!(found("whonix", "vault", "nexus.Query").is_none());
+    }
+
+    #[test]
+    fn a_wrong_policy_and_a_wrong_agent_are_refused() {
+        for (pointer, value, says) in [
+            ("/policy/50-nexus.policy", "* * * * maybe\n".into(), "policy.\"50-nexus.policy\": "),
+            ("/qubes/shop/policy/50-nexus.policy", "x".into(), "qubes.shop.policy.\"50-nexus.policy\": "),
+            ("/qubes/shop/agent/qube", "net".into(), "qubes.shop.agent: it is the agent of net"),
+            ("/qubes/shop/agent/calls", "many".into(), "qubes.shop.agent: invalid type"),
+            (
+                "/qubes/shop/agent/containers",
+                serde_json::json!({}),
+                "its containers are not those of the qube",
+            ),
+        ] {
+            let mut changed = super::tests::value();
+            *changed.pointer_mut(pointer).unwrap() = value;
+            let error = parse(&changed).map(drop).unwrap_err().to_string();
+            assert!(error.contains(says), "{pointer}: {error}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Doing what a plan says: wave after wave, the steps of each at the same time.
+
+use super::plan::{Change, Plan, Step, Work};
+use super::policy::PolicyFolder;
+use super::volume;
+use super::{Spec, VolumeError};
+use crate::boot::BuildError;
+use crate::config::QubeConfig;
+use crate::create::CreateError;
+use crate::device::Release;
+use crate::doctor::DoctorError;
+use crate::memory::MemoryError;
+use crate::qubes::{Qube, QubeError, Qubes, Request};
+use crate::userdata::Kind;
+use crate::vcpus::VcpuError;
+use crate::watch::WatchError;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use xen::ForeignMemory;
+
+/// The lock that an apply holds.
+const LOCK: &str = "apply";
+
+/// How a host is reached: each thread has connections of its own, as a watch is for whoever set it.
+pub type Open<'a> = dyn Fn() -> Result<(Qubes, Arc<dyn ForeignMemory>), xen::Error> + Sync + 'a;
+/// Has dom0 give so many KiB back, where it may.
+pub type MakeRoom<'a> = dyn Fn(&Qubes, u64) -> Result<(), MemoryError> + Sync + 'a;
+/// What is told of the progress.
+pub type Report<'a> = dyn Fn(Event<'_>) + Sync + 'a;
+
+/// What an apply leaves to whoever calls it.
+pub struct Hooks<'a> {
+    /// Opens the host.
+    pub open: &'a Open<'a>,
+    /// Makes room for a qube.
+    pub make_room: &'a MakeRoom<'a>,
+    /// Hears of the progress, from several threads.
+    pub report: &'a Report<'a>,
+}
+
+/// How it is to be gone about.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Where the policy goes.
+    pub policy: PolicyFolder,
+    /// How many steps go on at the same time; at least 1.
+    pub jobs: usize,
+    /// How long a qube that is to be restarted or removed may take to power off; with zero it is not asked.
+    pub patience: Duration,
+}
+
+impl Default for Host {
+    /// Four at a time, and a minute.
+    fn default() -> Self {
+        Self { policy: PolicyFolder::default(), jobs: 4, patience: Duration::from_secs(60) }
+    }
+}
+
+/// How a step went.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// It begins.
+    Begun(&'a Step),
+    /// It is done.
+    Done(&'a Step, Duration),
+    /// It failed.
+    Failed(&'a Step, &'a Failure),
+}
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A qube could not be found or handled.
+    #[error(transparent)]
+    Qube(#[from] QubeError),
+    /// It could not be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// Its memory could not be set.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Its vCPUs could not be set.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// What a restart makes of it could not be kept.
+    #[error(transparent)]
+    Keep(#[from] WatchError),
+    /// Its volume could not be made.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// What was left over could not be taken away.
+    #[error(transparent)]
+    Doctor(#[from] DoctorError),
+    /// The policy could not be written.
+    #[error("policy: {0}")]
+    Policy(#[source] io::Error),
+    /// Something that it needs failed.
+    #[error("its netvm {0} could not be made")]
+    Netvm(String),
+    /// It changed since it was looked at.
+    #[error("it is no longer there")]
+    Gone,
+    /// A call failed.
+    #[error(transparent)]
+    Xen(#[from] xen::Error),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What could not be done, by qube. The rest was.
+    pub failures: Vec<(String, Failure)>,
+}
+
+/// Keeps others from applying at the same time, for as long as it is there.
+#[derive(Debug)]
+pub struct ApplyLock(#[allow(dead_code, reason = "the lock is held while the file is open")] File);
+
+impl Qubes {
+    /// Takes the lock of an apply; `None` when somebody has it.
+    ///
+    /// # Errors
+    /// When the folder of locks is not to be had.
+    pub fn lock_apply(&self) -> Result<Option<ApplyLock>, QubeError> {
+        Ok(self.userdata.lock(LOCK, false)?.map(ApplyLock))
+    }
+}
+
+impl Plan {
+    /// Does it. The plan must have been made under the same lock, and have no conflicts.
+    ///
+    /// Whoever is killed meanwhile leaves a host from which another plan leads to the same end.
+    ///
+    /// # Errors
+    /// [`Failure`] when nothing of the qubes was done yet; what fails with one of them is in the outcome.
+    pub fn apply(
+        &self,
+        _lock: &ApplyLock,
+        spec: &Spec,
+        configs: &BTreeMap<String, QubeConfig>,
+        host: &Host,
+        hooks: &Hooks<'_>,
+    ) -> Result<Outcome, Failure> {
+        {
+            let (qubes, _) = (hooks.open)()?;
+            for leftover in &self.leftovers {
+                qubes.repair(leftover)?;
+            }
+        }
+        // Before the qubes: none is to run by an older policy than its own.
+        for change in &self.policy {
+            host.policy.carry_out(change).map_err(Failure::Policy)?;
+        }
+        let mut failures: Vec<(String, Failure)> = Vec::new();
+        let mut steps: &[Step] = &self.steps;
+        while let Some(first) = steps.first() {
+            let (wave, rest) = steps.split_at(steps.partition_point(|step| step.wave <= first.wave));
+            steps = rest;
+            let failed: BTreeSet<&str> = failures.iter().map(|(name, _)| name.as_str()).collect();
+            let found = wave_of(wave, &failed, spec, configs, host, hooks);
+            failures.extend(found);
+        }
+        Ok(Outcome { failures })
+    }
+}
+
+/// Does the steps of a wave.
+fn wave_of(
+    wave: &[Step],
+    failed: &BTreeSet<&str>,
+    spec: &Spec,
+    configs: &BTreeMap<String, QubeConfig>,
+    host: &Host,
+    hooks: &Hooks<'_>,
+) -> Vec<(String, Failure)> {
+    let queue: Mutex<VecDeque<&Step>> = Mutex::new(wave.iter().collect());
+    let failures = Mutex::new(Vec::new());
+    // A thread that panicked did so with neither lock held.
+    let next = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop_front();
+    let work = || {
+        while let Some(step) = next() {
+            (hooks.report)(Event::Begun(step));
+            let begun = Instant::now();
+            let netvm = spec.document().qubes.get(&step.name).and_then(|qube| qube.netvm.as_deref());
+            let result = match netvm.filter(|netvm| failed.contains(netvm)) {
+                Some(netvm) => Err(Failure::Netvm(netvm.to_owned())),
+                None => (hooks.open)().map_err(Failure::from).and_then(|(qubes, foreign)| {
+                    Worker { qubes, foreign, spec, configs, host, hooks }.carry_out(step)
+                }),
+            };
+            match result {
+                Ok(()) => (hooks.report)(Event::Done(step, begun.elapsed())),
+                Err(failure) => {
+                    (hooks.report)(Event::Failed(step, &failure));
+                    let mut failures = failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    failures.push((step.name.clone(), failure));
+                }
+            }
+        }
+    };
+    match host.jobs.min(wave.len()) {
+        // Without a thread: its panics are the caller's.
+        0 | 1 => work(),
+        jobs => std::thread::scope(|scope| (0..jobs).for_each(|_| drop(scope.spawn(work)))),
+    }
+    failures.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+struct Worker<'a> {
+    qubes: Qubes,
+    foreign: Arc<dyn ForeignMemory>,
+    spec: &'a Spec,
+    configs: &'a BTreeMap<String, QubeConfig>,
+    host: &'a Host,
+    hooks: &'a Hooks<'a>,
+}
+
+impl Worker<'_> {
+    fn carry_out(&self, step: &Step) -> Result<(), Failure> {
+        let config = || self.configs.get(&step.name).ok_or(Failure::Gone);
+        match &step.work {
+            Work::Create => self.create(step, config()?),
+            Work::Resume => Ok(self.qubes.unpause(&self.find(step)?)?),
+            Work::Change(changes) => {
+                let (qube, config) = (self.find(step)?, config()?);
+                changes.iter().try_for_each(|change| self.change(&qube, change, config))
+            }
+            Work::Restart { .. } => {
+                let config = config()?;
+                // From here on it will be made again, whoever does it.
+                let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
+                    path: step.name.clone().into(),
+                    source: error.into(),
+                })?;
+                self.qubes.userdata.note_restart(step.uuid, &text)?;
+                self.end(&self.find(step)?)?;
+                self.create(step, config)
+            }
+            Work::Remove => self.end(&self.find(step)?),
+        }
+    }
+
+    fn find(&self, step: &Step) -> Result<Qube, Failure> {
+        let is_it = |qube: &Qube| qube.uuid() == step.uuid && !qube.info.dying;
+        self.qubes.list()?.into_iter().find(is_it).ok_or(Failure::Gone)
+    }
+
+    fn create(&self, step: &Step, config: &QubeConfig) -> Result<(), Failure> {
+        let private = self.spec.document().qubes.get(&step.name).and_then(|qube| qube.private.as_ref());
+        if let Some(private) = private {
+            volume::ensure(Path::new(&private.target), private.size)?;
+        }
+        // What was made room for may be taken by another that is made at the same time.
+        let mut tries = self.host.jobs;
+        let qube = loop {
+            match self.qubes.create(config, true, &*self.foreign) {
+                Err(CreateError::Build(BuildError::Memory { needed_kib, .. })) if tries > 0 => {
+                    (self.hooks.make_room)(&self.qubes, needed_kib)?;
+                    tries -= 1;
+                }
+                made => break made?,
+            }
+        };
+        self.qubes.unpause(&qube)?;
+        Ok(self.qubes.userdata.forget_restart(step.uuid)?)
+    }
+
+    /// Ends a qube: asks it to power off, and waits no longer than that makes sense.
+    fn end(&self, qube: &Qube) -> Result<(), Failure> {
+        let patience = self.host.patience;
+        if !patience.is_zero() && qube.info.shutdown.is_none() && qube.info.cpu_time > 0 {
+            // The watcher shall not take for its own affair what is about to end.
+            self.qubes.userdata.forget(Kind::Nxl, qube.info.domid, qube.uuid())?;
+            self.qubes.request(qube, Request::Poweroff)?;
+            match self.qubes.wait_for_shutdown(qube, Some(patience)) {
+                Ok(()) | Err(QubeError::Timeout { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match self.qubes.destroy(qube) {
+            Ok(()) | Err(QubeError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn change(&self, qube: &Qube, change: &Change, config: &QubeConfig) -> Result<(), Failure> {
+        let qubes = &self.qubes;
+        match change {
+            Change::Name { .. } => qubes.rename(qube, &config.name)?,
+            Change::Memory { running, declared } => {
+                if let Some(more) = running.and_then(|running| declared.checked_sub(running)) {
+                    (self.hooks.make_room)(qubes, more)?;
+                }
+                qubes.set_memory(qube, *declared)?;
+            }
+            Change::Vcpus { declared, .. } => qubes.set_vcpus(qube, *declared, false)?,
+            Change::DetachDisk(vdev) => qubes.detach_disk(qube, vdev, Release::Asked)?,
+            Change::AttachDisk(disk) => {
+                let document = self.spec.document();
+                let private = document.qubes.get(&config.name).and_then(|qube| qube.private.as_ref());
+                if let Some(private) = private.filter(|private| private.target == disk.target) {
+                    volume::ensure(Path::new(&private.target), private.size)?;
+                }
+                qubes.attach_disk(qube, disk)?;
+            }
+            Change::DetachNic { devid, forced } => {
+                let release = if *forced { Release::Forced } else { Release::Asked };
+                qubes.detach_nic(qube, *devid, release)?;
+            }
+            Change::AttachNic(nic) => qubes.attach_nic(qube, nic)?,
+            Change::Kept => drop(qubes.keep_config(qube, config.clone())?),
+        }
+        Ok(())
+    }
+}

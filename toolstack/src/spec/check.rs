@@ -1,0 +1,442 @@
+//! What a document says wrong although it has the right shape. dom0 believes no generator: what the evaluation
+//! refuses is refused here again, and so is what no evaluation yields.
+
+use super::document::{Access, Call, Class, Document, Qube};
+use super::places::member;
+use crate::config::{DiskConfig, MEMORY_LIMIT_MIB, Mac, VCPUS_LIMIT};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Bytes of a qube's name: with a container's and a colon they fill the 63 that qrexec's messages have.
+const NAME_LIMIT: usize = 31;
+/// Bytes of a service's name and of an argument (nexus::name).
+const SERVICE_LIMIT: usize = 63;
+/// MiB below which no kernel of ours starts.
+const LEAST_MEMORY_MIB: u64 = 32;
+/// Names that mean something else to the policy or to Xen.
+const RESERVED: [&str; 4] = ["dom0", "Domain-0", "default", "none"];
+
+/// What is wrong with an attribute.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It does not have the shape that it should; serde's words.
+    #[error("{0}")]
+    Shape(String),
+    /// It is there twice.
+    #[error("is there twice")]
+    Twice,
+    /// Something that names a thing cannot be a name.
+    #[error("{given:?} is not {expected}")]
+    Word {
+        /// What it is.
+        given: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A number that is too small or too large.
+    #[error("{given} is not within {least} to {most}")]
+    Range {
+        /// What it is.
+        given: u64,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+    /// A number that must not be below another.
+    #[error("{given} is less than {other}, which is {least}")]
+    Below {
+        /// What it is.
+        given: u64,
+        /// The other's attribute.
+        other: &'static str,
+        /// The other.
+        least: u64,
+    },
+    /// What the class must have is not there.
+    #[error("is missing: a qube of class \"{0}\" boots from it")]
+    Missing(&'static str),
+    /// What the class cannot have is there.
+    #[error("a qube of class \"{0}\" has none")]
+    NotOfClass(&'static str),
+    /// More memory than there is.
+    #[error("{wanted} MiB cannot be met: there are {there} MiB for qubes")]
+    Memory {
+        /// What is wanted.
+        wanted: u64,
+        /// What there is.
+        there: u64,
+    },
+    /// A name that nobody has.
+    #[error("there is no {kind} {name:?}")]
+    NotThere {
+        /// qube, container, service or netvm.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A service that its target does not offer.
+    #[error("{target} has no service {service:?}")]
+    NotOffered {
+        /// The target.
+        target: String,
+        /// The service.
+        service: String,
+    },
+    /// A qube of which no disposables are made.
+    #[error("{0} is no template of disposables")]
+    NoTemplate(String),
+    /// A circle of netvms.
+    #[error("{} is a cycle", .0.join(" -> "))]
+    Cycle(Vec<String>),
+    /// Two of something of which there can be one.
+    #[error("{0} is taken already")]
+    Taken(String),
+    /// What nxl cannot do.
+    #[error("{0}")]
+    NotSupported(&'static str),
+}
+
+/// Finds what is wrong: attributes and faults.
+pub(super) fn faults(document: &Document) -> Vec<(String, Fault)> {
+    let mut check = Check { document, found: Vec::new(), macs: BTreeMap::new(), written: BTreeMap::new() };
+    check.document();
+    check.found
+}
+
+struct Check<'a> {
+    document: &'a Document,
+    found: Vec<(String, Fault)>,
+    /// By address, whose it is.
+    macs: BTreeMap<&'a str, &'a str>,
+    /// By image, who writes it.
+    written: BTreeMap<&'a str, &'a str>,
+}
+
+pub(super) fn is_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        && text.len() <= NAME_LIMIT
+}
+
+fn is_word(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        && text.len() <= SERVICE_LIMIT
+}
+
+fn is_policy_file(text: &str) -> bool {
+    text.ends_with(".policy")
+        && !text.starts_with(['.', '-'])
+        && text.len() <= 128
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte))
+}
+
+/// Whether it may stand in quotes in a configuration: what does is no text that ends them.
+fn is_quotable(text: &str) -> bool {
+    !text.contains(['"', '\'', '\\']) && !text.chars().any(char::is_control)
+}
+
+fn is_path(path: &Path) -> bool {
+    path.is_absolute() && path.to_str().is_some_and(is_quotable)
+}
+
+fn is_store_path(path: &Path) -> bool {
+    let Some(name) = path.to_str().and_then(|path| path.strip_prefix("/nix/store/")) else { return false };
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+._?=-".contains(&byte);
+    name.len() > 33 && name.as_bytes()[32] == b'-' && name.bytes().all(of_name)
+}
+
+impl<'a> Check<'a> {
+    fn fault(&mut self, attribute: impl Into<String>, fault: Fault) {
+        self.found.push((attribute.into(), fault));
+    }
+
+    fn word(&mut self, is_one: bool, attribute: impl Into<String>, given: &str, expected: &'static str) {
+        if !is_one {
+            self.fault(attribute, Fault::Word { given: given.to_owned(), expected });
+        }
+    }
+
+    fn within(&mut self, attribute: String, given: u64, least: u64, most: u64) {
+        if !(least..=most).contains(&given) {
+            self.fault(attribute, Fault::Range { given, least, most });
+        }
+    }
+
+    fn document(&mut self) {
+        let document = self.document;
+        let mut wanted = 0u64;
+        for (name, qube) in &document.qubes {
+            self.qube(name, qube);
+            if qube.autostart {
+                wanted = wanted.saturating_add(qube.memory);
+            }
+        }
+        if let Some(there) = document.host.memory.filter(|there| wanted > *there) {
+            self.fault("qubes", Fault::Memory { wanted, there });
+        }
+        for file in document.policy.keys() {
+            let attribute = member("policy", file);
+            self.word(is_policy_file(file), attribute, file, "the name of a policy file");
+        }
+    }
+
+    fn qube(&mut self, name: &'a str, qube: &'a Qube) {
+        let here = member("qubes", name);
+        let of = |attribute: &str| member(&here, attribute);
+        let is_one = is_name(name) && !RESERVED.contains(&name);
+        self.word(
+            is_one,
+            here.clone(),
+            name,
+            "the name of a qube: a letter, then at most 30 letters, digits, '_' and '-'",
+        );
+        self.class(&here, qube);
+        self.within(of("memory"), qube.memory, LEAST_MEMORY_MIB, MEMORY_LIMIT_MIB);
+        self.within(of("max_memory"), qube.max_memory, LEAST_MEMORY_MIB, MEMORY_LIMIT_MIB);
+        if qube.max_memory < qube.memory {
+            let fault = Fault::Below { given: qube.max_memory, other: "memory", least: qube.memory };
+            self.fault(of("max_memory"), fault);
+        }
+        self.within(of("vcpus"), qube.vcpus.into(), 1, VCPUS_LIMIT.into());
+        self.within(of("max_vcpus"), qube.max_vcpus.into(), 1, VCPUS_LIMIT.into());
+        if qube.max_vcpus < qube.vcpus {
+            let fault =
+                Fault::Below { given: qube.max_vcpus.into(), other: "vcpus", least: qube.vcpus.into() };
+            self.fault(of("max_vcpus"), fault);
+        }
+        if let Some(there) = self.document.host.memory.filter(|there| qube.memory > *there) {
+            self.fault(of("memory"), Fault::Memory { wanted: qube.memory, there });
+        }
+        self.networks(name, &here, qube);
+        self.disks(name, &here, qube);
+        if !qube.pci.is_empty() {
+            let fault = Fault::NotSupported("nxl passes no PCI devices through yet; `xl pci-attach` does");
+            self.fault(of("pci"), fault);
+        }
+        for tag in &qube.tags {
+            self.word(!tag.is_empty() && is_word(tag), of("tags"), tag, "a tag");
+        }
+        if let Some(template) = &qube.default_disposable {
+            self.disposable(of("default_disposable"), template);
+        }
+        for service in &qube.services {
+            self.word(
+                !service.is_empty() && is_word(service),
+                of("services"),
+                service,
+                "the name of a service",
+            );
+        }
+        for (number, call) in qube.calls.iter().enumerate() {
+            self.call(&format!("{}[{number}]", of("calls")), name, call);
+        }
+        for (container, what) in &qube.containers {
+            let here = member(&of("containers"), container);
+            self.word(is_name(container), here.clone(), container, "the name of a container");
+            if let Some(system) = &what.system {
+                let given = system.to_string_lossy();
+                self.word(is_store_path(system), member(&here, "system"), &given, "a path in /nix/store");
+            }
+            for (number, call) in what.calls.iter().enumerate() {
+                self.call(&format!("{here}.calls[{number}]"), name, call);
+            }
+        }
+        for file in qube.policy.keys() {
+            let attribute = member(&of("policy"), file);
+            self.word(is_policy_file(file), attribute, file, "the name of a policy file");
+        }
+    }
+
+    fn class(&mut self, here: &str, qube: &Qube) {
+        let system = member(here, "system");
+        match (qube.class, &qube.system, &qube.boot) {
+            (Class::Nixos, None, _) => self.fault(system, Fault::Missing("nixos")),
+            (Class::Nixos, Some(path), None) => {
+                self.word(is_store_path(path), system, &path.to_string_lossy(), "a path in /nix/store");
+            }
+            (Class::Nixos, Some(_), Some(_)) => {
+                self.fault(member(here, "boot"), Fault::NotOfClass("nixos"));
+            }
+            (Class::Whonix, Some(_), _) => self.fault(system, Fault::NotOfClass("whonix")),
+            (Class::Whonix, None, None) => self.fault(member(here, "boot"), Fault::Missing("whonix")),
+            (Class::Whonix, None, Some(boot)) => {
+                let of = |attribute: &str| member(&member(here, "boot"), attribute);
+                for (attribute, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())] {
+                    let Some(path) = path else { continue };
+                    self.word(is_path(path), of(attribute), &path.to_string_lossy(), "an absolute path");
+                }
+                self.word(is_quotable(&boot.cmdline), of("cmdline"), &boot.cmdline, "a line without quotes");
+            }
+        }
+        if qube.class == Class::Whonix && !qube.containers.is_empty() {
+            self.fault(member(here, "containers"), Fault::NotOfClass("whonix"));
+        }
+    }
+
+    fn networks(&mut self, name: &'a str, here: &str, qube: &'a Qube) {
+        if let Some(netvm) = &qube.netvm {
+            let attribute = member(here, "netvm");
+            match self.document.qubes.get(netvm) {
+                None => {
+                    self.fault(attribute, Fault::NotThere { kind: "qube", name: netvm.clone() });
+                }
+                Some(_) => {
+                    if let Some(cycle) = self.cycle(name) {
+                        self.fault(attribute, Fault::Cycle(cycle));
+                    }
+                }
+            }
+        }
+        for (number, network) in qube.networks.iter().enumerate() {
+            let of = |attribute: &str| format!("{here}.networks[{number}].{attribute}");
+            match network.backend.as_ref().map(|backend| (backend, self.document.qubes.get(backend))) {
+                Some((backend, None)) => {
+                    self.fault(of("backend"), Fault::NotThere { kind: "qube", name: backend.clone() });
+                }
+                Some((_, Some(backend))) if !backend.driver_domain => {
+                    let fault = Fault::NotSupported("is no driver domain: its `driver_domain' is false");
+                    self.fault(of("backend"), fault);
+                }
+                _ => {}
+            }
+            if let Some(bridge) = &network.bridge {
+                let is_one = !bridge.is_empty() && bridge.len() <= 15 && is_word(bridge);
+                self.word(is_one, of("bridge"), bridge, "the name of an interface");
+            }
+            self.word(network.mac.parse::<Mac>().is_ok(), of("mac"), &network.mac, "a MAC address");
+            if let Some(other) = self.macs.insert(&network.mac, name) {
+                self.fault(of("mac"), Fault::Taken(format!("{} (by {other})", network.mac)));
+            }
+        }
+    }
+
+    /// The way along netvm back to where it began.
+    fn cycle(&self, begin: &str) -> Option<Vec<String>> {
+        let mut way = vec![begin.to_owned()];
+        let mut passed = BTreeSet::from([begin]);
+        let mut next = self.document.qubes.get(begin)?.netvm.as_deref();
+        while let Some(name) = next {
+            way.push(name.to_owned());
+            if !passed.insert(name) {
+                // A circle that it only leads to is told of where it is.
+                return (name == begin).then_some(way);
+            }
+            next = self.document.qubes.get(name)?.netvm.as_deref();
+        }
+        None
+    }
+
+    fn disks(&mut self, name: &'a str, here: &str, qube: &'a Qube) {
+        let mut vdevs = BTreeSet::new();
+        let private = qube.private.as_ref().map(|private| {
+            (format!("{here}.private"), private.target.as_str(), private.vdev.as_str(), Access::W)
+        });
+        let disks = qube.disks.iter().enumerate().map(|(number, disk)| {
+            (format!("{here}.disks[{number}]"), disk.target.as_str(), disk.vdev.as_str(), disk.access)
+        });
+        for (here, target, vdev, access) in disks.chain(private) {
+            let is_one = target.starts_with('/') && is_quotable(target) && !target.contains(',');
+            self.word(is_one, member(&here, "target"), target, "an absolute path without commas and quotes");
+            let is_vdev =
+                vdev.strip_prefix("xvd").is_some_and(|rest| matches!(rest.as_bytes(), [b'a'..=b'z']));
+            self.word(is_vdev, member(&here, "vdev"), vdev, "a virtual disk: xvda to xvdz");
+            if is_one
+                && is_vdev
+                && let Err(error) = DiskConfig::parse(&disk_text(target, vdev, access))
+            {
+                self.fault(here.clone(), Fault::Shape(error.to_string()));
+            }
+            if !vdevs.insert(vdev) {
+                self.fault(member(&here, "vdev"), Fault::Taken(vdev.to_owned()));
+            }
+            if access == Access::W
+                && let Some(other) = self.written.insert(target, name)
+            {
+                self.fault(member(&here, "target"), Fault::Taken(format!("{target} (written by {other})")));
+            }
+        }
+        if let Some(private) = &qube.private {
+            self.within(format!("{here}.private.size"), private.size, 16, MEMORY_LIMIT_MIB);
+        }
+    }
+
+    fn disposable(&mut self, attribute: String, template: &str) -> Option<&'a Qube> {
+        let document = self.document;
+        match document.qubes.get(template) {
+            None => {
+                self.fault(attribute, Fault::NotThere { kind: "qube", name: template.to_owned() });
+                None
+            }
+            Some(qube) if !qube.disposable_template => {
+                self.fault(attribute, Fault::NoTemplate(template.to_owned()));
+                None
+            }
+            found => found,
+        }
+    }
+
+    fn call(&mut self, here: &str, caller: &str, call: &Call) {
+        let (service, target) = (member(here, "service"), member(here, "target"));
+        let is_service = !call.service.is_empty() && is_word(&call.service);
+        self.word(is_service, service.clone(), &call.service, "the name of a service");
+        if let Some(argument) = &call.argument {
+            self.word(is_word(argument), member(here, "argument"), argument, "an argument");
+        }
+        let document = self.document;
+        let (qube, container) = match call.target.split_once(':') {
+            Some(("@dispvm", template)) => (self.disposable(target, template), None),
+            _ if call.target == "@dispvm" => {
+                let template = document.qubes.get(caller).and_then(|qube| qube.default_disposable.as_deref());
+                match template {
+                    None => {
+                        self.fault(
+                            target,
+                            Fault::NotThere { kind: "default_disposable", name: "@dispvm".to_owned() },
+                        );
+                        return;
+                    }
+                    // What is wrong with it is told where it stands.
+                    Some(template) => (document.qubes.get(template), None),
+                }
+            }
+            _ if call.target == "dom0" => return,
+            parts => {
+                let (name, container) =
+                    parts.map_or((&*call.target, None), |(qube, container)| (qube, Some(container)));
+                let qube = document.qubes.get(name);
+                if qube.is_none() {
+                    self.fault(target, Fault::NotThere { kind: "qube", name: name.to_owned() });
+                } else if let Some(container) = container
+                    && let Some(qube) = qube
+                    && !qube.containers.contains_key(container)
+                {
+                    self.fault(target, Fault::NotThere { kind: "container", name: call.target.clone() });
+                    return;
+                }
+                (qube, container)
+            }
+        };
+        let Some(qube) = qube.filter(|qube| qube.class == Class::Nixos) else { return };
+        let offered = match container.and_then(|container| qube.containers.get(container)) {
+            Some(container) => &container.services,
+            None => &qube.services,
+        };
+        if !offered.contains(&call.service) {
+            let fault = Fault::NotOffered { target: call.target.clone(), service: call.service.clone() };
+            self.fault(service, fault);
+        }
+    }
+}
+
+/// A disk as a configuration has it.
+pub(super) fn disk_text(target: &str, vdev: &str, access: Access) -> String {
+    let access = match access {
+        Access::R => "r",
+        Access::W => "w",
+    };
+    format!("{target},raw,{vdev},{access}")
+}

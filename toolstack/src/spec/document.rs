@@ -1,0 +1,192 @@
+//! The shape of `qubes.json`, as it is published in `nixos/qubes.schema.json`.
+
+use crate::config::GuestType;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The version of the format that this reads.
+pub const VERSION: u64 = 1;
+
+/// All qubes of a host, and who may call what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// [`VERSION`].
+    pub version: u64,
+    /// The machine.
+    pub host: Host,
+    /// By name.
+    pub qubes: BTreeMap<String, Qube>,
+    /// dom0's policy files, by name.
+    pub policy: BTreeMap<String, String>,
+}
+
+/// What is declared of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// Memory that there is for qubes, in MiB; `None` where that is not known.
+    pub memory: Option<u64>,
+}
+
+/// What a qube is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// A NixOS.
+    Nixos,
+    /// The one exception.
+    Whonix,
+}
+
+/// A qube.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Qube {
+    /// What it is.
+    pub class: Class,
+    /// The toplevel of its NixOS.
+    pub system: Option<PathBuf>,
+    /// What a Whonix boots.
+    pub boot: Option<Boot>,
+    /// The kind of guest.
+    #[serde(rename = "type")]
+    pub guest: GuestType,
+    /// Memory at the start, in MiB.
+    pub memory: u64,
+    /// Memory to which it may grow, in MiB.
+    pub max_memory: u64,
+    /// vCPUs at the start.
+    pub vcpus: u32,
+    /// vCPUs that it may be given.
+    pub max_vcpus: u32,
+    /// Whether it is started.
+    pub autostart: bool,
+    /// The qube that its first interface leads to.
+    pub netvm: Option<String>,
+    /// Whether it has backends for others.
+    pub driver_domain: bool,
+    /// Its network interfaces.
+    pub networks: Vec<Network>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// The volume for what it keeps.
+    pub private: Option<Private>,
+    /// The host's PCI devices that it gets.
+    pub pci: Vec<String>,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Whether disposable qubes are made from it.
+    pub disposable_template: bool,
+    /// What `@dispvm` is made from when it calls.
+    pub default_disposable: Option<String>,
+    /// The services that it offers itself.
+    pub services: Vec<String>,
+    /// What it may call itself.
+    pub calls: Vec<Call>,
+    /// Its containers.
+    pub containers: BTreeMap<String, Container>,
+    /// What its agent reads (nexus::agent::Settings); passed on as it is.
+    pub agent: serde_json::Map<String, serde_json::Value>,
+    /// Its own policy's files.
+    pub policy: BTreeMap<String, String>,
+}
+
+/// What a qube boots that is no NixOS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initrd.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// The qube that it leads to; `None` for dom0.
+    pub backend: Option<String>,
+    /// The bridge there.
+    pub bridge: Option<String>,
+    /// Its Ethernet address.
+    pub mac: String,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The image or block device.
+    pub target: String,
+    /// What the qube sees it as.
+    pub vdev: String,
+    /// Whether it may write.
+    pub access: Access,
+}
+
+/// Whether a disk may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Read only.
+    R,
+    /// Read and written.
+    W,
+}
+
+/// The volume for what a qube keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Private {
+    /// Its size, in MiB.
+    pub size: u64,
+    /// Its image.
+    pub target: String,
+    /// What the qube sees it as.
+    pub vdev: String,
+}
+
+/// A call that somebody may make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Call {
+    /// Which service.
+    pub service: String,
+    /// With which argument; `None` for any.
+    pub argument: Option<String>,
+    /// Whose.
+    pub target: String,
+    /// Whether the user of the machine is asked.
+    pub ask: bool,
+}
+
+/// A container of a qube.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// The toplevel of its system; `None` where the qube's own closure knows it.
+    pub system: Option<PathBuf>,
+    /// What it offers.
+    pub services: Vec<String>,
+    /// What it may call.
+    pub calls: Vec<Call>,
+    /// Whether it has no interface but lo.
+    pub private_network: bool,
+    /// The most memory, in MiB.
+    pub memory: Option<u64>,
+    /// Its share of the processors.
+    pub cpu_weight: Option<u32>,
+    /// The most processes and threads.
+    pub tasks: Option<u32>,
+    /// Folders that are kept.
+    pub persist: Vec<PathBuf>,
+    /// Its capabilities.
+    pub capabilities: Vec<String>,
+    /// Whether it starts with its qube.
+    pub autostart: bool,
+}
