@@ -114,6 +114,8 @@ install-programs: toolchain
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-agent.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-agent.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d nexus/systemd/70-nexus-agent.rules
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1

@@ -408,3 +408,22 @@ async fn a_task_calls() {
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
     assert!(matches!(start("q.None").await.exit_code().await, Err(CallError::Refused)));
 }
+
+#[test]
+fn it_says_when_it_can_be_called() {
+    let qube = Qube::new("");
+    let notice = std::os::unix::net::UnixDatagram::bind(qube.path("notify")).expect("a socket");
+    notice.set_read_timeout(Some(Duration::from_secs(20))).expect("a time");
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_nexus-agent"))
+        .arg("--config")
+        .arg(qube.path("agent.json"))
+        .env("NOTIFY_SOCKET", qube.path("notify"))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("an agent");
+    let mut said = [0; 64];
+    let length = notice.recv(&mut said).expect("a word");
+    assert_eq!(&said[..length], b"READY=1\n");
+    assert_eq!(qube.call("web", "work", "q.A", b"").status.code(), Some(126));
+    agent.kill().and_then(|()| agent.wait()).expect("an agent");
+}

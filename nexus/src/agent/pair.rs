@@ -18,14 +18,16 @@ use call::Over;
 use frames::Current;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Sleep, sleep};
 use vchan::{Channel, State, WriteChunk};
 
 /// The credit that a call gets at first.
@@ -39,6 +41,8 @@ const PARKED_TIME: Duration = Duration::from_secs(10);
 const COMING: Duration = Duration::from_secs(10);
 /// How long a channel without calls is kept.
 const IDLE: Duration = Duration::from_secs(600);
+/// How long a call that is alone may leave its bytes in the ring while its socket has no room: so they need not be kept.
+const HOLD: Duration = Duration::from_millis(2);
 /// Frames that the driver has to send and cannot: a peer that lets them become more does not read.
 const MOST_OWED: usize = 8 * PARKED;
 
@@ -115,6 +119,9 @@ pub(super) struct Pair {
     /// Who waits for room in the ring.
     waiting: RefCell<Vec<Waker>>,
     driver: RefCell<Option<Waker>>,
+    /// Since when bytes are left in the ring, and who wakes the driver when that was long enough.
+    held: Cell<Option<Instant>>,
+    alarm: RefCell<Pin<Box<Sleep>>>,
     since: Instant,
     busy: Cell<Instant>,
 }
@@ -139,6 +146,8 @@ impl Pair {
             due: RefCell::default(),
             waiting: RefCell::default(),
             driver: RefCell::default(),
+            held: Cell::new(None),
+            alarm: RefCell::new(Box::pin(sleep(HOLD))),
             since: Instant::now(),
             busy: Cell::new(Instant::now()),
         }))
@@ -184,7 +193,7 @@ impl Pair {
             };
             let mut channel = self.channel.borrow_mut();
             let Some(channel) = channel.as_mut() else { return Ok(Poll::Ready(())) };
-            let read = self.read(channel)?;
+            let read = self.read(channel, context)?;
             self.send_owed(channel)?;
             channel.flush()?;
             match read {
@@ -194,8 +203,8 @@ impl Pair {
                     context.waker().wake_by_ref();
                     return Ok(Poll::Pending);
                 }
-                frames::Read::All if event => {}
-                frames::Read::All => return Ok(Poll::Pending),
+                frames::Read::All | frames::Read::Held if event => {}
+                frames::Read::All | frames::Read::Held => return Ok(Poll::Pending),
             }
         }
     }
@@ -324,6 +333,37 @@ impl Pair {
         self.due.borrow_mut().clear();
         self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
         self.kick();
+    }
+
+    /// Whether what comes is better left in the ring: it is all for one call, whose socket has no room just now.
+    fn holds(&self, context: &mut Context<'_>) -> bool {
+        let full = {
+            let calls = self.calls.borrow();
+            let mut calls = calls.values();
+            matches!((calls.next(), calls.next()), (Some(call), None) if call.is_full(context))
+        };
+        if !full {
+            self.held.set(None);
+            return false;
+        }
+        let now = Instant::now();
+        let mut alarm = self.alarm.borrow_mut();
+        let since = match self.held.get() {
+            Some(since) => since,
+            None => {
+                self.held.set(Some(now));
+                alarm.as_mut().reset((now + HOLD).into());
+                now
+            }
+        };
+        now < since + HOLD && alarm.as_mut().poll(context).is_pending()
+    }
+
+    /// A call's socket may have room again, or it is not alone any more.
+    fn release(&self) {
+        if self.held.get().is_some() {
+            self.kick();
+        }
     }
 
     /// Ends a call's place: what comes for it now is passed over.

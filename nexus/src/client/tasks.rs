@@ -4,7 +4,7 @@ use super::CallError;
 use crate::conversation::ConversationError;
 use crate::wire::{Channel, Decoder, EXIT_PROBLEM, Kind, Version};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
@@ -122,12 +122,6 @@ impl AsyncCall {
         sent
     }
 
-    fn say(&mut self, data: &[u8]) {
-        let length = (data.len() as u32).to_le_bytes();
-        self.unsent.extend((Kind::Stdin as u32).to_le_bytes().into_iter().chain(length));
-        self.unsent.extend(data);
-    }
-
     /// Reads more from the agent.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.buffer.copy_within(self.filled.clone(), 0);
@@ -218,6 +212,14 @@ impl AsyncCall {
     }
 }
 
+/// `struct msg_header`; a message has 64 KiB at most.
+fn stdin_header(length: usize) -> [u8; 8] {
+    let mut header = [0; 8];
+    header[..4].copy_from_slice(&(Kind::Stdin as u32).to_le_bytes());
+    header[4..].copy_from_slice(&(length as u32).to_le_bytes());
+    header
+}
+
 impl AsyncRead for AsyncCall {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -269,11 +271,14 @@ impl AsyncWrite for AsyncCall {
         ready!(this.poll_sent(context))?;
         let data = &data[..data.len().min(Version::V3.max_chunk())];
         if !data.is_empty() {
-            this.say(data);
-            // What does not go now goes with the next operation.
-            if let Poll::Ready(Err(error)) = this.poll_send(context) {
-                return Poll::Ready(Err(error));
-            }
+            let header = stdin_header(data.len());
+            let message = [IoSlice::new(&header), IoSlice::new(data)];
+            let sent = Pin::new(&mut this.socket).poll_write_vectored(context, &message);
+            this.writer = sent.is_pending().then(|| context.waker().clone());
+            let sent = ready!(sent)?;
+            // The rest goes with the next operation.
+            this.unsent.extend(&header[sent.min(header.len())..]);
+            this.unsent.extend(&data[sent.saturating_sub(header.len())..]);
         }
         Poll::Ready(Ok(data.len()))
     }
@@ -287,7 +292,7 @@ impl AsyncWrite for AsyncCall {
         ready!(this.poll_sent(context))?;
         if !this.said_all {
             this.said_all = true;
-            this.say(&[]);
+            this.unsent.extend(stdin_header(0));
         }
         this.poll_sent(context)
     }

@@ -140,6 +140,7 @@ impl Pair {
             done: Cell::new(false),
         });
         self.calls.borrow_mut().insert(id, call.clone());
+        self.release();
         if let Some(parked) = self.parked.borrow_mut().remove(&id) {
             call.credit.set(parked.credit);
             call.opened.set(true);
@@ -271,6 +272,18 @@ impl PairCall {
         self.queued.set(false);
     }
 
+    /// Whether bytes that come now would have to be kept, though they are to go straight on.
+    pub(super) fn is_full(&self, context: &mut Context<'_>) -> bool {
+        let arrived = self.arrived.borrow();
+        let Some(Straight::Plain(socket) | Straight::Framed(socket)) = &arrived.straight else {
+            return false;
+        };
+        arrived.in_hand.is_some()
+            || !arrived.raw.is_empty()
+            || arrived.streams.iter().any(|stream| !stream.is_empty())
+            || socket.poll_write_ready(context).is_pending()
+    }
+
     // What the call's task does.
 
     /// Bytes went where they belong. The peer gets credit for them when it has used half of what it has: and more of it if
@@ -368,6 +381,7 @@ impl PairCall {
         let gone_on = self.arrived.borrow_mut().in_hand.take();
         if let Some(bytes) = gone_on {
             self.gone_on(bytes, false);
+            self.pair.release();
         }
         buffer.clear();
         let mut arrived = self.arrived.borrow_mut();

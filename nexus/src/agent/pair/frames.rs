@@ -5,6 +5,7 @@ use super::{Broken, PARKED, Pair, Parked};
 use crate::wire::control::{CallId, Role};
 use crate::wire::pair::{HEADER, Header, Kind, MAX_CREDIT, Reset};
 use std::rc::Rc;
+use std::task::Context;
 use std::time::Instant;
 use vchan::Channel;
 
@@ -23,6 +24,8 @@ pub(super) struct Current {
 pub(super) enum Read {
     /// Nothing more is there now.
     All,
+    /// It was better left where it is.
+    Held,
     /// More is there.
     Enough,
     /// The peer has closed the channel.
@@ -31,9 +34,12 @@ pub(super) enum Read {
 
 impl Pair {
     /// Reads what is there.
-    pub(super) fn read(&self, channel: &mut Channel) -> Result<Read, Broken> {
+    pub(super) fn read(&self, channel: &mut Channel, context: &mut Context<'_>) -> Result<Read, Broken> {
         let mut budget = TURN;
         while budget > 0 {
+            if self.holds(context) {
+                return Ok(Read::Held);
+            }
             let used = match self.current.get() {
                 Some(current) => self.continue_data(channel, current),
                 None => self.begin(channel),
