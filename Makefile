@@ -68,10 +68,13 @@ fuzz: toolchain
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
+# The last line times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md).
 bench: toolchain
-	.ci/deps build
+	.ci/deps
 	$(CARGO) bench --locked
 	$(CARGO) bench -p tesseraqt-nexus --benches --locked
+	$(CARGO) run --release --quiet -p testbed -- run --check 'making_listing*' --check 'a_warm_shell*' \
+	    --check 'xenstore_has_what_xl_writes_for_a_disk*'
 
 # The C libraries take their names from a release of Xen.
 XEN_SONAME ?= 4.17

@@ -7,8 +7,6 @@ use std::process::exit;
 
 /// pkg-config name and the functions that are used of each library.
 const LIBRARIES: &[(&str, &str)] = &[
-    // For the one domctl of a builder that libxenctrl has no function for.
-    ("xencall", "xencall_(open|close|alloc_buffer|free_buffer)|xencall1"),
     (
         "xengnttab",
         "xen(gnttab|gntshr)_(open|close|fd|set_max_grants|map_domain_grant_refs|map_grant_ref_notify|unmap\
@@ -18,7 +16,6 @@ const LIBRARIES: &[(&str, &str)] = &[
         "xenevtchn",
         "xenevtchn_(open|close|fd|notify|bind_unbound_port|bind_interdomain|unbind|pending|unmask)",
     ),
-    ("xenforeignmemory", "xenforeignmemory_(open|close|map|unmap|map_resource|unmap_resource)"),
     (
         "xenstore",
         "xs_(open|close|directory|read|write|mkdir|rm|get_permissions|set_permissions|watch|unwatch|fileno|check_watch\
@@ -41,11 +38,17 @@ const CONTROL_FUNCTIONS: &str = "xc_(interface_(open|close)|version|physinfo|dom
 const GUEST: &str = "xenguest";
 const GUEST_FUNCTIONS: &str = "xc_(cpuid_apply_policy|domain_dumpcore)";
 
-const TYPES: &str = "xentoollog_logger|xc_interface|xc_(cpumap|nodemap|vcpuinfo|cpupoolinfo|cputopo|meminfo)_t|xen_domctl_sched_credit2?|xen_sysctl_credit2_schedule|physdev_pci_device_t|xc_evtchn_port_or_error_t|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
+/// Opened at run time, too, though its ABI is one for all releases: of a toolstack's commands, only those that build a domain
+/// map anything.
+const FOREIGN: &str = "xenforeignmemory";
+const FOREIGN_LIBRARY: &str = "libxenforeignmemory.so.1";
+const FOREIGN_FUNCTIONS: &str = "xenforeignmemory_(open|close|map|unmap|map_resource|unmap_resource)";
+
+const TYPES: &str = "xenforeignmemory_(resource_)?handle|xen_sysctl|xen_sysctl_getdomaininfolist|domid_t|xentoollog_logger|xc_interface|xc_(cpumap|nodemap|vcpuinfo|cpupoolinfo|cputopo|meminfo)_t|xen_domctl_sched_credit2?|xen_sysctl_credit2_schedule|physdev_pci_device_t|xc_evtchn_port_or_error_t|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
     |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
     |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
 
-const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_(INTERFACE_VERSION|hypercall_init)|__HYPERVISOR_domctl|MMUEXT_PIN_L4_TABLE|VGCF_.*|FLAT_RING3_.*|SIF_.*|MAX_GUEST_CMDLINE|XEN_LEGACY_MAX_VCPUS|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
+const CONSTANTS: &str = "XEN_DOMCTL_CDF_.*|XEN_DOMCTL_(INTERFACE_VERSION|hypercall_init)|XEN_DOMCTL_(destroy|pause|unpause)domain|XEN_SYSCTL_(INTERFACE_VERSION|getdomaininfolist)|__HYPERVISOR_(domctl|sysctl|xen_version)|MMUEXT_PIN_L4_TABLE|VGCF_.*|FLAT_RING3_.*|SIF_.*|MAX_GUEST_CMDLINE|XEN_LEGACY_MAX_VCPUS|XEN_DOMCTL_GRANT_.*|XEN_X86_EMU_LAPIC|XEN_DOMINF_.*|HVM_PARAM_.*|XENMEM_resource_grant_table.*|XENMEMF_populate_on_demand\
     |XENSTORE_PAYLOAD_MAX|GTF_.*|GNTTAB_RESERVED_.*|XENVER_.*|XS_PERM_.*|XS_OPEN_.*|XEN_HVM_.*|E820_.*|VCHAN_NOTIFY_.*|PROT_(READ|WRITE)|XEN_SYSCTL_PHYSCAP_.*\
     |XEN_VCPUAFFINITY_.*|XEN_DOMCTL_SENDTRIGGER_.*|XEN_SCHEDULER_.*|XEN_DOMCTL_DEV_RDM_RELAXED|XEN_DOMCTL_IOMMU_no_sharept\
     |__XEN_LATEST_INTERFACE_VERSION__";
@@ -64,12 +67,15 @@ fn main() {
         }
     }
 
+    includes.extend(release(FOREIGN).1);
     let (release, include) = release(CONTROL_PACKAGE);
     includes.extend(include);
     println!("cargo::rustc-env=XEN_SYS_RELEASE={release}");
     for (variable, name) in [("CONTROL", CONTROL), ("GUEST", GUEST)] {
         println!("cargo::rustc-env=XEN_SYS_{variable}_LIBRARY=lib{name}.so.{release}");
     }
+
+    println!("cargo::rustc-env=XEN_SYS_FOREIGN_LIBRARY={FOREIGN_LIBRARY}");
 
     // bindgen panics where it cannot load libclang; a panic's text is no error message.
     std::panic::set_hook(Box::new(|_| ()));
@@ -93,9 +99,11 @@ fn main() {
             .derive_default(true),
     );
     // The types are those of the other file.
-    for (file, library, functions) in
-        [("control.rs", "ControlLibrary", CONTROL_FUNCTIONS), ("guest.rs", "GuestLibrary", GUEST_FUNCTIONS)]
-    {
+    for (file, library, functions) in [
+        ("control.rs", "ControlLibrary", CONTROL_FUNCTIONS),
+        ("guest.rs", "GuestLibrary", GUEST_FUNCTIONS),
+        ("foreign.rs", "ForeignLibrary", FOREIGN_FUNCTIONS),
+    ] {
         write(
             file,
             builder(&includes)

@@ -1,6 +1,5 @@
 /* The headers of libxen-dev from which build.rs generates the bindings. */
 #include <xenctrl.h>
-#include <xencall.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
 #include <xengnttab.h>

@@ -9,6 +9,8 @@
 //! - **One unpacks, the others wait.** An entry is made in `KEY.new`, under its lock (flock). The record is there before
 //!   `KEY.new` becomes `KEY.kernel`: so long as an entry is not complete, whoever looks for it finds the lock. Who has
 //!   waited for it looks again.
+//! - **Its first qube does not wait for the entry**: the kernel is booted from `KEY.new`, and the check sum and the record
+//!   are made, and `KEY.new` renamed, when that qube runs ([`CachedKernel`] is dropped).
 //! - **A crash** ends the lock. What is left in `KEY.new` is begun anew by the next who wants that kernel, or removed
 //!   when the cache is pruned.
 //! - **Damage** is found by length and CRC-32. To compare that for every qube would take longer than to copy the kernel;
@@ -24,13 +26,15 @@ use crate::cache_folder;
 use crate::image::{Format, ImageError, Kernel, MappedFile, hex};
 use crate::lock;
 use crate::sources::Bytes;
+use crate::store_path;
 use rustix::fs::{FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -144,20 +148,92 @@ struct Key {
     source: PathBuf,
 }
 
-/// An unpacked kernel, mapped.
+/// An unpacked kernel, mapped. One that was just unpacked becomes an entry when this is dropped: what that takes, a check
+/// sum of all of it above all, the guest that boots it need not wait for.
 #[derive(Debug)]
-pub(crate) struct CachedKernel {
+pub(crate) struct CachedKernel<'a> {
     file: MappedFile,
     format: Format,
     cmdline_limit: Option<u32>,
+    _unrecorded: Option<Unrecorded<'a>>,
     /// It was unpacked for this very qube.
     #[cfg_attr(not(test), expect(dead_code, reason = "the tests count how often a kernel is unpacked"))]
     made: bool,
 }
 
-impl CachedKernel {
+impl CachedKernel<'_> {
     pub(crate) fn open(&self) -> Result<Kernel<'_>, ImageError> {
         Ok(Kernel::open_unpacked(&self.file, self.format, self.cmdline_limit)?.read_from(&self.file))
+    }
+}
+
+/// What is unpacked in `KEY.new`, and becomes an entry when this is dropped.
+struct Unrecorded<'a> {
+    cache: &'a KernelCache,
+    /// `KEY.new`, locked.
+    file: File,
+    key: String,
+    source: PathBuf,
+    format: Format,
+    cmdline_limit: Option<u32>,
+    /// Bytes.
+    size: u64,
+    /// What the folder may hold, in bytes.
+    allowed: u64,
+}
+
+impl fmt::Debug for Unrecorded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unrecorded").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+impl Unrecorded<'_> {
+    fn record(&self) -> Result<()> {
+        let Self { cache, key, .. } = self;
+        let new = cache.path(key, NEW);
+        let error = |source| CacheError::File { path: new.clone(), source };
+        let record = Record {
+            source: self.source.clone(),
+            format: self.format,
+            cmdline_limit: self.cmdline_limit,
+            size: self.size,
+            crc32: crc32(&self.file).map_err(error)?,
+            right: Stamp::of(&self.file).map_err(error)?,
+        };
+        cache.write_record(key, &record)?;
+        let path = cache.path(key, KERNEL);
+        fs::rename(&new, &path).map_err(|source| CacheError::File { path, source })
+    }
+}
+
+impl Drop for Unrecorded<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.record() {
+            // Under the lock, so that it is ours. The error that led here is the one to tell of.
+            let _ = fs::remove_file(self.cache.path(&self.key, NEW));
+            self.cache.tell(&error);
+        }
+        // The kernel is here: that others cannot be removed is for whoever prunes.
+        let _ = self.cache.prune_but(self.allowed, Some(&self.key));
+    }
+}
+
+/// Of a whole file, read piece by piece: to map its pages takes longer.
+fn crc32(file: &File) -> io::Result<u32> {
+    let mut crc = flate2::Crc::new();
+    let mut part = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        match file.read_at(&mut part, at) {
+            Ok(0) => return Ok(crc.sum()),
+            Ok(len) => {
+                crc.update(&part[..len]);
+                at += len as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -241,7 +317,7 @@ impl KernelCache {
 
     /// The unpacked kernel of a packed one; unpacks it when it is not there. `None` for a kernel that is not packed, and
     /// when the cache cannot be used.
-    pub(crate) fn kernel(&self, path: &Path, packed: &Bytes) -> Result<Option<CachedKernel>, ImageError> {
+    pub(crate) fn kernel(&self, path: &Path, packed: &Bytes) -> Result<Option<CachedKernel<'_>>, ImageError> {
         if packed.starts_with(b"\x7fELF") {
             return Ok(None);
         }
@@ -249,15 +325,19 @@ impl KernelCache {
             Ok(kernel) => Ok(Some(kernel)),
             Err(Failure::Image(error)) => Err(error),
             Err(Failure::Cache(error)) => {
-                if !self.told.swap(true, Ordering::Relaxed) {
-                    (self.problem)(&error);
-                }
+                self.tell(&error);
                 Ok(None)
             }
         }
     }
 
-    fn find_or_make(&self, path: &Path, packed: &Bytes) -> Result<CachedKernel, Failure> {
+    fn tell(&self, error: &CacheError) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            (self.problem)(error);
+        }
+    }
+
+    fn find_or_make(&self, path: &Path, packed: &Bytes) -> Result<CachedKernel<'_>, Failure> {
         self.make_folder()?;
         let key = self.key(path, packed);
         loop {
@@ -296,11 +376,10 @@ impl KernelCache {
     /// The store path of a file, if it has one: `/nix/store/HASH-NAME/…`, written by root and never again.
     fn unchanging(&self, path: &Path) -> Option<PathBuf> {
         let path = path.canonicalize().ok()?;
-        let hashed = path.strip_prefix(&self.store).ok()?.iter().next()?.to_str()?;
-        let has_hash = hashed.len() > 33 && hashed.as_bytes()[32] == b'-';
+        store_path::hash(path.strip_prefix(&self.store).ok()?.iter().next()?)?;
         let metadata = path.metadata().ok()?;
         let ours = [0, rustix::process::geteuid().as_raw()].contains(&metadata.uid());
-        (has_hash && ours && metadata.mode() & 0o222 == 0).then_some(path)
+        (ours && metadata.mode() & 0o222 == 0).then_some(path)
     }
 
     fn path(&self, key: &str, extension: &str) -> PathBuf {
@@ -347,7 +426,7 @@ impl KernelCache {
     }
 
     /// The entry as it should be; `None` when it is not there or damaged.
-    fn find(&self, key: &Key) -> Result<Option<CachedKernel>> {
+    fn find(&self, key: &Key) -> Result<Option<CachedKernel<'_>>> {
         let path = self.path(&key.name, KERNEL);
         let error = |source| CacheError::File { path: path.clone(), source };
         let Some(mut record) = self.record(&key.name) else { return Ok(None) };
@@ -360,9 +439,7 @@ impl KernelCache {
         if stamp == record.right {
             self.touch(&key.name);
         } else {
-            let mut crc = flate2::Crc::new();
-            crc.update(&map);
-            if crc.sum() != record.crc32 {
+            if crc32(&file).map_err(error)? != record.crc32 {
                 return Ok(None);
             }
             record.right = stamp;
@@ -370,7 +447,7 @@ impl KernelCache {
             let _ = self.write_record(&key.name, &record);
         }
         let Record { format, cmdline_limit, .. } = record;
-        Ok(Some(CachedKernel { file: map, format, cmdline_limit, made: false }))
+        Ok(Some(CachedKernel { file: map, format, cmdline_limit, _unrecorded: None, made: false }))
     }
 
     /// The entry was used.
@@ -418,30 +495,18 @@ impl KernelCache {
             .map_err(|source| CacheError::File { path: self.folder.clone(), source })
     }
 
-    /// Unpacks into the locked file, and makes it an entry.
-    fn make(&self, key: &Key, file: File, packed: &[u8]) -> Result<CachedKernel, Failure> {
-        let new = self.path(&key.name, NEW);
+    /// Unpacks into the locked file, which is to become an entry.
+    fn make(&self, key: &Key, file: File, packed: &[u8]) -> Result<CachedKernel<'_>, Failure> {
         let allowed = self.allowed()?;
-        let made = self.unpack(key, &file, packed, allowed).and_then(|(map, record)| {
-            self.write_record(&key.name, &record)?;
-            let path = self.path(&key.name, KERNEL);
-            fs::rename(&new, &path).map_err(|source| CacheError::File { path, source })?;
-            Ok(CachedKernel {
-                file: map,
-                format: record.format,
-                cmdline_limit: record.cmdline_limit,
-                made: true,
-            })
-        });
-        if made.is_err() {
-            // Under the lock, so that it is ours. The error that led here is the one to report.
-            let _ = fs::remove_file(&new);
-        }
-        drop(file);
-        let made = made?;
-        // The kernel is here: that others cannot be removed is for whoever prunes.
-        let _ = self.prune_but(allowed, Some(&key.name));
-        Ok(made)
+        let (map, format, cmdline_limit, size) =
+            self.unpack(key, &file, packed, allowed).inspect_err(|_| {
+                // Under the lock, so that it is ours. The error that led here is the one to report.
+                let _ = fs::remove_file(self.path(&key.name, NEW));
+            })?;
+        let (name, source) = (key.name.clone(), key.source.clone());
+        let unrecorded =
+            Unrecorded { cache: self, file, key: name, source, format, cmdline_limit, size, allowed };
+        Ok(CachedKernel { file: map, format, cmdline_limit, _unrecorded: Some(unrecorded), made: true })
     }
 
     fn unpack(
@@ -450,7 +515,7 @@ impl KernelCache {
         mut file: &File,
         packed: &[u8],
         limit: u64,
-    ) -> Result<(MappedFile, Record), Failure> {
+    ) -> Result<(MappedFile, Format, Option<u32>, u64), Failure> {
         let path = self.path(&key.name, NEW);
         let error = |source| Failure::Cache(CacheError::File { path: path.clone(), source });
         let kernel = Kernel::open(packed)?;
@@ -461,19 +526,15 @@ impl KernelCache {
         }
         // A crash may have left something.
         file.set_len(0).map_err(error)?;
-        let mut crc = flate2::Crc::new();
         let mut room = limit;
         let size = kernel.unpack(|part| {
             room = room.checked_sub(part.len() as u64).ok_or(CacheError::TooLarge { limit })?;
-            crc.update(part);
             file.write_all(part).map_err(error)
         })?;
         let map = MappedFile::map(file).map_err(error)?;
         // What cannot be booted is not kept.
         Kernel::open_unpacked(&map, format, cmdline_limit)?;
-        let right = Stamp::of(file).map_err(error)?;
-        let source = key.source.clone();
-        Ok((map, Record { source, format, cmdline_limit, size, crc32: crc.sum(), right }))
+        Ok((map, format, cmdline_limit, size))
     }
 
     /// The keys of the folder, and which of an entry's files each has.

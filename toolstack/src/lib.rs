@@ -20,6 +20,7 @@ pub mod scheduler;
 mod secrets;
 mod sources;
 pub mod store;
+mod store_path;
 mod userdata;
 pub mod vcpus;
 pub mod watch;

@@ -23,6 +23,8 @@ fn layouts_are_those_of_the_c_compiler() {
         xen_domctl_createdomain { handle, flags, max_vcpus, max_evtchn_port, grant_opts, cpupool_id, arch }
         xen_domctl_getdomaininfo { domain, flags, tot_pages, cpu_time, max_vcpu_id, handle, cpupool, arch_config }
         xen_domctl { cmd, interface_version, domain, u }
+        xen_sysctl { cmd, interface_version, u }
+        xen_sysctl_getdomaininfolist { first_domain, max_domains, buffer, num_domains }
         mmuext_op { cmd, arg1 }
         start_info { magic, nr_pages, shared_info, flags, store_mfn, store_evtchn, console, pt_base, nr_pt_frames,
             mfn_list, mod_start, mod_len, cmd_line, first_p2m_pfn, nr_p2m_frames }

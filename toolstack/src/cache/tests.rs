@@ -285,9 +285,28 @@ fn the_least_recently_used_go_first() {
 }
 
 #[test]
+fn a_kernel_becomes_an_entry_when_its_first_qube_lets_it_go() {
+    let host = Host::new();
+    let cache = host.cache();
+    let kernel = cache.kernel(Path::new("k"), &packed(1)).unwrap().unwrap();
+    assert!(*kernel.file == elf(1).build());
+    assert!(matches!(&host.names()[..], [name] if name.ends_with(NEW)), "{:?}", host.names());
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&cache, 1));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished(), "who wants the same waits");
+        drop(kernel);
+        assert!(!waiting.join().unwrap(), "and unpacks nothing");
+    });
+    assert_eq!(cache.list().unwrap().len(), 1);
+}
+
+#[test]
 fn a_kernel_in_use_survives_its_removal() {
     let host = Host::new();
-    let cached = host.cache().kernel(Path::new("k"), &packed(1)).unwrap().unwrap();
+    let cache = host.cache();
+    drop(cache.kernel(Path::new("k"), &packed(1)).unwrap());
+    let cached = cache.kernel(Path::new("k"), &packed(1)).unwrap().unwrap();
     host.cache().prune(Some(0)).unwrap();
     assert!(*cached.file == elf(1).build());
 }

@@ -12,25 +12,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Characters of the hash that a store path's name begins with.
-pub(super) const HASH_LEN: usize = 32;
+use crate::store_path::is_digit;
+pub(super) use crate::store_path::{HASH_LEN, hash};
+
 /// Bytes that are searched at a time.
 const CHUNK: usize = 256 << 10;
-
-/// Whether a byte may stand in a hash: Nix' digits, base 32, are without e, o, t and u.
-fn is_digit(byte: u8) -> bool {
-    matches!(byte, b'0'..=b'9' | b'a'..=b'z') && !matches!(byte, b'e' | b'o' | b't' | b'u')
-}
-
-/// The hash of a store path's name.
-pub(super) fn hash(name: &OsStr) -> Option<[u8; HASH_LEN]> {
-    let name = name.as_bytes();
-    let hash: [u8; HASH_LEN] = name.get(..HASH_LEN)?.try_into().ok()?;
-    (hash.iter().all(|byte| is_digit(*byte))
-        && name.get(HASH_LEN) == Some(&b'-')
-        && name.len() > HASH_LEN + 1)
-        .then_some(hash)
-}
 
 /// The store paths of a closure, that of `top` among them. `nix_store` is the program to ask.
 pub(super) fn requisites(store: &Path, top: &Path, nix_store: &Path) -> io::Result<BTreeSet<PathBuf>> {
@@ -175,13 +161,5 @@ mod tests {
                 if known { [at("x"), at(&other)].into() } else { [at(&other)].into() };
             assert_eq!(paths, expected, "{script}");
         }
-    }
-
-    #[test]
-    fn names_of_store_paths_begin_with_a_hash() {
-        let is_one = |name: &str| hash(OsStr::new(name)).is_some();
-        assert!(is_one(&name('0', "a")));
-        assert!(!is_one(&name('e', "a")), "no digit");
-        assert!(!is_one(&name('0', "")) && !is_one(&"0".repeat(40)) && !is_one("short") && !is_one(""));
     }
 }

@@ -1,54 +1,84 @@
-//! Domain control through libxenctrl, libxenguest for the CPUID policy (and cores), and libxencall for a domctl that libxenctrl has
-//! no function for.
+//! Domain control: straight to the kernel what is done the most, and what libxenctrl has no function for; through libxenctrl
+//! the rest; through libxenguest the CPUID policy (and cores).
 #![allow(unsafe_code, reason = "calls of the C libraries")]
 
+use super::hypercall::Hypercalls;
 use super::logger;
-use super::release::{check_hypervisor, control_library, guest_library};
+use super::release::{control_library, guest_library};
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, E820Kind, Error, ErrorKind, Gfn, GuestKind,
     Hardware, HostInfo, HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Reserved, Result,
     ShutdownReason, XenVersion,
 };
 use std::ffi::CStr;
+use std::ops::Deref;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 use xen_sys::{self as sys, xc_interface};
 
 /// Entries of the machine's memory map, at most (`E820MAX`).
 const MACHINE_MAP_LIMIT: usize = 128;
 
-pub(super) struct Control {
-    pub(super) library: &'static sys::ControlLibrary,
+/// libxenctrl's handle.
+pub(super) struct Libxenctrl {
+    library: &'static sys::ControlLibrary,
     raw: NonNull<xc_interface>,
 }
 
 // SAFETY: the handle is file descriptors, loggers and a lock-protected cache of hypercall buffers; hypercalls are ioctls.
-unsafe impl Send for Control {}
+unsafe impl Send for Libxenctrl {}
 // SAFETY: as above (the buffer cache is kept by libxencall under a mutex; the last-error field is thread-local).
-unsafe impl Sync for Control {}
+unsafe impl Sync for Libxenctrl {}
 
-impl Drop for Control {
+impl Drop for Libxenctrl {
     fn drop(&mut self) {
         // SAFETY: opened by `open`, and not used afterwards.
         unsafe { self.library.xc_interface_close(self.handle()) };
     }
 }
 
-/// Domains that are asked for in one hypercall by [`DomainControl::domains`].
-const DOMAINS_AT_ONCE: usize = 1_024;
-
-impl Control {
-    pub(super) fn open() -> Result<Self> {
+impl Libxenctrl {
+    fn open() -> Result<Self> {
         let library = control_library()?;
         // SAFETY: the logger lives for ever; no flags.
         let raw = unsafe { library.xc_interface_open(logger::silent(), logger::silent(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("xc_interface_open", ""))?;
-        let control = Self { library, raw };
-        check_hypervisor(library, control.handle())?;
-        Ok(control)
+        Ok(Self { library, raw })
     }
 
     pub(super) fn handle(&self) -> *mut xc_interface {
         self.raw.as_ptr()
+    }
+}
+
+impl Deref for Libxenctrl {
+    type Target = sys::ControlLibrary;
+
+    fn deref(&self) -> &sys::ControlLibrary {
+        self.library
+    }
+}
+
+pub(super) struct Control {
+    calls: Hypercalls,
+    /// From its first use on: with what it brings along, it takes longer to open than the domains to list.
+    libxenctrl: OnceLock<Libxenctrl>,
+}
+
+/// Domains that are asked for in one hypercall by [`DomainControl::domains`] where they are more than go into a page.
+const DOMAINS_AT_ONCE: usize = 1_024;
+
+impl Control {
+    pub(super) fn open() -> Result<Self> {
+        Ok(Self { calls: Hypercalls::open()?, libxenctrl: OnceLock::new() })
+    }
+
+    pub(super) fn libxenctrl(&self) -> Result<&Libxenctrl> {
+        if let Some(libxenctrl) = self.libxenctrl.get() {
+            return Ok(libxenctrl);
+        }
+        let libxenctrl = Libxenctrl::open()?;
+        Ok(self.libxenctrl.get_or_init(|| libxenctrl))
     }
 
     /// A string of Xen's version interface.
@@ -82,57 +112,15 @@ impl Control {
 
     /// `out` must be what the header says for `command`.
     fn version_into(&self, command: u32, out: *mut libc::c_void) -> Result<libc::c_int> {
+        let xc = self.libxenctrl()?;
         // SAFETY: each caller passes the type that version.h gives for the command.
-        let result = unsafe { self.library.xc_version(self.handle(), command as libc::c_int, out) };
+        let result = unsafe { xc.xc_version(xc.handle(), command as libc::c_int, out) };
         if result < 0 { Err(Error::last("xc_version", format!("command {command}"))) } else { Ok(result) }
     }
 }
 
 /// `EFLAGS.IF`, and no other flag.
 const INTERRUPTS_ENABLED: u64 = 1 << 9;
-
-/// Hypercalls that libxenctrl has no function for.
-struct Hypercalls(NonNull<sys::xencall_handle>);
-
-impl Drop for Hypercalls {
-    fn drop(&mut self) {
-        // SAFETY: opened by `open`, and not used afterwards.
-        unsafe { sys::xencall_close(self.0.as_ptr()) };
-    }
-}
-
-impl Hypercalls {
-    fn open() -> Result<Self> {
-        // SAFETY: the logger lives for ever; no flags.
-        let raw = unsafe { sys::xencall_open(logger::silent(), 0) };
-        NonNull::new(raw).map(Self).ok_or_else(|| Error::last("xencall_open", ""))
-    }
-
-    /// One `XEN_DOMCTL_*` without an answer.
-    fn domctl(
-        &self,
-        call: &sys::xen_domctl,
-        name: &'static str,
-        args: impl FnOnce() -> String,
-    ) -> Result<()> {
-        // SAFETY: an open handle. The buffer is memory that the hypervisor may read, or null.
-        let buffer = unsafe { sys::xencall_alloc_buffer(self.0.as_ptr(), size_of_val(call)) };
-        let Some(buffer) = NonNull::new(buffer) else {
-            return Err(Error::last("xencall_alloc_buffer", format!("{} bytes", size_of_val(call))));
-        };
-        let buffer = buffer.cast::<sys::xen_domctl>();
-        // SAFETY: the buffer has the size of a `xen_domctl` and the alignment of a page, and nobody else knows of it; the
-        // hypercall takes its address and reads and writes a `xen_domctl`.
-        let result = unsafe {
-            buffer.write(*call);
-            sys::xencall1(self.0.as_ptr(), sys::__HYPERVISOR_domctl, buffer.as_ptr() as u64)
-        };
-        let result = done(result, name, args);
-        // SAFETY: allocated above from this handle, and not used afterwards.
-        unsafe { sys::xencall_free_buffer(self.0.as_ptr(), buffer.as_ptr().cast()) };
-        result
-    }
-}
 
 /// The text before the first NUL.
 pub(super) fn text_of(bytes: &[u8]) -> String {
@@ -179,6 +167,7 @@ fn domain_info(raw: &sys::xen_domctl_getdomaininfo) -> DomainInfo {
 
 impl DomainControl for Control {
     fn create_domain(&self, domain: &CreateDomain) -> Result<DomId> {
+        let xc = self.libxenctrl()?;
         // The two limits are signed in the ABI, with -1 for the hypervisor's default.
         let frames =
             |limit: Option<u32>| limit.map_or(-1, |frames| i32::try_from(frames).unwrap_or(i32::MAX));
@@ -205,53 +194,51 @@ impl DomainControl for Control {
         // 0 asks Xen to choose the id.
         let mut domid = 0;
         // SAFETY: both pointers are to live values of the types that the function takes.
-        let result = unsafe { self.library.xc_domain_create(self.handle(), &raw mut domid, &raw mut config) };
+        let result = unsafe { xc.xc_domain_create(xc.handle(), &raw mut domid, &raw mut config) };
         done(result, "xc_domain_create", || format!("{} vCPUs", domain.max_vcpus))?;
         Ok(DomId(domid as u16))
     }
 
     fn destroy(&self, domid: DomId) -> Result<()> {
-        // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_destroy(self.handle(), domid.0.into()) };
-        done(result, "xc_domain_destroy", || format!("domid {domid}"))
+        self.calls.domctl_of(domid, sys::XEN_DOMCTL_destroydomain, "XEN_DOMCTL_destroydomain")
     }
 
     fn pause(&self, domid: DomId) -> Result<()> {
-        // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_pause(self.handle(), domid.0.into()) };
-        done(result, "xc_domain_pause", || format!("domid {domid}"))
+        self.calls.domctl_of(domid, sys::XEN_DOMCTL_pausedomain, "XEN_DOMCTL_pausedomain")
     }
 
     fn unpause(&self, domid: DomId) -> Result<()> {
-        // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_unpause(self.handle(), domid.0.into()) };
-        done(result, "xc_domain_unpause", || format!("domid {domid}"))
+        self.calls.domctl_of(domid, sys::XEN_DOMCTL_unpausedomain, "XEN_DOMCTL_unpausedomain")
     }
 
     fn set_max_vcpus(&self, domid: DomId, vcpus: u32) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_max_vcpus(self.handle(), domid.0.into(), vcpus) };
+        let result = unsafe { xc.xc_domain_max_vcpus(xc.handle(), domid.0.into(), vcpus) };
         done(result, "xc_domain_max_vcpus", || format!("domid {domid}, {vcpus} vCPUs"))
     }
 
     fn set_max_mem(&self, domid: DomId, kib: u64) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_setmaxmem(self.handle(), domid.0.into(), kib) };
+        let result = unsafe { xc.xc_domain_setmaxmem(xc.handle(), domid.0.into(), kib) };
         done(result, "xc_domain_setmaxmem", || format!("domid {domid}, {kib} KiB"))
     }
 
     fn set_paging_mempool_size(&self, domid: DomId, bytes: u64) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_set_paging_mempool_size(self.handle(), domid.0.into(), bytes) };
+        let result = unsafe { xc.xc_set_paging_mempool_size(xc.handle(), domid.0.into(), bytes) };
         done(result, "xc_set_paging_mempool_size", || format!("domid {domid}, {bytes} bytes"))
     }
 
     fn apply_default_cpu_policy(&self, domid: DomId) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let library = guest_library()?;
         // SAFETY: the null pointers stand for "no featureset, no CPUID edits, no MSR edits", as the function documents.
         let result = unsafe {
             library.xc_cpuid_apply_policy(
-                self.handle(),
+                xc.handle(),
                 domid.0.into(),
                 false,
                 ptr::null(),
@@ -271,50 +258,52 @@ impl DomainControl for Control {
     }
 
     fn alloc_unbound_port(&self, domid: DomId, remote: DomId) -> Result<Port> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result =
-            unsafe { self.library.xc_evtchn_alloc_unbound(self.handle(), domid.0.into(), remote.0.into()) };
+        let result = unsafe { xc.xc_evtchn_alloc_unbound(xc.handle(), domid.0.into(), remote.0.into()) };
         done(result, "xc_evtchn_alloc_unbound", || format!("domid {domid}, remote {remote}"))?;
         Ok(Port(result as u32))
     }
 
     fn set_hvm_param(&self, domid: DomId, param: HvmParam, value: u64) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result =
-            unsafe { self.library.xc_hvm_param_set(self.handle(), domid.0.into(), param as u32, value) };
+        let result = unsafe { xc.xc_hvm_param_set(xc.handle(), domid.0.into(), param as u32, value) };
         done(result, "xc_hvm_param_set", || format!("domid {domid}, {param:?} = {value:#x}"))
     }
 
     fn hvm_param(&self, domid: DomId, param: HvmParam) -> Result<u64> {
+        let xc = self.libxenctrl()?;
         let mut value = 0;
         // SAFETY: `value` is live and of the type that the function writes.
-        let result = unsafe {
-            self.library.xc_hvm_param_get(self.handle(), domid.0.into(), param as u32, &raw mut value)
-        };
+        let result =
+            unsafe { xc.xc_hvm_param_get(xc.handle(), domid.0.into(), param as u32, &raw mut value) };
         done(result, "xc_hvm_param_get", || format!("domid {domid}, {param:?}"))?;
         Ok(value)
     }
 
     fn set_memory_map(&self, domid: DomId, map: &[E820Entry]) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let mut entries: Vec<sys::e820entry> = map
             .iter()
             .map(|entry| sys::e820entry { addr: entry.start, size: entry.size, type_: entry.kind as u32 })
             .collect();
         let count = entries.len() as u32;
         // SAFETY: the function reads `count` entries.
-        let result = unsafe {
-            self.library.xc_domain_set_memory_map(self.handle(), domid.0.into(), entries.as_mut_ptr(), count)
-        };
+        let result =
+            unsafe { xc.xc_domain_set_memory_map(xc.handle(), domid.0.into(), entries.as_mut_ptr(), count) };
         done(result, "xc_domain_set_memory_map", || format!("domid {domid}, {count} entries"))
     }
 
     fn claim_pages(&self, domid: DomId, pages: u64) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_domain_claim_pages(self.handle(), domid.0.into(), pages) };
+        let result = unsafe { xc.xc_domain_claim_pages(xc.handle(), domid.0.into(), pages) };
         done(result, "xc_domain_claim_pages", || format!("domid {domid}, {pages} pages"))
     }
 
     fn populate_physmap(&self, domid: DomId, order: u32, gfns: &[Gfn], kind: Populate) -> Result<usize> {
+        let xc = self.libxenctrl()?;
         let mut extents: Vec<sys::xen_pfn_t> = gfns.iter().map(|gfn| gfn.0).collect();
         let flags = match kind {
             Populate::Now => 0,
@@ -322,8 +311,8 @@ impl DomainControl for Control {
         };
         // SAFETY: the function reads and writes `extents.len()` frame numbers.
         let result = unsafe {
-            self.library.xc_domain_populate_physmap(
-                self.handle(),
+            xc.xc_domain_populate_physmap(
+                xc.handle(),
                 domid.0.into(),
                 extents.len() as libc::c_ulong,
                 order,
@@ -338,11 +327,12 @@ impl DomainControl for Control {
     }
 
     fn populate_pv(&self, domid: DomId, order: u32, pfns: &[Pfn]) -> Result<Vec<Gfn>> {
+        let xc = self.libxenctrl()?;
         let mut extents: Vec<sys::xen_pfn_t> = pfns.iter().map(|pfn| pfn.0).collect();
         // SAFETY: the function reads and writes `extents.len()` frame numbers.
         let result = unsafe {
-            self.library.xc_domain_populate_physmap(
-                self.handle(),
+            xc.xc_domain_populate_physmap(
+                xc.handle(),
                 domid.0.into(),
                 extents.len() as libc::c_ulong,
                 order,
@@ -359,27 +349,23 @@ impl DomainControl for Control {
     }
 
     fn init_hypercall_page(&self, domid: DomId, page: Gfn) -> Result<()> {
-        let mut call = sys::xen_domctl {
-            cmd: sys::XEN_DOMCTL_hypercall_init,
-            interface_version: sys::XEN_DOMCTL_INTERFACE_VERSION,
-            domain: domid.0,
-            ..Default::default()
-        };
+        let mut call =
+            sys::xen_domctl { cmd: sys::XEN_DOMCTL_hypercall_init, domain: domid.0, ..Default::default() };
         call.u.hypercall_init = sys::xen_domctl_hypercall_init { gmfn: page.0 };
-        Hypercalls::open()?
-            .domctl(&call, "XEN_DOMCTL_hypercall_init", || format!("domid {domid}, frame {page}"))
+        self.calls.domctl(call, "XEN_DOMCTL_hypercall_init", || format!("domid {domid}, frame {page}"))
     }
 
     fn pin_page_tables(&self, domid: DomId, level4: Gfn) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let mut operation = sys::mmuext_op { cmd: sys::MMUEXT_PIN_L4_TABLE, ..Default::default() };
         operation.arg1.mfn = level4.0;
         // SAFETY: one operation, as is said.
-        let result =
-            unsafe { self.library.xc_mmuext_op(self.handle(), &raw mut operation, 1, domid.0.into()) };
+        let result = unsafe { xc.xc_mmuext_op(xc.handle(), &raw mut operation, 1, domid.0.into()) };
         done(result, "xc_mmuext_op", || format!("domid {domid}, MMUEXT_PIN_L4_TABLE, frame {level4}"))
     }
 
     fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let flags = (sys::VGCF_in_kernel | sys::VGCF_online).into();
         let mut context = sys::vcpu_guest_context { flags, ..Default::default() };
         let registers = &mut context.user_regs;
@@ -398,45 +384,46 @@ impl DomainControl for Control {
         context.ctrlreg[3] = start.page_table.address();
         let mut context = sys::vcpu_guest_context_any_t { c: context };
         // SAFETY: the function reads the context of a 64-bit vCPU, which is the native one.
-        let result =
-            unsafe { self.library.xc_vcpu_setcontext(self.handle(), domid.0.into(), 0, &raw mut context) };
+        let result = unsafe { xc.xc_vcpu_setcontext(xc.handle(), domid.0.into(), 0, &raw mut context) };
         done(result, "xc_vcpu_setcontext", || format!("domid {domid}, vCPU 0"))
     }
 
     fn assign_device(&self, domid: DomId, device: PciAddress, reserved: Reserved) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let flags = match reserved {
             Reserved::Strict => 0,
             Reserved::Relaxed => sys::XEN_DOMCTL_DEV_RDM_RELAXED,
         };
         // SAFETY: plain values to an open handle.
-        let result =
-            unsafe { self.library.xc_assign_device(self.handle(), domid.0.into(), device.sbdf(), flags) };
+        let result = unsafe { xc.xc_assign_device(xc.handle(), domid.0.into(), device.sbdf(), flags) };
         done(result, "xc_assign_device", || format!("domid {domid}, {device}"))
     }
 
     fn deassign_device(&self, domid: DomId, device: PciAddress) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe { self.library.xc_deassign_device(self.handle(), domid.0.into(), device.sbdf()) };
+        let result = unsafe { xc.xc_deassign_device(xc.handle(), domid.0.into(), device.sbdf()) };
         done(result, "xc_deassign_device", || format!("domid {domid}, {device}"))
     }
 
     fn set_access(&self, domid: DomId, piece: Hardware, allowed: bool) -> Result<()> {
         let domain = domid.0.into();
-        let (library, handle) = (self.library, self.handle());
+        let xc = self.libxenctrl()?;
+        let handle = xc.handle();
         let (result, call) = match piece {
             Hardware::Ports { first, count } => (
                 // SAFETY: plain values to an open handle.
-                unsafe { library.xc_domain_ioport_permission(handle, domain, first, count, allowed.into()) },
+                unsafe { xc.xc_domain_ioport_permission(handle, domain, first, count, allowed.into()) },
                 "xc_domain_ioport_permission",
             ),
             Hardware::Frames { first, count } => (
                 // SAFETY: plain values to an open handle.
-                unsafe { library.xc_domain_iomem_permission(handle, domain, first, count, allowed.into()) },
+                unsafe { xc.xc_domain_iomem_permission(handle, domain, first, count, allowed.into()) },
                 "xc_domain_iomem_permission",
             ),
             Hardware::Interrupt(interrupt) => (
                 // SAFETY: plain values to an open handle.
-                unsafe { library.xc_domain_irq_permission(handle, domain, interrupt, allowed) },
+                unsafe { xc.xc_domain_irq_permission(handle, domain, interrupt, allowed) },
                 "xc_domain_irq_permission",
             ),
         };
@@ -445,36 +432,29 @@ impl DomainControl for Control {
 
     fn map_interrupt(&self, domid: DomId, interrupt: u32) -> Result<u32> {
         let mut own = interrupt.cast_signed();
+        let xc = self.libxenctrl()?;
         // SAFETY: `own` is live and of the type that the function reads and writes.
         let result = unsafe {
-            self.library.xc_physdev_map_pirq(
-                self.handle(),
-                domid.0.into(),
-                interrupt.cast_signed(),
-                &raw mut own,
-            )
+            xc.xc_physdev_map_pirq(xc.handle(), domid.0.into(), interrupt.cast_signed(), &raw mut own)
         };
         done(result, "xc_physdev_map_pirq", || format!("domid {domid}, interrupt {interrupt}"))?;
         Ok(own.cast_unsigned())
     }
 
     fn unmap_interrupt(&self, domid: DomId, interrupt: u32) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe {
-            self.library.xc_physdev_unmap_pirq(self.handle(), domid.0.into(), interrupt.cast_signed())
-        };
+        let result =
+            unsafe { xc.xc_physdev_unmap_pirq(xc.handle(), domid.0.into(), interrupt.cast_signed()) };
         done(result, "xc_physdev_unmap_pirq", || format!("domid {domid}, interrupt {interrupt}"))
     }
 
     fn machine_memory_map(&self) -> Result<Vec<E820Entry>> {
         let mut entries = [sys::e820entry::default(); MACHINE_MAP_LIMIT];
+        let xc = self.libxenctrl()?;
         // SAFETY: the function writes at most as many entries as it is told that there is room for.
         let result = unsafe {
-            self.library.xc_get_machine_memory_map(
-                self.handle(),
-                entries.as_mut_ptr(),
-                MACHINE_MAP_LIMIT as u32,
-            )
+            xc.xc_get_machine_memory_map(xc.handle(), entries.as_mut_ptr(), MACHINE_MAP_LIMIT as u32)
         };
         done(result, "xc_get_machine_memory_map", String::new)?;
         let found = entries.iter().take(result as usize);
@@ -488,10 +468,11 @@ impl DomainControl for Control {
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: the null pointers stand for answers that are not wanted.
         let result = unsafe {
-            self.library.xc_domain_set_pod_target(
-                self.handle(),
+            xc.xc_domain_set_pod_target(
+                xc.handle(),
                 domid.0.into(),
                 pages,
                 ptr::null_mut(),
@@ -503,21 +484,15 @@ impl DomainControl for Control {
     }
 
     fn hvm_context(&self, domid: DomId) -> Result<Vec<u8>> {
+        let xc = self.libxenctrl()?;
         let args = || format!("domid {domid}");
         // SAFETY: a null buffer asks for the size.
-        let size = unsafe {
-            self.library.xc_domain_hvm_getcontext(self.handle(), domid.0.into(), ptr::null_mut(), 0)
-        };
+        let size = unsafe { xc.xc_domain_hvm_getcontext(xc.handle(), domid.0.into(), ptr::null_mut(), 0) };
         done(size, "xc_domain_hvm_getcontext", args)?;
         let mut records = vec![0; size as usize];
         // SAFETY: `records` has room for `size` bytes.
         let used = unsafe {
-            self.library.xc_domain_hvm_getcontext(
-                self.handle(),
-                domid.0.into(),
-                records.as_mut_ptr(),
-                size as u32,
-            )
+            xc.xc_domain_hvm_getcontext(xc.handle(), domid.0.into(), records.as_mut_ptr(), size as u32)
         };
         done(used, "xc_domain_hvm_getcontext", args)?;
         records.truncate(used as usize);
@@ -525,10 +500,11 @@ impl DomainControl for Control {
     }
 
     fn set_hvm_context(&self, domid: DomId, records: &[u8]) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: the function reads `records.len()` bytes (and writes none, in spite of its type).
         let result = unsafe {
-            self.library.xc_domain_hvm_setcontext(
-                self.handle(),
+            xc.xc_domain_hvm_setcontext(
+                xc.handle(),
                 domid.0.into(),
                 records.as_ptr().cast_mut(),
                 records.len() as u32,
@@ -538,46 +514,35 @@ impl DomainControl for Control {
     }
 
     fn domain_info(&self, domid: DomId) -> Result<DomainInfo> {
-        let mut info = sys::xen_domctl_getdomaininfo::default();
-        // SAFETY: room for the one entry that is asked for.
-        let found =
-            unsafe { self.library.xc_domain_getinfolist(self.handle(), domid.0.into(), 1, &raw mut info) };
-        let args = || format!("domid {domid}");
-        done(found, "xc_domain_getinfolist", args)?;
-        // The call answers with the first domain from that id on.
-        if found == 0 || info.domain != domid.0 {
-            return Err(Error::errno("xc_domain_getinfolist", args(), libc::ESRCH));
-        }
-        Ok(domain_info(&info))
-    }
-
-    fn domains(&self) -> Result<Vec<DomainInfo>> {
-        let mut domains = Vec::new();
-        let mut first = 0;
-        loop {
-            let mut part = vec![sys::xen_domctl_getdomaininfo::default(); DOMAINS_AT_ONCE];
-            // SAFETY: room for as many entries as are asked for.
-            let found = unsafe {
-                self.library.xc_domain_getinfolist(
-                    self.handle(),
-                    first,
-                    DOMAINS_AT_ONCE as u32,
-                    part.as_mut_ptr(),
-                )
-            };
-            done(found, "xc_domain_getinfolist", || format!("from domid {first}"))?;
-            domains.extend(part[..found as usize].iter().map(domain_info));
-            match domains.last() {
-                Some(last) if found as usize == DOMAINS_AT_ONCE => first = u32::from(last.domid.0) + 1,
-                _ => return Ok(domains),
+        // The call answers with the domains from that id on.
+        match self.calls.domains(domid.0.into(), 1)?.first() {
+            Some(info) if info.domain == domid.0 => Ok(domain_info(info)),
+            _ => {
+                let args = format!("domid {domid}");
+                Err(Error::errno("XEN_SYSCTL_getdomaininfolist", args, libc::ESRCH))
             }
         }
     }
 
+    fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let mut domains: Vec<DomainInfo> = Vec::new();
+        let mut at_once = Hypercalls::IN_A_PAGE;
+        loop {
+            let first = domains.last().map_or(0, |last| u32::from(last.domid.0) + 1);
+            let part = self.calls.domains(first, at_once)?;
+            domains.extend(part.iter().map(domain_info));
+            if part.len() < at_once {
+                return Ok(domains);
+            }
+            at_once = DOMAINS_AT_ONCE;
+        }
+    }
+
     fn phys_info(&self) -> Result<PhysInfo> {
+        let xc = self.libxenctrl()?;
         let mut raw = sys::xen_sysctl_physinfo::default();
         // SAFETY: `raw` is live and of the type that the function writes.
-        let result = unsafe { self.library.xc_physinfo(self.handle(), &raw mut raw) };
+        let result = unsafe { xc.xc_physinfo(xc.handle(), &raw mut raw) };
         done(result, "xc_physinfo", String::new)?;
         Ok(PhysInfo {
             threads_per_core: raw.threads_per_core,
@@ -623,22 +588,19 @@ impl DomainControl for Control {
     }
 
     fn host_info(&self) -> Result<HostInfo> {
+        let xc = self.libxenctrl()?;
         let mut scheduler = 0;
         // SAFETY: `scheduler` is live and of the type that the function writes.
-        let result = unsafe { self.library.xc_sched_id(self.handle(), &raw mut scheduler) };
+        let result = unsafe { xc.xc_sched_id(xc.handle(), &raw mut scheduler) };
         done(result, "xc_sched_id", String::new)?;
         // SAFETY: an open handle. A hypervisor without memory sharing answers with an error, and shares nothing.
-        let [freed, used] = unsafe {
-            [
-                self.library.xc_sharing_freed_pages(self.handle()),
-                self.library.xc_sharing_used_frames(self.handle()),
-            ]
-        };
+        let [freed, used] =
+            unsafe { [xc.xc_sharing_freed_pages(xc.handle()), xc.xc_sharing_used_frames(xc.handle())] };
         // SAFETY: an open handle.
-        let size = unsafe { self.library.xc_get_cpumap_size(self.handle()) };
+        let size = unsafe { xc.xc_get_cpumap_size(xc.handle()) };
         done(size, "xc_get_cpumap_size", String::new)?;
         // SAFETY: an open handle; the answer is `size` bytes from malloc, or null.
-        let map = unsafe { self.library.xc_cpupool_freeinfo(self.handle()) };
+        let map = unsafe { xc.xc_cpupool_freeinfo(xc.handle()) };
         let map = NonNull::new(map).ok_or_else(|| Error::last("xc_cpupool_freeinfo", ""))?;
         // SAFETY: as above.
         let free_cpus = unsafe { std::slice::from_raw_parts(map.as_ptr(), size as usize) }

@@ -20,18 +20,12 @@ fn c_string(call: &'static str, bytes: &[u8]) -> Result<CString> {
 impl Control {
     /// What the console ring has from `index` on, at most a part, and the index behind it.
     fn console_ring_part(&self, clear: bool, index: &mut u32) -> Result<Vec<u8>> {
+        let xc = self.libxenctrl()?;
         let mut part = vec![0_u8; RING_PART];
         let mut len = RING_PART as u32;
         // SAFETY: the buffer has the room that `len` says; both numbers are live.
         let result = unsafe {
-            self.library.xc_readconsolering(
-                self.handle(),
-                part.as_mut_ptr().cast(),
-                &raw mut len,
-                clear.into(),
-                1,
-                index,
-            )
+            xc.xc_readconsolering(xc.handle(), part.as_mut_ptr().cast(), &raw mut len, clear.into(), 1, index)
         };
         done(result, "xc_readconsolering", || format!("from {index}"))?;
         part.truncate(len as usize);
@@ -57,34 +51,36 @@ impl Diagnostics for Control {
     }
 
     fn send_debug_keys(&self, keys: &str) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let text = c_string("xc_send_debug_keys", keys.as_bytes())?;
         // SAFETY: a string that ends with a NUL.
-        let result = unsafe { self.library.xc_send_debug_keys(self.handle(), text.as_ptr()) };
+        let result = unsafe { xc.xc_send_debug_keys(xc.handle(), text.as_ptr()) };
         done(result, "xc_send_debug_keys", || keys.to_owned())
     }
 
     fn send_trigger(&self, domid: DomId, trigger: Trigger, vcpu: u32) -> Result<()> {
+        let xc = self.libxenctrl()?;
         // SAFETY: plain values to an open handle.
-        let result = unsafe {
-            self.library.xc_domain_send_trigger(self.handle(), domid.0.into(), trigger as u32, vcpu)
-        };
+        let result = unsafe { xc.xc_domain_send_trigger(xc.handle(), domid.0.into(), trigger as u32, vcpu) };
         done(result, "xc_domain_send_trigger", || format!("domid {domid}, {trigger:?}, vCPU {vcpu}"))
     }
 
     fn dump_core(&self, domid: DomId, file: &Path) -> Result<()> {
+        let xc = self.libxenctrl()?;
         let path = c_string("xc_domain_dumpcore", file.as_os_str().as_bytes())?;
         let library = guest_library()?;
         // SAFETY: a string that ends with a NUL.
-        let result = unsafe { library.xc_domain_dumpcore(self.handle(), domid.0.into(), path.as_ptr()) };
+        let result = unsafe { library.xc_domain_dumpcore(xc.handle(), domid.0.into(), path.as_ptr()) };
         done(result, "xc_domain_dumpcore", || format!("domid {domid}, {}", file.display()))
     }
 
     fn security_label(&self, ssidref: u32) -> Result<Option<String>> {
+        let xc = self.libxenctrl()?;
         let mut label = [0_u8; LABEL];
         // SAFETY: the buffer has the room that the function is told of.
         let result = unsafe {
-            self.library.xc_flask_sid_to_context(
-                self.handle(),
+            xc.xc_flask_sid_to_context(
+                xc.handle(),
                 ssidref as libc::c_int,
                 label.as_mut_ptr().cast(),
                 LABEL as u32,

@@ -2,13 +2,17 @@
 #![allow(unsafe_code, reason = "calls of the C library")]
 
 use super::logger;
+use super::release::foreign_library;
 use crate::memory::Owner;
 use crate::{Access, DomId, Error, ForeignMemory, Gfn, Mapping, PAGE_SIZE, Result};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use xen_sys::{self as sys, xenforeignmemory_handle, xenforeignmemory_resource_handle};
 
-struct Handle(NonNull<xenforeignmemory_handle>);
+struct Handle {
+    library: &'static sys::ForeignLibrary,
+    raw: NonNull<xenforeignmemory_handle>,
+}
 
 // SAFETY: the handle is a file descriptor, a logger and (on Linux) nothing else; mapping is an mmap and an ioctl.
 unsafe impl Send for Handle {}
@@ -18,7 +22,7 @@ unsafe impl Sync for Handle {}
 impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: opened by `Foreign::open`, and not used afterwards.
-        unsafe { sys::xenforeignmemory_close(self.0.as_ptr()) };
+        unsafe { self.library.xenforeignmemory_close(self.raw.as_ptr()) };
     }
 }
 
@@ -26,10 +30,11 @@ pub(super) struct Foreign(Arc<Handle>);
 
 impl Foreign {
     pub(super) fn open() -> Result<Self> {
+        let library = foreign_library()?;
         // SAFETY: the logger lives for ever; no flags.
-        let raw = unsafe { sys::xenforeignmemory_open(logger::silent(), 0) };
+        let raw = unsafe { library.xenforeignmemory_open(logger::silent(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("xenforeignmemory_open", ""))?;
-        Ok(Self(Arc::new(Handle(raw))))
+        Ok(Self(Arc::new(Handle { library, raw })))
     }
 }
 
@@ -48,7 +53,13 @@ impl Owner for Pages {}
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: mapped by `map` with this count, and the `Mapping` is being dropped.
-        unsafe { sys::xenforeignmemory_unmap(self.handle.0.as_ptr(), self.base.as_ptr(), self.count) };
+        unsafe {
+            self.handle.library.xenforeignmemory_unmap(
+                self.handle.raw.as_ptr(),
+                self.base.as_ptr(),
+                self.count,
+            )
+        };
     }
 }
 
@@ -66,7 +77,9 @@ impl Owner for Resource {}
 impl Drop for Resource {
     fn drop(&mut self) {
         // SAFETY: made by `map_grant_table`, and its `Mapping` is being dropped.
-        unsafe { sys::xenforeignmemory_unmap_resource(self.handle.0.as_ptr(), self.raw.as_ptr()) };
+        unsafe {
+            self.handle.library.xenforeignmemory_unmap_resource(self.handle.raw.as_ptr(), self.raw.as_ptr())
+        };
     }
 }
 
@@ -82,8 +95,8 @@ impl ForeignMemory for Foreign {
         }
         // SAFETY: the library reads `frames.len()` frame numbers; without an error array it maps all or nothing.
         let base = unsafe {
-            sys::xenforeignmemory_map(
-                self.0.0.as_ptr(),
+            self.0.library.xenforeignmemory_map(
+                self.0.raw.as_ptr(),
                 domid.0.into(),
                 access.prot(),
                 frames.len(),
@@ -107,8 +120,8 @@ impl ForeignMemory for Foreign {
         let mut base = ptr::null_mut();
         // SAFETY: `base` is null, so that the library chooses the place and writes it there.
         let raw = unsafe {
-            sys::xenforeignmemory_map_resource(
-                self.0.0.as_ptr(),
+            self.0.library.xenforeignmemory_map_resource(
+                self.0.raw.as_ptr(),
                 domid.0,
                 sys::XENMEM_resource_grant_table,
                 sys::XENMEM_resource_grant_table_id_shared,

@@ -6,12 +6,15 @@ mod diagnostics;
 mod event;
 mod foreign;
 mod grant;
+mod hypercall;
 mod logger;
 mod release;
 mod scheduling;
 mod store;
 
-use crate::{DomainControl, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result, Xenstore};
+use crate::{
+    DomainControl, Error, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result, Xenstore,
+};
 pub use event::Events;
 pub use grant::{Map, Share};
 use std::sync::Arc;
@@ -44,18 +47,25 @@ impl Platform for Host {
 
 /// The machine we run on, as a toolstack in its control domain uses it: xenstored is talked to over the wire, where
 /// [`Host`] goes through libxenstore. That saves each program a library, and lets many requests be under way at once.
+///
+/// A toolstack builds domains and does not talk to them: grants and event channels are [`Unavailable`](crate::ErrorKind::Unavailable)
+/// here, so that its programs need not load the libraries of [`Host`] for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dom0;
 
+fn for_host<T>(what: &'static str) -> Result<T> {
+    Err(Error::errno(what, "not of a toolstack's platform: use Host", libc::ENOSYS))
+}
+
 impl Platform for Dom0 {
     fn grant_share(&self) -> Result<Arc<dyn GrantShare>> {
-        Host.grant_share()
+        for_host("xengntshr_open")
     }
     fn grant_map(&self) -> Result<Arc<dyn GrantMap>> {
-        Host.grant_map()
+        for_host("xengnttab_open")
     }
     fn event_channels(&self) -> Result<Arc<dyn EventChannels>> {
-        Host.event_channels()
+        for_host("xenevtchn_open")
     }
     fn xenstore(&self) -> Result<Arc<dyn Xenstore>> {
         Ok(Arc::new(connection::Connection::open()?))

@@ -1,15 +1,14 @@
 //! Xen's libraries whose ABI is another in each release, libxenctrl and libxenguest: opened at run time, and once, in the
 //! release that this was built for. Where there is another one, that is what the error says; a program that is linked
-//! against them would not even start.
+//! against them would not even start. So is libxenforeignmemory, though it is the same in all: most commands map nothing.
 #![allow(unsafe_code, reason = "opens libraries")]
 
-use super::control::done;
 use crate::{Error, Result};
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
-use xen_sys::{self as sys, xc_interface};
+use xen_sys as sys;
 
 /// libxenctrl.
 pub(super) fn control_library() -> Result<&'static sys::ControlLibrary> {
@@ -24,6 +23,13 @@ pub(super) fn guest_library() -> Result<&'static sys::GuestLibrary> {
     static LIBRARY: OnceLock<sys::GuestLibrary> = OnceLock::new();
     // SAFETY: as above.
     once(&LIBRARY, sys::GUEST_LIBRARY, || unsafe { sys::GuestLibrary::new(sys::GUEST_LIBRARY) })
+}
+
+/// libxenforeignmemory.
+pub(super) fn foreign_library() -> Result<&'static sys::ForeignLibrary> {
+    static LIBRARY: OnceLock<sys::ForeignLibrary> = OnceLock::new();
+    // SAFETY: as above; the version in the file's name is that of its ABI.
+    once(&LIBRARY, sys::FOREIGN_LIBRARY, || unsafe { sys::ForeignLibrary::new(sys::FOREIGN_LIBRARY) })
 }
 
 fn once<L, E: std::fmt::Display>(
@@ -72,17 +78,13 @@ fn missing(why: &str, mut here: Vec<String>) -> String {
     }
 }
 
-/// An error unless the hypervisor is of the release that this was built for.
-pub(super) fn check_hypervisor(library: &sys::ControlLibrary, handle: *mut xc_interface) -> Result<()> {
-    // SAFETY: an open handle; this command takes no argument and returns the version.
-    let version =
-        unsafe { library.xc_version(handle, sys::XENVER_version as libc::c_int, std::ptr::null_mut()) };
-    done(version, "xc_version", || "XENVER_version".to_owned())?;
+/// An error unless the hypervisor's version, as `XENVER_version` has it, is of the release that this was built for.
+pub(super) fn check(version: libc::c_int) -> Result<()> {
     let running = format!("{}.{}", version >> 16, version & 0xffff);
     if running == sys::RELEASE {
         Ok(())
     } else {
-        Err(Error::new("xc_version", "", io::Error::other(other(&running))))
+        Err(Error::new("XENVER_version", "", io::Error::other(other(&running))))
     }
 }
 
@@ -117,7 +119,7 @@ mod tests {
             missing("not found", vec![]),
             format!("not found; this program was built for Xen {wanted}, whose libraries are not here")
         );
-        assert!(other("4.99").contains("Xen 4.99 runs here"));
+        assert!(check(4 << 16 | 99).unwrap_err().to_string().contains("Xen 4.99 runs here"));
     }
 
     #[test]
