@@ -433,7 +433,6 @@ impl DomainControl for Control {
     fn map_interrupt(&self, domid: DomId, interrupt: u32) -> Result<u32> {
         let xc = self.libxenctrl()?;
         let mut own = interrupt.cast_signed();
-        let xc = self.libxenctrl()?;
         // SAFETY: `own` is live and of the type that the function reads and writes.
         let result = unsafe {
             xc.xc_physdev_map_pirq(xc.handle(), domid.0.into(), interrupt.cast_signed(), &raw mut own)
@@ -453,7 +452,6 @@ impl DomainControl for Control {
     fn machine_memory_map(&self) -> Result<Vec<E820Entry>> {
         let xc = self.libxenctrl()?;
         let mut entries = [sys::e820entry::default(); MACHINE_MAP_LIMIT];
-        let xc = self.libxenctrl()?;
         // SAFETY: the function writes at most as many entries as it is told that there is room for.
         let result = unsafe {
             xc.xc_get_machine_memory_map(xc.handle(), entries.as_mut_ptr(), MACHINE_MAP_LIMIT as u32)
