@@ -71,8 +71,9 @@ fn misbehave(channel: &mut vchan::Channel, call: u64, misdeed: &str) -> Outcome<
         frame
     };
     match misdeed {
-        // More than it has credit for: 64 KiB, or what a caller gets that was never welcomed.
-        "overrun" => (0..100).try_for_each(|_| send(&data(Kind::Stdout, MAX_DATA)))?,
+        // More than it has credit for: 64 KiB, or what a caller gets that was never welcomed. The frames appear together:
+        // one by one they would get their credit back in between.
+        "overrun" => send(&data(Kind::Stdout, MAX_DATA).repeat(3))?,
         "early" => {
             send(&open(call))?;
             (0..100).try_for_each(|_| send(&data(Kind::Stdin, MAX_DATA)))?;
