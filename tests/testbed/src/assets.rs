@@ -1,7 +1,8 @@
-//! What checks boot besides closures: the same kernels and initrds, as other installations keep them.
+//! What checks need besides closures: the same kernels and initrds, as other installations keep them, and what calls
+//! between qubes are tried with.
 //!
-//! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. All of them
-//! hold one system's files: [`SYSTEM`]'s.
+//! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. Those
+//! that are booted hold one system's files: [`SYSTEM`]'s.
 
 use std::fs;
 use std::io::{self, Cursor, Write as _};
@@ -12,9 +13,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
 use crate::closure::Closure;
-use crate::debian::Tree;
+use crate::debian::{Debian, Tree};
 use crate::error::At as _;
-use crate::{Error, Result, process};
+use crate::products::{OF_CALLS, Products};
+use crate::{Error, Result, elf, process};
 
 /// The system whose files they hold; its kernel is the one that is unpacked fastest.
 const SYSTEM: &str = "vault";
@@ -23,7 +25,10 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 3] = ["unified", "esp", "disk"];
+pub const NAMES: [&str; 4] = ["unified", "esp", "disk", "calls"];
+
+/// Programs that know nothing of calls, at both ends of one: their packages, and where they lie there.
+const STRANGERS: [(&str, &str); 2] = [("curl", "usr/bin/curl"), ("socat", "usr/bin/socat")];
 
 /// Where the added sections of an image begin: behind those of the stub.
 const FIRST_ADDRESS: u64 = 0x100_0000;
@@ -36,7 +41,13 @@ pub struct Assets {
 
 impl Assets {
     /// Makes them below `folder`.
-    pub fn make(cache: &Cache, closures: &[Closure], folder: &Path) -> Result<Self> {
+    pub fn make(
+        cache: &Cache,
+        debian: &Debian,
+        products: &Products,
+        closures: &[Closure],
+        folder: &Path,
+    ) -> Result<Self> {
         let folder = folder.join("assets");
         let system = closures
             .iter()
@@ -47,6 +58,8 @@ impl Assets {
         make_unified(&stub, &files, &folder.join(NAMES[0]))?;
         make_esp(&stub, &files, &folder.join(NAMES[1]))?;
         make_disk(&files, &folder.join(NAMES[2]))?;
+        let strangers = Tree::of_packages(cache, NAMES[3], &STRANGERS.map(|(package, _)| package))?;
+        make_calls(&strangers, debian, products, &folder.join(NAMES[3]))?;
         Ok(Self { folder })
     }
 
@@ -162,6 +175,32 @@ fn make_disk(files: &Files, place: &Path) -> Result<()> {
         fs::write(&image, disk)
     };
     write().at(&image)
+}
+
+/// `calls.tar`: `bin/` and, flat, `lib/`, for a qube that calls. As a disk it needs no file system's module.
+fn make_calls(strangers: &Tree, debian: &Debian, products: &Products, place: &Path) -> Result<()> {
+    let mut binaries = Vec::new();
+    for path in OF_CALLS {
+        let product = products.at(path).ok_or_else(|| Error::NotPackaged { path: path.to_owned() })?;
+        binaries.push(product.to_owned());
+    }
+    for (_, path) in STRANGERS {
+        binaries.push(strangers.file(path)?);
+    }
+    let folders: Vec<_> = [&debian.tree, strangers].into_iter().flat_map(Tree::library_folders).collect();
+    let libraries = elf::libraries(&binaries, &folders)?;
+    let contents = place.with_extension("contents");
+    for (folder, files) in [("bin", binaries), ("lib", libraries.into_values().collect())] {
+        let folder = contents.join(folder);
+        fs::create_dir_all(&folder).at(&folder)?;
+        for file in files {
+            fs::copy(&file, folder.join(file.file_name().unwrap_or_default())).at(&file)?;
+        }
+    }
+    fs::create_dir_all(place).at(place)?;
+    let tar = place.join("calls.tar");
+    // xen-blkback wants whole sectors, and tar writes whole blocks of 10 KiB.
+    process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&contents).args(["bin", "lib"]))
 }
 
 fn texts(files: &Files, place: &Path) -> Result<[PathBuf; 2]> {

@@ -133,6 +133,20 @@ impl Tree {
         Ok(Self { root: place.join("tree") })
     }
 
+    /// Some packages of Debian 12 and all that they depend on, downloaded if the cache does not have them yet.
+    pub fn of_packages(cache: &Cache, name: &str, packages: &[&str]) -> Result<Self> {
+        let place = cache.entry(name, &format!("{REVISION} {packages:?}"), |place| {
+            let _lock = cache.lock("apt")?;
+            let (archives, tree) = (place.join("archives"), place.join("tree"));
+            let names: Vec<_> = packages.iter().map(|name| (*name).to_owned()).collect();
+            for archive in Apt::update(cache, BOOKWORM)?.download_closure(&names, &archives)? {
+                unpack(&archive, &tree, &[])?;
+            }
+            fs::remove_dir_all(&archives).at(&archives)
+        })?;
+        Ok(Self { root: place.join("tree") })
+    }
+
     /// One package without what it depends on, downloaded if the cache does not have it yet: for a program that runs right
     /// here.
     pub fn of_package(cache: &Cache, package: &str) -> Result<Self> {

@@ -12,10 +12,14 @@ use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
 /// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 8] = [
+const PROGRAMS: [(&str, &[&str], &str); 12] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
     ("nxl", &["--bin", "nxl-bootloader"], "nxl-bootloader"),
     ("nxl", &["--bin", "block-nix"], "block-nix"),
+    ("tesseraqt-nexus", &["--bin", "nexusd"], "nexusd"),
+    ("tesseraqt-nexus", &["--bin", "nexus-agent"], "nexus-agent"),
+    ("tesseraqt-nexus", &["--bin", "nexus-call"], "nexus-call"),
+    ("tesseraqt-nexus", &["--example", "call-latency"], "examples/call-latency"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
     ("tesseraqt-vchan", &["--example", "vchan-hub"], "examples/vchan-hub"),
@@ -83,11 +87,19 @@ impl Products {
         self.programs.iter().map(|(place, path)| (place.as_str(), path.as_path()))
     }
 
+    /// The product with that place in dom0.
+    pub fn at(&self, place: &str) -> Option<&Path> {
+        self.in_dom0().find(|(its, _)| *its == place).map(|(_, path)| path)
+    }
+
     /// The products that the guests carry.
     pub fn in_guests(&self) -> impl Iterator<Item = &Path> {
         self.programs.iter().filter(|(place, _)| place.contains("vchan")).map(|(_, path)| path.as_path())
     }
 }
+
+/// What a qube calls and is called with.
+pub(crate) const OF_CALLS: [&str; 3] = ["usr/bin/nexus-agent", "usr/bin/nexus-call", "usr/bin/call-latency"];
 
 /// The place in dom0 of the product at `path`, which must exist.
 fn built(name: &str, path: PathBuf) -> Result<(String, PathBuf)> {

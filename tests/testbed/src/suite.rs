@@ -96,7 +96,7 @@ impl Testbed {
         let products = step("our programs", || Products::build(scratch.path()))?;
         let closures =
             step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
-        let assets = Assets::make(&cache, &closures, scratch.path())?;
+        let assets = Assets::make(&cache, &debian, &products, &closures, scratch.path())?;
         let others = Mutex::default();
         Ok(Self {
             cache,
