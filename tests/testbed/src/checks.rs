@@ -39,8 +39,6 @@ pub const BOOTS: [Boot; 6] = [
     Boot { name: "qubes", release: BOOKWORM, memory: 3328, processors: 1, xen: "", devices: &[] },
     Boot { name: "guests", release: BOOKWORM, memory: 3328, processors: 1, xen: "", devices: &[] },
     Boot { name: "calls", release: BOOKWORM, memory: 3328, processors: 1, xen: "", devices: &[] },
-    // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
-    Boot { name: "large", release: BOOKWORM, memory: 6400, processors: 2, xen: "", devices: &[] },
     // An IOMMU and devices that no driver of dom0's wants, for Xen to give away.
     Boot {
         name: "passthrough",
@@ -60,6 +58,8 @@ pub const BOOTS: [Boot; 6] = [
         ],
     },
     Boot { name: "xen-4.20", release: TRIXIE, memory: 3328, processors: 1, xen: "", devices: &[] },
+    // Two processors for four vCPUs, and room for a guest that does not fit below the MMIO hole.
+    Boot { name: "large", release: BOOKWORM, memory: 6400, processors: 2, xen: "", devices: &[] },
 ];
 
 /// One check.

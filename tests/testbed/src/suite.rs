@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,20 +141,22 @@ impl Testbed {
             report.lock().unwrap_or_else(PoisonError::into_inner)(check, verdict);
         };
         let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        let processors = Processors::new(processors);
         let boots: Vec<_> =
             BOOTS.into_iter().filter(|boot| checks.iter().any(|check| check.boot == *boot)).collect();
-        for together in side_by_side(&boots, processors) {
-            thread::scope(|scope| {
-                let running: Vec<_> = together
-                    .iter()
-                    .map(|boot| scope.spawn(move || self.run_boot(*boot, checks, report)))
-                    .collect();
-                running
-                    .into_iter()
-                    .try_for_each(|boot| boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            })?;
-        }
-        Ok(())
+        thread::scope(|scope| {
+            let mut running = Vec::new();
+            for boot in boots {
+                let taken = processors.take(boot.processors as usize);
+                running.push(scope.spawn(move || {
+                    let _taken = taken;
+                    self.run_boot(boot, checks, report)
+                }));
+            }
+            running
+                .into_iter()
+                .try_for_each(|boot| boot.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
     }
 
     /// The checks of one machine; those that fail once more, on a fresh one.
@@ -327,17 +329,36 @@ impl Testbed {
     }
 }
 
-/// Which machines run at the same time: as many in a row as have a processor for each of theirs.
-fn side_by_side(boots: &[Boot], processors: usize) -> Vec<Vec<Boot>> {
-    let mut groups: Vec<Vec<Boot>> = Vec::new();
-    for boot in boots {
-        let of = |group: &Vec<Boot>| group.iter().map(|boot| boot.processors as usize).sum::<usize>();
-        match groups.last_mut() {
-            Some(group) if of(group) + boot.processors as usize <= processors => group.push(*boot),
-            _ => groups.push(vec![*boot]),
-        }
+/// This machine's processors, of which each emulated one wants one for itself.
+struct Processors {
+    all: usize,
+    free: Mutex<usize>,
+    given_back: Condvar,
+}
+
+/// Some of them, until this is dropped.
+struct Taken<'a>(&'a Processors, usize);
+
+impl Processors {
+    fn new(all: usize) -> Self {
+        Self { all, free: Mutex::new(all), given_back: Condvar::new() }
     }
-    groups
+
+    /// Waits until so many are free; a machine that wants more than there are gets them all.
+    fn take(&self, wanted: usize) -> Taken<'_> {
+        let wanted = wanted.min(self.all);
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.given_back.wait_while(free, |free| *free < wanted);
+        *free.unwrap_or_else(PoisonError::into_inner) -= wanted;
+        Taken(self, wanted)
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += self.1;
+        self.0.given_back.notify_all();
+    }
 }
 
 /// Writes one line of progress.
@@ -366,16 +387,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machines_run_beside_each_other_where_there_is_room() {
-        let names = |processors| {
-            let groups = side_by_side(&BOOTS, processors);
-            groups
-                .iter()
-                .map(|group| group.iter().map(|boot| boot.name).collect::<Vec<_>>())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names(1), [vec!["qubes"], vec!["guests"], vec!["large"], vec!["xen-4.20"]]);
-        assert_eq!(names(2), [vec!["qubes", "guests"], vec!["large"], vec!["xen-4.20"]]);
-        assert_eq!(names(4), [vec!["qubes", "guests", "large"], vec!["xen-4.20"]]);
+    fn a_machine_waits_for_as_many_processors_as_it_has_or_there_are() {
+        let processors = Processors::new(2);
+        let two = (processors.take(1), processors.take(1));
+        thread::scope(|scope| {
+            let third = scope.spawn(|| processors.take(4).1);
+            assert_eq!(*processors.free.lock().unwrap(), 0);
+            drop(two.0);
+            drop(two.1);
+            assert_eq!(third.join().unwrap(), 2);
+        });
+        assert_eq!(*processors.free.lock().unwrap(), 2);
     }
 }
