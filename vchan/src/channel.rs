@@ -189,7 +189,7 @@ impl Channel {
     /// How many bytes can be sent without waiting.
     ///
     /// # Errors
-    /// [`Violation`](Error::Violation).
+    /// [`Violation`](crate::Error::Violation).
     pub fn room(&mut self) -> Result<usize> {
         self.sender.room()
     }
@@ -197,7 +197,7 @@ impl Channel {
     /// How many bytes can be received without waiting.
     ///
     /// # Errors
-    /// [`Violation`](Error::Violation).
+    /// [`Violation`](crate::Error::Violation).
     pub fn ready(&mut self) -> Result<usize> {
         self.receiver.ready()
     }
@@ -205,7 +205,7 @@ impl Channel {
     /// How many bytes the peer has not taken out of its ring yet.
     ///
     /// # Errors
-    /// [`Violation`](Error::Violation).
+    /// [`Violation`](crate::Error::Violation).
     pub fn unread(&mut self) -> Result<usize> {
         self.sender.unread()
     }
@@ -222,7 +222,7 @@ impl Channel {
     /// Whether the peer is there. (When it has gone there may still be bytes to receive.)
     ///
     /// # Errors
-    /// [`Violation`](Error::Violation), [`PeerDied`](Error::PeerDied).
+    /// [`Violation`](crate::Error::Violation), [`PeerDied`](crate::Error::PeerDied).
     pub fn state(&self) -> Result<State> {
         self.link().state()
     }
@@ -231,7 +231,7 @@ impl Channel {
     /// is silent. (Operations that wait do so themselves.)
     ///
     /// # Errors
-    /// [`PeerDied`](Error::PeerDied).
+    /// [`PeerDied`](crate::Error::PeerDied).
     pub fn probe(&self) -> Result<()> {
         self.link().probe()
     }
@@ -271,7 +271,7 @@ impl Channel {
         self.link().orders()
     }
 
-    /// Lets operations return [`WouldBlock`](Error::WouldBlock) where they would wait.
+    /// Lets operations return [`WouldBlock`](crate::Error::WouldBlock) where they would wait.
     pub fn set_nonblocking(&mut self, nonblocking: bool) {
         self.sender.set_nonblocking(nonblocking);
         self.receiver.set_nonblocking(nonblocking);

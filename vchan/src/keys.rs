@@ -25,8 +25,11 @@ pub(crate) fn port_key(path: &str) -> String {
     format!("{path}/event-channel")
 }
 
-/// This domain's id, as xenstored knows it.
-pub(crate) fn own_domid(store: &dyn Xenstore) -> Result<DomId> {
+/// The id of the domain that this program runs in, as xenstored knows it.
+///
+/// # Errors
+/// xenstored does not answer, or with something that is no domain id.
+pub fn own_domid(store: &dyn Xenstore) -> Result<DomId> {
     let path = "domid";
     let value = store.read(NONE, path)?;
     let number = decimal(&value).and_then(|number| u16::try_from(number).ok());

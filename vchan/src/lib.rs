@@ -62,6 +62,7 @@ pub use channel::Channel;
 pub use connect::{ConnectOptions, Connector};
 pub use error::{Error, Partial, Result, Violation};
 pub use hub::Hub;
+pub use keys::own_domid;
 pub use listener::{ListenOptions, Listener};
 pub use liveness::PROBE_INTERVAL;
 pub use metrics::Metrics;

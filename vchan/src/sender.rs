@@ -412,6 +412,28 @@ impl WriteChunk<'_> {
         xen::read_from_fd(fd.as_fd(), &mut parts).map_err(|source| Error::System { call: "readv", source })
     }
 
+    /// The same with room for exactly `max` bytes, and in the same system call what follows into `then`: where messages
+    /// come with headers of their own, the next one's. Returns how many bytes it were in all.
+    ///
+    /// # Errors
+    /// As [`read_from_fd`](Self::read_from_fd).
+    ///
+    /// # Panics
+    /// When there is no such room.
+    pub fn read_from_fd_then(
+        &mut self,
+        skip: usize,
+        fd: impl AsFd,
+        max: usize,
+        then: &mut [u8],
+    ) -> Result<usize> {
+        let end = skip.checked_add(max).filter(|end| *end <= self.len());
+        assert!(end.is_some(), "{max} bytes behind {skip} of {}", self.len());
+        let mut parts = self.sender.producer.reserved(skip as u32..(skip + max) as u32);
+        xen::read_from_fd_then(fd.as_fd(), &mut parts, then)
+            .map_err(|source| Error::System { call: "readv", source })
+    }
+
     /// Sends the first `n` bytes of it.
     ///
     /// # Errors

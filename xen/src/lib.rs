@@ -54,7 +54,8 @@ pub use foreign::ForeignMemory;
 pub use grant::{GrantMap, GrantShare, SharedPages, UnmapNotify};
 pub use id::{DomId, Gfn, GrantRef, PAGE_SHIFT, PAGE_SIZE, Pfn, Port};
 pub use memory::{
-    Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd, write_to_fd,
+    Access, Mapping, VolatileSlice, VolatileSliceMut, Window, Word, full_fence, read_from_fd,
+    read_from_fd_then, write_to_fd,
 };
 pub use scheduling::{
     Affinity, Core, CpuPool, CpuShare, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,

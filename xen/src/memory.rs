@@ -21,7 +21,7 @@ pub use handle::{Window, Word};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
-pub use volatile::{VolatileSlice, VolatileSliceMut, read_from_fd, write_to_fd};
+pub use volatile::{VolatileSlice, VolatileSliceMut, read_from_fd, read_from_fd_then, write_to_fd};
 
 /// What a mapping may be used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1188,6 +1188,28 @@ fn descriptors_are_read_into_the_ring_and_written_from_it() {
 }
 
 #[test]
+fn what_follows_a_message_is_read_with_it_and_not_sent() {
+    let host = Host::new();
+    let (mut server, mut client) = host.pair(&sizes(0, 0));
+    let from = rustix::pipe::pipe().unwrap();
+    // Round the ring several times; each message has 61 bytes, and 4 of the next are there, or fewer, or none.
+    for round in 0..500 {
+        let follow = round % 5;
+        let bytes = pattern(round * 61, 61 + follow);
+        assert_eq!(rustix::io::write(&from.1, &bytes).unwrap(), 61 + follow);
+        let mut then = [0xee; 4];
+        let mut chunk = client.reserve(61).unwrap();
+        assert_eq!(chunk.read_from_fd_then(0, &from.0, 61, &mut then).unwrap(), 61 + follow);
+        chunk.commit(61).unwrap();
+        assert_eq!(then[..follow], bytes[61..]);
+        assert!(then[follow..].iter().all(|byte| *byte == 0xee));
+        let mut got = vec![0; 61];
+        server.recv_exact(&mut got).unwrap();
+        assert!(got == bytes[..61], "round {round}");
+    }
+}
+
+#[test]
 fn a_header_and_what_it_says_of_go_out_together() {
     let host = Host::new();
     let (mut server, mut client) = host.pair(&sizes(0, 0));

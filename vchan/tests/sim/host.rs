@@ -83,7 +83,11 @@ impl Process {
             |output: &Collected| String::from_utf8_lossy(&output.bytes.lock().unwrap()).contains(text);
         while !self.output.iter().any(printed) {
             assert!(start.elapsed() < PATIENCE, "{} does not say {text:?}", self.shown);
-            assert!(!self.has_ended() || self.output.iter().any(printed), "{} ends early", self.shown);
+            if self.has_ended() {
+                // What it printed last may still be in the pipe.
+                self.output.iter_mut().for_each(Collected::drain);
+                assert!(self.output.iter().any(printed), "{} ends early", self.shown);
+            }
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -144,9 +148,16 @@ struct Collected {
 }
 
 impl Collected {
+    /// Waits until the pipe is closed, and all of it read.
+    fn drain(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+    }
+
     /// All there is, once the pipe is closed.
     fn all(&mut self) -> Vec<u8> {
-        self.reader.take().unwrap().join().unwrap();
+        self.drain();
         std::mem::take(&mut self.bytes.lock().unwrap())
     }
 }

@@ -208,6 +208,23 @@ pub fn read_from_fd(fd: BorrowedFd<'_>, to: &mut [VolatileSliceMut<'_>; 2]) -> i
     moved(|| unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) })
 }
 
+/// The same, and what follows into memory of our own: for a header behind what goes into shared memory.
+///
+/// # Errors
+/// Those of readv(2).
+pub fn read_from_fd_then(
+    fd: BorrowedFd<'_>,
+    to: &mut [VolatileSliceMut<'_>; 2],
+    then: &mut [u8],
+) -> io::Result<usize> {
+    let [first, second] =
+        to.each_mut().map(|view| libc::iovec { iov_base: view.start().cast(), iov_len: view.len() });
+    let then = libc::iovec { iov_base: then.as_mut_ptr().cast(), iov_len: then.len() };
+    let parts = [first, second, then];
+    // SAFETY: the first two parts are mapped for writing during the call, and the third is borrowed for as long.
+    moved(|| unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 3) })
+}
+
 /// Writes shared memory straight to a descriptor: the first view, then the second. Returns how many bytes it were.
 ///
 /// # Errors
