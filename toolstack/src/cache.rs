@@ -9,8 +9,10 @@
 //! - **One unpacks, the others wait.** An entry is made in `KEY.new`, under its lock (flock). The record is there before
 //!   `KEY.new` becomes `KEY.kernel`: so long as an entry is not complete, whoever looks for it finds the lock. Who has
 //!   waited for it looks again.
-//! - **Its first qube does not wait for the entry**: the kernel is booted from `KEY.new`, and the check sum and the record
-//!   are made, and `KEY.new` renamed, when that qube runs ([`CachedKernel`] is dropped).
+//! - **Its first qube does not wait for the entry**: the kernel is unpacked straight into a PVH guest, and written to
+//!   `KEY.new` from there ([`NewEntry::keep`]); a PV guest's, of which more must be known beforehand, is unpacked into `KEY.new`
+//!   and booted from it. The check sum and the record are made, and `KEY.new` renamed, when that qube runs
+//!   ([`NewEntry`] is dropped).
 //! - **A crash** ends the lock. What is left in `KEY.new` is begun anew by the next who wants that kernel, or removed
 //!   when the cache is pruned.
 //! - **Damage** is found by length and CRC-32. To compare that for every qube would take longer than to copy the kernel;
@@ -30,6 +32,7 @@ use crate::store_path;
 use rustix::fs::{FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -148,17 +151,23 @@ struct Key {
     source: PathBuf,
 }
 
-/// An unpacked kernel, mapped. One that was just unpacked becomes an entry when this is dropped: what that takes, a check
-/// sum of all of it above all, the guest that boots it need not wait for.
+/// What the cache has of a kernel.
+#[derive(Debug)]
+pub(crate) enum Lookup<'a> {
+    /// All of it.
+    Found(CachedKernel<'a>),
+    /// Nothing: whoever boots it is to leave it here.
+    Missing(NewEntry<'a>),
+}
+
+/// An unpacked kernel, mapped.
 #[derive(Debug)]
 pub(crate) struct CachedKernel<'a> {
     file: MappedFile,
     format: Format,
     cmdline_limit: Option<u32>,
-    _unrecorded: Option<Unrecorded<'a>>,
-    /// It was unpacked for this very qube.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tests count how often a kernel is unpacked"))]
-    made: bool,
+    /// It was unpacked for this very qube, and is mapped from there.
+    _new: Option<NewEntry<'a>>,
 }
 
 impl CachedKernel<'_> {
@@ -167,55 +176,116 @@ impl CachedKernel<'_> {
     }
 }
 
-/// What is unpacked in `KEY.new`, and becomes an entry when this is dropped.
-struct Unrecorded<'a> {
+/// An entry that is to be made: what is unpacked in `KEY.new` becomes one when this is dropped. What that takes, a check sum of
+/// all of it above all, the guest that boots the kernel need not wait for.
+pub(crate) struct NewEntry<'a> {
     cache: &'a KernelCache,
     /// `KEY.new`, locked.
     file: File,
-    key: String,
-    source: PathBuf,
+    key: Key,
+    /// What the folder may hold, in bytes.
+    allowed: u64,
+    /// What is in the file; nothing yet for `None`.
+    unpacked: Cell<Option<Unpacked>>,
+}
+
+/// An unpacked kernel.
+#[derive(Debug, Clone, Copy)]
+struct Unpacked {
     format: Format,
     cmdline_limit: Option<u32>,
     /// Bytes.
     size: u64,
-    /// What the folder may hold, in bytes.
-    allowed: u64,
 }
 
-impl fmt::Debug for Unrecorded<'_> {
+impl fmt::Debug for NewEntry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unrecorded").field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("NewEntry").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
-impl Unrecorded<'_> {
-    fn record(&self) -> Result<()> {
+impl<'a> NewEntry<'a> {
+    fn path(&self) -> PathBuf {
+        self.cache.path(&self.key.name, NEW)
+    }
+
+    /// Keeps a kernel that was unpacked elsewhere. Where that cannot be, it is unpacked anew for the next qube.
+    pub(crate) fn keep(&self, format: Format, cmdline_limit: Option<u32>, unpacked: &[u8]) {
+        let size = unpacked.len() as u64;
+        let error = |source| CacheError::File { path: self.path(), source };
+        let kept = if Kernel::open_unpacked(unpacked, format, cmdline_limit).is_err() {
+            // What cannot be booted is not kept; whoever tries to boot it says why.
+            return;
+        } else if size > self.allowed {
+            Err(CacheError::TooLarge { limit: self.allowed })
+        } else {
+            // A crash may have left something.
+            self.file.set_len(0).and_then(|()| self.file.write_all_at(unpacked, 0)).map_err(error)
+        };
+        match kept {
+            Ok(()) => self.unpacked.set(Some(Unpacked { format, cmdline_limit, size })),
+            Err(error) => self.cache.tell(&error),
+        }
+    }
+
+    /// Unpacks the kernel into the entry. `None` when the cache cannot be used.
+    pub(crate) fn unpack(self, packed: &[u8]) -> Result<Option<CachedKernel<'a>>, ImageError> {
+        let cache = self.cache;
+        cache.or_tell(self.unpack_from(packed))
+    }
+
+    fn unpack_from(self, packed: &[u8]) -> Result<CachedKernel<'a>, Failure> {
+        let limit = self.allowed;
+        let error = |source| Failure::Cache(CacheError::File { path: self.path(), source });
+        let kernel = Kernel::open(packed)?;
+        let (format, cmdline_limit) = (kernel.format(), kernel.footprint().cmdline_limit);
+        if kernel.said_size().is_some_and(|size| size > limit) {
+            // Not found out by unpacking as much as there is room for.
+            return Err(CacheError::TooLarge { limit }.into());
+        }
+        // A crash may have left something.
+        self.file.set_len(0).map_err(error)?;
+        let mut room = limit;
+        let size = kernel.unpack(|part| {
+            room = room.checked_sub(part.len() as u64).ok_or(CacheError::TooLarge { limit })?;
+            (&self.file).write_all(part).map_err(error)
+        })?;
+        let map = MappedFile::map(&self.file).map_err(error)?;
+        // What cannot be booted is not kept.
+        Kernel::open_unpacked(&map, format, cmdline_limit)?;
+        self.unpacked.set(Some(Unpacked { format, cmdline_limit, size }));
+        Ok(CachedKernel { file: map, format, cmdline_limit, _new: Some(self) })
+    }
+
+    fn record(&self, Unpacked { format, cmdline_limit, size }: Unpacked) -> Result<()> {
         let Self { cache, key, .. } = self;
-        let new = cache.path(key, NEW);
-        let error = |source| CacheError::File { path: new.clone(), source };
+        let error = |source| CacheError::File { path: self.path(), source };
         let record = Record {
-            source: self.source.clone(),
-            format: self.format,
-            cmdline_limit: self.cmdline_limit,
-            size: self.size,
+            source: key.source.clone(),
+            format,
+            cmdline_limit,
+            size,
             crc32: crc32(&self.file).map_err(error)?,
             right: Stamp::of(&self.file).map_err(error)?,
         };
-        cache.write_record(key, &record)?;
-        let path = cache.path(key, KERNEL);
-        fs::rename(&new, &path).map_err(|source| CacheError::File { path, source })
+        cache.write_record(&key.name, &record)?;
+        let path = cache.path(&key.name, KERNEL);
+        fs::rename(self.path(), &path).map_err(|source| CacheError::File { path, source })
     }
 }
 
-impl Drop for Unrecorded<'_> {
+impl Drop for NewEntry<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.record() {
+        let recorded = match self.unpacked.get() {
+            Some(unpacked) => self.record(unpacked).inspect_err(|error| self.cache.tell(error)).is_ok(),
+            None => false,
+        };
+        if !recorded {
             // Under the lock, so that it is ours. The error that led here is the one to tell of.
-            let _ = fs::remove_file(self.cache.path(&self.key, NEW));
-            self.cache.tell(&error);
+            let _ = fs::remove_file(self.path());
         }
         // The kernel is here: that others cannot be removed is for whoever prunes.
-        let _ = self.cache.prune_but(self.allowed, Some(&self.key));
+        let _ = self.cache.prune_but(self.allowed, Some(&self.key.name));
     }
 }
 
@@ -315,14 +385,18 @@ impl KernelCache {
         if self.exists()? { self.sweep(None, false) } else { Ok(Vec::new()) }
     }
 
-    /// The unpacked kernel of a packed one; unpacks it when it is not there. `None` for a kernel that is not packed, and
-    /// when the cache cannot be used.
-    pub(crate) fn kernel(&self, path: &Path, packed: &Bytes) -> Result<Option<CachedKernel<'_>>, ImageError> {
+    /// The unpacked kernel of a packed one, or where it is to be. `None` for a kernel that is not packed, and when the cache
+    /// cannot be used.
+    pub(crate) fn look(&self, path: &Path, packed: &Bytes) -> Result<Option<Lookup<'_>>, ImageError> {
         if packed.starts_with(b"\x7fELF") {
             return Ok(None);
         }
-        match self.find_or_make(path, packed) {
-            Ok(kernel) => Ok(Some(kernel)),
+        self.or_tell(self.find_or_begin(path, packed))
+    }
+
+    fn or_tell<T>(&self, found: Result<T, Failure>) -> Result<Option<T>, ImageError> {
+        match found {
+            Ok(found) => Ok(Some(found)),
             Err(Failure::Image(error)) => Err(error),
             Err(Failure::Cache(error)) => {
                 self.tell(&error);
@@ -337,23 +411,29 @@ impl KernelCache {
         }
     }
 
-    fn find_or_make(&self, path: &Path, packed: &Bytes) -> Result<CachedKernel<'_>, Failure> {
+    fn find_or_begin(&self, path: &Path, packed: &Bytes) -> Result<Lookup<'_>, Failure> {
         self.make_folder()?;
         let key = self.key(path, packed);
         loop {
             if let Some(kernel) = self.find(&key)? {
-                return Ok(kernel);
+                return Ok(Lookup::Found(kernel));
             }
             // Whoever had the lock has just made the entry, or failed to.
             let Some(file) = self.begin(&key)? else { continue };
-            let made = match self.find(&key) {
-                Ok(Some(kernel)) => Ok(kernel),
-                Ok(None) => return self.make(&key, file, packed),
-                Err(error) => Err(error.into()),
+            // Dropped as it is, it removes its file.
+            let new = |allowed, key| NewEntry { cache: self, file, key, allowed, unpacked: Cell::new(None) };
+            return match self.find(&key) {
+                // It was made between our look and our lock.
+                Ok(Some(kernel)) => {
+                    let _ = fs::remove_file(self.path(&key.name, NEW));
+                    Ok(Lookup::Found(kernel))
+                }
+                Ok(None) => Ok(Lookup::Missing(new(self.allowed()?, key))),
+                Err(error) => {
+                    let _ = fs::remove_file(self.path(&key.name, NEW));
+                    Err(error.into())
+                }
             };
-            // It was made between our look and our lock.
-            let _ = fs::remove_file(self.path(&key.name, NEW));
-            return made;
         }
     }
 
@@ -447,7 +527,7 @@ impl KernelCache {
             let _ = self.write_record(&key.name, &record);
         }
         let Record { format, cmdline_limit, .. } = record;
-        Ok(Some(CachedKernel { file: map, format, cmdline_limit, _unrecorded: None, made: false }))
+        Ok(Some(CachedKernel { file: map, format, cmdline_limit, _new: None }))
     }
 
     /// The entry was used.
@@ -493,48 +573,6 @@ impl KernelCache {
         let held = self.list()?.iter().map(|entry| entry.size).sum();
         cache_folder::allowed(&self.folder, self.limit, held)
             .map_err(|source| CacheError::File { path: self.folder.clone(), source })
-    }
-
-    /// Unpacks into the locked file, which is to become an entry.
-    fn make(&self, key: &Key, file: File, packed: &[u8]) -> Result<CachedKernel<'_>, Failure> {
-        let allowed = self.allowed()?;
-        let (map, format, cmdline_limit, size) =
-            self.unpack(key, &file, packed, allowed).inspect_err(|_| {
-                // Under the lock, so that it is ours. The error that led here is the one to report.
-                let _ = fs::remove_file(self.path(&key.name, NEW));
-            })?;
-        let (name, source) = (key.name.clone(), key.source.clone());
-        let unrecorded =
-            Unrecorded { cache: self, file, key: name, source, format, cmdline_limit, size, allowed };
-        Ok(CachedKernel { file: map, format, cmdline_limit, _unrecorded: Some(unrecorded), made: true })
-    }
-
-    fn unpack(
-        &self,
-        key: &Key,
-        mut file: &File,
-        packed: &[u8],
-        limit: u64,
-    ) -> Result<(MappedFile, Format, Option<u32>, u64), Failure> {
-        let path = self.path(&key.name, NEW);
-        let error = |source| Failure::Cache(CacheError::File { path: path.clone(), source });
-        let kernel = Kernel::open(packed)?;
-        let (format, cmdline_limit) = (kernel.format(), kernel.footprint().cmdline_limit);
-        if kernel.said_size().is_some_and(|size| size > limit) {
-            // Not found out by unpacking as much as there is room for.
-            return Err(CacheError::TooLarge { limit }.into());
-        }
-        // A crash may have left something.
-        file.set_len(0).map_err(error)?;
-        let mut room = limit;
-        let size = kernel.unpack(|part| {
-            room = room.checked_sub(part.len() as u64).ok_or(CacheError::TooLarge { limit })?;
-            file.write_all(part).map_err(error)
-        })?;
-        let map = MappedFile::map(file).map_err(error)?;
-        // What cannot be booted is not kept.
-        Kernel::open_unpacked(&map, format, cmdline_limit)?;
-        Ok((map, format, cmdline_limit, size))
     }
 
     /// The keys of the folder, and which of an entry's files each has.

@@ -1,9 +1,10 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
 use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
-use crate::cache::CachedKernel;
+use crate::cache::{CachedKernel, Lookup};
 use crate::config::{GuestType, NicConfig, QubeConfig};
 use crate::device::{self, DeviceError, Devices, Disk, Nic, Requested, pci};
+use crate::events::{Event, Step};
 use crate::image::{ImageError, Kernel};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::scheduler::SchedulerError;
@@ -76,6 +77,17 @@ pub(crate) enum Ending {
     Paused,
     /// Unpaused.
     Running,
+}
+
+/// What a guest has of memory below 4 GiB whatever its `mmio_hole`, in bytes.
+const LOW_MEMORY: u64 = 256 << 20;
+
+/// Whether the kernel, which is packed, can be unpacked in the guest's memory. A PV guest's plan takes its kernel's notes, and so
+/// does that of one that may have to be moved.
+fn unpacks_in_place(config: &QubeConfig, sources: &Sources) -> Result<bool, ImageError> {
+    let kernel = sources.kernel.kernel()?;
+    let fits = kernel.footprint().memory.end <= LOW_MEMORY.min(config.memory_mib << 20);
+    Ok(config.guest == GuestType::Pvh && fits && kernel.file_pages().is_some())
 }
 
 /// Takes back what a domain has beyond itself unless it was finished.
@@ -192,12 +204,26 @@ impl Qubes {
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
         let unpacked;
-        let cached = match &self.kernels {
-            Some(cache) => cache.kernel(kernel_path, &sources.kernel).map_err(kernel_error)?,
-            None => None,
-        };
+        let (mut cached, mut new_entry) = (None, None);
+        if let Some(cache) = &self.kernels {
+            match cache.look(kernel_path, &sources.kernel).map_err(kernel_error)? {
+                Some(Lookup::Found(kernel)) => cached = Some(kernel),
+                Some(Lookup::Missing(entry)) => {
+                    if unpacks_in_place(config, &sources).map_err(kernel_error)? {
+                        new_entry = Some(entry);
+                    } else {
+                        cached = entry.unpack(&sources.kernel).map_err(kernel_error)?;
+                    }
+                }
+                None => {}
+            }
+        }
         let kernel = cached.as_ref().map_or_else(|| sources.kernel.kernel(), CachedKernel::open);
         let mut kernel = kernel.map_err(kernel_error)?;
+        if let Some(entry) = &new_entry {
+            let (format, limit) = (kernel.format(), kernel.footprint().cmdline_limit);
+            kernel = kernel.keep_with(move |file| entry.keep(format, limit, file));
+        }
         let pv = match config.guest {
             GuestType::Pvh => {
                 kernel.pvh_entry().transpose().map_err(kernel_error)?;
@@ -275,8 +301,8 @@ impl Qubes {
             ramdisk: sources.ramdisk.as_deref(),
             cmdline: &sources.cmdline,
         };
-        let (vkbs, channels) = (&*config.vkbs, &*config.channels);
-        let requested = Requested { pv: pv.is_some(), disks: &disks, nics: &nics, vkbs, channels };
+        let (vkbs, channels, p9s) = (&*config.vkbs, &*config.channels, &*config.p9s);
+        let requested = Requested { pv: pv.is_some(), disks: &disks, nics: &nics, vkbs, channels, p9s };
         let mut devices = Devices::prepare(self, built.domid, requested)?;
         let mut pcis = pci::Given::prepare(self, built.domid, &config.pcis)?;
         let mut records = store::records(&identity, &plan, &built);
@@ -299,13 +325,17 @@ impl Qubes {
         devices.connect()?;
         pcis.connect()?;
 
-        let info = self.control.domain_info(built.domid)?;
+        let qube = Qube { info: self.control.domain_info(built.domid)?, name: Some(name.clone()) };
         begun.whole()?;
+        let mut events = vec![Event::of(&qube, Step::Created)];
         if ending == Ending::Running {
             self.control.unpause(built.domid)?;
+            events.push(Event::of(&qube, Step::Unpaused));
         }
         std::mem::forget(unfinished);
-        Ok(Qube { info, name: Some(name.clone()) })
+        // While the guest boots.
+        self.events.tell(&events);
+        Ok(qube)
     }
 }
 
@@ -408,12 +438,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nxl_create_of_512_mib_takes_at_most_60_hypercalls_and_60_xenstore_requests() {
+    fn nxl_create_of_512_mib_takes_at_most_40_hypercalls_and_60_xenstore_requests() {
         let host = host();
         let qube = host.create(&host.config("work")).unwrap();
         host.qubes.unpause(&qube).unwrap();
         let counts = host.machine.counts();
-        assert!(counts.hypercalls <= 60, "{} hypercalls: {:?}", counts.hypercalls, counts.calls);
+        assert!(counts.hypercalls <= 40, "{} hypercalls: {:?}", counts.hypercalls, counts.calls);
         assert!(
             counts.xenstore_requests() <= 60,
             "{} requests: {:?}",
@@ -457,7 +487,8 @@ pub(crate) mod tests {
         let qubes = Qubes::open(&dom0, userdata).unwrap().with_kernel_cache(cache());
         let foreign = dom0.foreign_memory().unwrap();
         let host = Host { machine, folder, qubes, foreign };
-        let elf = SyntheticElf::pvh();
+        let elf = SyntheticElf::paged();
+        std::fs::write(host.folder.path().join("kernel"), packed_bzimage(Codec::Zstd, &elf.build())).unwrap();
         std::thread::scope(|scope| {
             for i in 0..20 {
                 let (host, elf) = (&host, &elf);

@@ -5,6 +5,7 @@
 
 use crate::config::QubeConfig;
 use crate::create::{CreateError, Ending};
+use crate::events::Step;
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
 use crate::watch;
@@ -117,7 +118,9 @@ impl Qubes {
         }
         self.userdata.forget(Kind::Pool, domid, uuid)?;
         self.control.unpause(domid)?;
-        Ok(self.get(domid)?)
+        let qube = self.get(domid)?;
+        self.tell(&qube, Step::Unpaused);
+        Ok(qube)
     }
 
     /// Destroys the shells of a pool; how many there were.

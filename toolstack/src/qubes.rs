@@ -2,6 +2,7 @@
 
 use crate::cache::KernelCache;
 use crate::device::{Address, DeviceError, Dom0, Plumbing};
+use crate::events::{Event, EventLog, Step};
 use crate::pciback::{KernelSysfs, Sysfs};
 use crate::store::{self, home};
 use crate::userdata::{Kind, UserData};
@@ -124,8 +125,9 @@ pub struct Qubes {
     pub(crate) store: Arc<dyn Xenstore>,
     pub(crate) userdata: UserData,
     pub(crate) kernels: Option<KernelCache>,
-    pub(crate) plumbing: Box<dyn Plumbing>,
+    pub(crate) plumbing: Arc<dyn Plumbing>,
     pub(crate) sysfs: Box<dyn Sysfs + Send + Sync>,
+    pub(crate) events: EventLog,
 }
 
 impl Qubes {
@@ -144,15 +146,27 @@ impl Qubes {
             platform: Box::new(platform.clone()),
             userdata,
             kernels: None,
-            plumbing: Box::new(Dom0),
+            plumbing: Arc::new(Dom0),
             sysfs: Box::new(KernelSysfs),
+            events: EventLog::nowhere(),
         })
+    }
+
+    /// Tells there of what happens to qubes.
+    #[must_use]
+    pub fn with_events(self, events: EventLog) -> Self {
+        Self { events, ..self }
+    }
+
+    /// Tells of a step of a qube's life that was done.
+    pub(crate) fn tell(&self, qube: &Qube, step: Step) {
+        self.events.tell(&[Event::of(qube, step)]);
     }
 
     /// Puts something else behind the devices than this domain's kernel: for tests.
     #[must_use]
     pub fn with_plumbing(self, plumbing: impl Plumbing + 'static) -> Self {
-        Self { plumbing: Box::new(plumbing), ..self }
+        Self { plumbing: Arc::new(plumbing), ..self }
     }
 
     /// Has PCI devices in another sysfs than this domain's kernel's: for tests.
@@ -238,7 +252,9 @@ impl Qubes {
         if qube.info.domid == DomId::DOM0 {
             return Err(QubeError::Dom0("paused"));
         }
-        Ok(self.control.pause(qube.info.domid)?)
+        self.control.pause(qube.info.domid)?;
+        self.tell(qube, Step::Paused);
+        Ok(())
     }
 
     /// Lets the vCPUs of a domain run.
@@ -246,7 +262,9 @@ impl Qubes {
     /// # Errors
     /// What Xen says.
     pub fn unpause(&self, qube: &Qube) -> Result<(), QubeError> {
-        Ok(self.control.unpause(qube.info.domid)?)
+        self.control.unpause(qube.info.domid)?;
+        self.tell(qube, Step::Unpaused);
+        Ok(())
     }
 
     /// Asks the guest to power off or to restart. It may take its time, or not listen at all.
@@ -261,7 +279,9 @@ impl Qubes {
             }));
         }
         let path = format!("{}/control/shutdown", home(qube.info.domid));
-        Ok(self.store.write(Transaction::NONE, &path, request.word().as_bytes())?)
+        self.store.write(Transaction::NONE, &path, request.word().as_bytes())?;
+        self.tell(qube, Step::Requested { request: request.word().to_owned() });
+        Ok(())
     }
 
     /// Waits until a domain shut down or is gone; at most `limit`, if there is one.
@@ -332,7 +352,10 @@ impl Qubes {
         xen::transaction(&*self.store, |tx| {
             paths.iter().try_for_each(|path| self.store.write(tx, &format!("{path}/name"), name.as_bytes()))
         })
-        .map_err(|error: xen::Error| error.into())
+        .map_err(QubeError::from)?;
+        let was = qube.display_name().to_owned();
+        self.tell(&Qube { name: Some(name.to_owned()), ..qube.clone() }, Step::Renamed { was });
+        Ok(())
     }
 
     /// Ends a domain, and removes all that was made for it.
@@ -343,13 +366,21 @@ impl Qubes {
         let devices = self.destroyable(qube)?;
         // Before Xen tells everybody of the end: the watcher shall not take time for what is being done already.
         self.userdata.forget(Kind::Nxl, qube.info.domid, qube.uuid())?;
-        self.end(qube.info.domid, qube.uuid(), &devices)
+        self.end_told(qube, &devices)
     }
 
     /// The same by the watcher, whose file stays until the end: it tells the next watcher what is to be done.
     pub(crate) fn destroy_attended(&self, qube: &Qube) -> Result<(), QubeError> {
         let devices = self.destroyable(qube)?;
-        self.end(qube.info.domid, qube.uuid(), &devices)
+        self.end_told(qube, &devices)
+    }
+
+    fn end_told(&self, qube: &Qube, devices: &[Address]) -> Result<(), QubeError> {
+        let ended = self.end(qube.info.domid, qube.uuid(), devices);
+        if matches!(ended, Ok(()) | Err(QubeError::LeftBehind { .. })) {
+            self.tell(qube, Step::Destroyed);
+        }
+        ended
     }
 
     /// The devices of a domain that may be destroyed.

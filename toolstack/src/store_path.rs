@@ -2,6 +2,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Where store paths are.
+const STORE: &str = "/nix/store/";
+/// Characters that the name may have besides letters and digits (Nix' checkName).
+const NAME_MARKS: &[u8] = b"+._?=-";
 
 /// Characters of the hash that a store path's name begins with.
 pub(crate) const HASH_LEN: usize = 32;
@@ -21,6 +27,22 @@ pub(crate) fn hash(name: &OsStr) -> Option<[u8; HASH_LEN]> {
         .then_some(hash)
 }
 
+/// Whether a path is a store path: nothing within one, and nothing that leads elsewhere.
+#[must_use]
+pub fn is_one(path: &Path) -> bool {
+    let Some(name) = path.to_str().and_then(|path| path.strip_prefix(STORE)) else { return false };
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || NAME_MARKS.contains(&byte);
+    hash(OsStr::new(name)).is_some() && name.bytes().all(of_name)
+}
+
+/// What the store path is called that a path is, or lies in: `linux-6.12` of `/nix/store/…-linux-6.12/bzImage`.
+#[must_use]
+pub fn name(path: &str) -> Option<&str> {
+    let name = path.strip_prefix(STORE)?.split('/').next()?;
+    hash(OsStr::new(name))?;
+    name.get(HASH_LEN + 1..)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -33,5 +55,18 @@ mod tests {
         assert!(!is_one(&name('e')), "no digit");
         assert!(!is_one(&name('0')[..HASH_LEN + 1]) && !is_one(&"0".repeat(40)));
         assert!(!is_one("short") && !is_one(""));
+    }
+
+    #[test]
+    fn a_store_path_is_told_from_what_lies_in_one() {
+        let hash = "0".repeat(HASH_LEN);
+        let path = |rest: &str| format!("/nix/store/{hash}{rest}");
+        assert!(is_one(Path::new(&path("-linux-6.12"))));
+        for other in ["-linux/bzImage", "-", "", "-a b", "-../x"] {
+            assert!(!is_one(Path::new(&path(other))), "{other}");
+        }
+        assert!(!is_one(Path::new("/nix/store/../../etc/x")) && !is_one(Path::new("/etc")));
+        assert_eq!(name(&path("-linux-6.12/bzImage")), Some("linux-6.12"));
+        assert_eq!((name(&path("")), name("/boot/vmlinuz")), (None, None));
     }
 }

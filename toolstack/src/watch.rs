@@ -6,6 +6,7 @@
 
 use crate::config::{Action, QubeConfig};
 use crate::create::CreateError;
+use crate::events::{Event, Step};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
 use std::time::{Duration, Instant};
@@ -74,7 +75,25 @@ pub struct Done {
     pub left_behind: Option<String>,
 }
 
+/// How often it is looked whether a restart is over.
+const RESTART_LOOK: Duration = Duration::from_millis(100);
+
 impl Qubes {
+    /// From now on no watcher makes a qube again that ends. One that is at it right now is waited for, so long at most.
+    ///
+    /// # Errors
+    /// When the qubes or what is kept of them cannot be read.
+    pub fn unattend(&self, uuid: Uuid, limit: Duration) -> Result<(), QubeError> {
+        let begun = Instant::now();
+        while self.userdata.restarts()?.iter().any(|(other, _)| *other == uuid) && begun.elapsed() < limit {
+            std::thread::sleep(RESTART_LOOK);
+        }
+        for qube in self.list()?.iter().filter(|qube| qube.uuid() == uuid) {
+            self.userdata.forget(Kind::Nxl, qube.info.domid, uuid)?;
+        }
+        Ok(())
+    }
+
     /// Sets what the watcher makes a qube of when it restarts; its UUID stays. `false` when no watcher is to do so.
     ///
     /// # Errors
@@ -99,6 +118,14 @@ impl Qubes {
     /// When the folder of locks is not to be had.
     pub fn is_watched(&self) -> Result<bool, QubeError> {
         Ok(self.userdata.lock(WATCH_LOCK, false)?.is_none())
+    }
+
+    /// How many qubes count on a watcher.
+    ///
+    /// # Errors
+    /// When the folder of configurations cannot be read.
+    pub fn attended(&self) -> Result<usize, QubeError> {
+        Ok(self.userdata.known()?.len())
     }
 }
 
@@ -284,6 +311,7 @@ impl<'a> Watcher<'a> {
             // Suspended: whoever asked for that goes on from here.
             ShutdownReason::Suspend | ShutdownReason::Unknown(_) => Action::Preserve,
         };
+        self.qubes.tell(qube, Step::shutdown(reason, action.name()));
         let mut left_behind = None;
         if matches!(action, Action::CoredumpDestroy | Action::CoredumpRestart) {
             let file = self.qubes.core_file(&config.name);
@@ -315,6 +343,9 @@ impl<'a> Watcher<'a> {
                 None
             }
         };
+        if let Some(next) = &next {
+            self.qubes.tell(next, Step::Restarted { was: domid.0 });
+        }
         Ok((Done { domid, name: config.name.clone(), reason, action, left_behind }, next))
     }
 
@@ -343,6 +374,10 @@ impl<'a> Watcher<'a> {
         }
         self.restarted = Some(Instant::now());
         let started = self.qubes.start(config, self.attended, self.foreign);
+        if let Err(error) = &started {
+            let failed = Event::now(Step::Failed { error: format!("could not be restarted: {error}") });
+            self.qubes.events.tell(&[failed.named(&config.name)]);
+        }
         started.map_err(|source| WatchError::Restart { name: config.name.clone(), source })
     }
 }
@@ -382,6 +417,20 @@ pub(crate) mod tests {
         assert_eq!(watch(&host)[0].action, Action::Destroy);
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
+    }
+
+    #[test]
+    fn one_that_is_taken_from_the_watcher_is_not_made_again() {
+        let host = host();
+        let qube = running(&host, "");
+        host.qubes.unattend(qube.uuid(), Duration::ZERO).unwrap();
+        host.machine.shut_down(qube.info.domid, ShutdownReason::Reboot);
+        assert_eq!(watch(&host), []);
+        // Somebody is at it, or died at it: it is not waited for without end.
+        host.qubes.userdata.note_restart(qube.uuid(), "{}").unwrap();
+        let begun = Instant::now();
+        host.qubes.unattend(qube.uuid(), Duration::from_millis(150)).unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(150));
     }
 
     #[test]
@@ -510,6 +559,7 @@ pub(crate) mod tests {
         watcher().with_linger(linger).run(|_| ()).unwrap();
         assert!(begun.elapsed() >= linger);
         running(&host, "");
+        assert_eq!(host.qubes.attended().unwrap(), 1);
         assert!(!host.qubes.is_watched().unwrap());
         let _other = host.qubes.userdata.lock(WATCH_LOCK, false).unwrap().unwrap();
         assert!(host.qubes.is_watched().unwrap());

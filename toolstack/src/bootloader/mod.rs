@@ -1,7 +1,7 @@
 //! A boot loader for libxl's `bootloader=`: picks a NixOS system, and hands libxl copies of its kernel and initrd.
 //!
 //! The system comes from dom0's own store (a closure, or a profile's generation) or out of the qube's disk, where
-//! NixOS' boot loaders have left [entries](entries). Nothing here needs Xen. libxl's side of it is
+//! NixOS' boot loaders have left entries. Nothing here needs Xen. libxl's side of it is
 //! `make_bootloader_args` and `parse_bootloader_result` in libxl_bootloader.c; pygrub's options are understood. That side
 //! is here, too: a configuration's `bootloader` is [run](ProgramError) as libxl runs it.
 

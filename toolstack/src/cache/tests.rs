@@ -52,6 +52,23 @@ impl Host {
     }
 }
 
+impl KernelCache {
+    /// As for a PV guest: what is not there is unpacked into the cache.
+    fn kernel(&self, path: &Path, packed: &Bytes) -> Result<Option<CachedKernel<'_>>, ImageError> {
+        match self.look(path, packed)? {
+            Some(Lookup::Found(kernel)) => Ok(Some(kernel)),
+            Some(Lookup::Missing(entry)) => entry.unpack(packed),
+            None => Ok(None),
+        }
+    }
+}
+
+impl CachedKernel<'_> {
+    fn made(&self) -> bool {
+        self._new.is_some()
+    }
+}
+
 /// A kernel that differs from those of other seeds.
 fn elf(seed: u8) -> SyntheticElf {
     let mut elf = SyntheticElf::pvh();
@@ -84,7 +101,7 @@ fn get(cache: &KernelCache, seed: u8) -> bool {
     let mut memory = vec![1; kernel.footprint().size() as usize];
     kernel.load_into(&mut memory).unwrap();
     assert_eq!(memory[0x4000], seed);
-    cached.made
+    cached.made()
 }
 
 /// So that a file's time differs from what was before.
@@ -105,13 +122,41 @@ fn the_second_time_nothing_is_unpacked() {
 }
 
 #[test]
+fn what_was_unpacked_elsewhere_is_kept_when_it_is_dropped() {
+    let host = Host::new();
+    let cache = host.cache();
+    let keep = |seed: u8, file: &[u8]| {
+        let Some(Lookup::Missing(entry)) = cache.look(Path::new("/boot/vmlinuz"), &packed(seed)).unwrap()
+        else {
+            panic!("it is there")
+        };
+        let packed = packed(seed);
+        let kernel = Kernel::open(&packed).unwrap();
+        entry.keep(kernel.format(), kernel.footprint().cmdline_limit, file);
+        assert!(host.only(".new").exists());
+    };
+    // What could not be unpacked, or booted, leaves nothing.
+    drop(cache.look(Path::new("/boot/vmlinuz"), &packed(1)).unwrap());
+    keep(1, &elf(1).build()[..0x1000]);
+    assert_eq!((host.names(), host.problems()), (vec![], vec![]));
+    keep(1, &elf(1).build());
+    assert!(!get(&cache, 1));
+    assert_eq!(host.names().len(), 2, "{:?}", host.names());
+    let small = host.cache_of(1 << 10);
+    if let Some(Lookup::Missing(entry)) = small.look(Path::new("/boot/vmlinuz"), &packed(2)).unwrap() {
+        entry.keep(Format { bzimage: true, codec: Some(Codec::Zstd) }, None, &elf(2).build());
+    }
+    assert_eq!(host.problems(), ["the kernel unpacks to more than the 1024 bytes that the cache may hold"]);
+}
+
+#[test]
 fn what_is_not_packed_is_not_kept() {
     let host = Host::new();
     assert!(host.cache().kernel(Path::new("vmlinux"), &bytes(elf(1).build())).unwrap().is_none());
     assert!(!host.path("cache").exists());
     // A bzImage may have an ELF file as it is.
     let image = bytes(bzimage(&elf(1).build()));
-    assert!(host.cache().kernel(Path::new("bzImage"), &image).unwrap().unwrap().made);
+    assert!(host.cache().kernel(Path::new("bzImage"), &image).unwrap().unwrap().made());
 }
 
 #[test]
@@ -124,7 +169,7 @@ fn a_store_path_is_known_by_its_name_alone() {
     fs::set_permissions(&kernel, PermissionsExt::from_mode(0o444)).unwrap();
     let link = host.path("profile");
     std::os::unix::fs::symlink(&kernel, &link).unwrap();
-    let get = |path: &Path| host.cache().kernel(path, &mapped(path)).unwrap().unwrap().made;
+    let get = |path: &Path| host.cache().kernel(path, &mapped(path)).unwrap().unwrap().made();
     assert!(get(&kernel));
     assert!(!get(&link));
     assert_eq!(host.cache().list().unwrap()[0].source, kernel);
@@ -158,7 +203,7 @@ fn twenty_at_once_unpack_a_kernel_once() {
                     start.wait();
                     let cached = cache.kernel(Path::new("k"), &packed).unwrap().unwrap();
                     assert!(*cached.file == plain);
-                    cached.made
+                    cached.made()
                 })
             })
             .collect();

@@ -141,7 +141,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("on_watchdog", Both, Built),
     ("oos", Pvh, SET),
     ("opengl", Pv, NO_DISPLAY),
-    ("p9", Both, Unbuilt("nxl starts no QEMU, which serves 9P file systems")),
+    ("p9", Both, Built),
     ("pae", Both, HVM),
     ("passthrough", Both, Built),
     ("pci", Both, PCI),

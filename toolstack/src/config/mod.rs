@@ -37,6 +37,7 @@ pub(crate) use libxl_json::{disk_record, laid_out, nic_record, pci_record};
 pub use nic::{Mac, NicConfig, NicError, NicRate, NicType};
 pub use parameters::{ChannelConfig, P9Config, ParameterError, VfbConfig, VkbBackend, VkbConfig, VtpmConfig};
 pub use pci::{PciAddress, PciConfig, PciDevice, PciError, PciOptions, RdmPolicy};
+pub(crate) use profile::is_generation;
 pub use profile::{generation, generations};
 pub use qube::{
     Action, Actions, ConfigError, ConfigWarning, DEFAULT_MEMORY_MIB, GuestType, ItemError, MEMORY_LIMIT_MIB,

@@ -18,6 +18,11 @@ fn profile_name(name: &str) -> &str {
     generation().unwrap_or(name)
 }
 
+/// Whether a name is that of a generation's link.
+pub(crate) fn is_generation(name: &str) -> bool {
+    profile_name(name) != name
+}
+
 /// The link of a profile's generation. `profile` may be the profile itself or another of its generations.
 ///
 /// # Errors

@@ -800,7 +800,7 @@ impl Reader<'_> {
             vfbs,
             vkbs,
             vtpms: self.items("vtpm", VtpmConfig::parse)?,
-            p9s: self.items("p9", P9Config::parse)?,
+            p9s: self.checked("p9", P9Config::parse, device::p9::check)?,
             channels: self.checked("channel", ChannelConfig::parse, device::channel::check)?,
             stated,
         };

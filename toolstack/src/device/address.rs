@@ -14,6 +14,8 @@ pub enum Kind {
     Vif,
     /// A keyboard and pointer.
     Vkb,
+    /// A 9P file system.
+    P9,
     /// A console with a name, other than the first.
     Channel,
     /// All PCI devices that it has.
@@ -22,7 +24,7 @@ pub enum Kind {
 
 impl Kind {
     /// All that are managed here, in the order in which libxl attaches them.
-    pub const ALL: [Self; 5] = [Self::Vbd, Self::Channel, Self::Vkb, Self::Vif, Self::Pci];
+    pub const ALL: [Self; 6] = [Self::Vbd, Self::Channel, Self::P9, Self::Vkb, Self::Vif, Self::Pci];
 
     /// As it is written in the paths of the guest's half and of the toolstacks' record.
     #[must_use]
@@ -31,6 +33,7 @@ impl Kind {
             Self::Vbd => "vbd",
             Self::Vif => "vif",
             Self::Vkb => "vkbd",
+            Self::P9 => "9pfs",
             Self::Channel => "console",
             Self::Pci => "pci",
         }
@@ -50,7 +53,7 @@ impl Kind {
             Self::Vbd => Some("xen-blkback"),
             Self::Vif => Some("xen-netback"),
             Self::Pci => Some("xen-pciback"),
-            Self::Vkb | Self::Channel => None,
+            Self::Vkb | Self::Channel | Self::P9 => None,
         }
     }
 }

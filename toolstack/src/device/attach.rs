@@ -3,8 +3,8 @@
 use super::address::Entries;
 use super::sharing::{Is, LOOP_MAJOR, Target, in_use, physical_device};
 use super::{Action, Address, DeviceError, Disk, Hold, Kind, Nic, Plumbing, Port, Script};
-use super::{channel, disk, loop_device, script_path, state, vkb};
-use crate::config::{ChannelConfig, VkbConfig};
+use super::{channel, disk, loop_device, p9, script_path, state, vkb};
+use crate::config::{ChannelConfig, P9Config, VkbConfig};
 use crate::qubes::{QubeError, Qubes, wait_readable};
 use crate::store::{self, Record, home};
 use std::collections::BTreeSet;
@@ -25,6 +25,7 @@ pub(crate) struct Requested<'a> {
     pub(crate) nics: &'a [Nic],
     pub(crate) vkbs: &'a [VkbConfig],
     pub(crate) channels: &'a [ChannelConfig],
+    pub(crate) p9s: &'a [P9Config],
 }
 
 /// Devices that are being attached to one domain.
@@ -69,7 +70,7 @@ impl<'a> Devices<'a> {
         domid: DomId,
         requested: Requested<'_>,
     ) -> Result<Self, QubeError> {
-        let Requested { pv, disks, nics, vkbs, channels } = requested;
+        let Requested { pv, disks, nics, vkbs, channels, p9s } = requested;
         let mut devices = Self { qubes, devices: Vec::new(), lock: None };
         let mut opened = Vec::new();
         for disk in disks {
@@ -100,6 +101,13 @@ impl<'a> Devices<'a> {
             }
             let entries = channel::entries(channel, devid, domid, backend);
             record(Address { domid, kind: Kind::Channel, devid, backend }, entries);
+        }
+        for (p9, devid) in p9s.iter().zip(0..) {
+            let backend = qubes.backend_domid(p9.backend.as_deref())?;
+            if backend == DomId::DOM0 {
+                return Err(p9::of_dom0(p9).into());
+            }
+            record(Address { domid, kind: Kind::P9, devid, backend }, p9::entries(p9, domid, backend));
         }
         Ok(devices)
     }

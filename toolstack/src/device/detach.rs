@@ -56,6 +56,10 @@ impl Qubes {
                             Some(Address { kind: Kind::Channel, backend: DomId::DOM0, .. }) => {
                                 found.foreign.push("channel".to_owned());
                             }
+                            // And so is such a file system.
+                            Some(Address { kind: Kind::P9, backend: DomId::DOM0, .. }) => {
+                                found.foreign.push(kind.name().to_owned());
+                            }
                             Some(address) => found.managed.push(address),
                             // Such as qdisk: that of a process of qemu.
                             None => {
@@ -185,14 +189,14 @@ impl Qubes {
                 Ok(Behind::Script(self.script(device, script_path(nic::SCRIPT))?))
             }
             Kind::Pci => Ok(Behind::Pci(self.claimed_pcis(device.domid)?)),
-            Kind::Vkb | Kind::Channel => Ok(Behind::Nothing),
+            Kind::Vkb | Kind::Channel | Kind::P9 => Ok(Behind::Nothing),
             Kind::Vbd | Kind::Vif => Ok(Behind::Script(self.script(device, script.unwrap_or_default())?)),
         }
     }
 
     fn script(&self, address: Address, path: String) -> Result<Script, QubeError> {
         let gatewaydev = match address.kind {
-            Kind::Vbd | Kind::Vkb | Kind::Channel | Kind::Pci => None,
+            Kind::Vbd | Kind::Vkb | Kind::Channel | Kind::P9 | Kind::Pci => None,
             Kind::Vif => self.read(&format!("{}/gatewaydev", address.libxl_path()))?,
         };
         Ok(Script { address, path, gatewaydev })

@@ -3,6 +3,7 @@
 use super::json::{self, List};
 use super::{Address, DeviceError, Devices, Disk, Kind, Mac, Nic, Release, Requested, Vdev};
 use crate::config::{QubeConfig, disk_record, nic_record};
+use crate::events::Step;
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, libxl_path};
 use crate::userdata::Kind as File;
@@ -47,10 +48,18 @@ impl Qubes {
     /// [`DeviceError`] in [`QubeError::Device`]; nothing is left of it then.
     pub fn attach_disk(&self, qube: &Qube, disk: &Disk) -> Result<(), QubeError> {
         self.attach(qube, std::slice::from_ref(disk), &[])?;
-        self.change_configs(qube, List::Disks, disk.vdev.name(), Some(disk_record(&disk.into())), |config| {
-            config.disks.retain(|other| other.vdev != disk.vdev.name());
-            config.disks.push(disk.into());
-        })
+        self.change_configs(
+            qube,
+            List::Disks,
+            disk.vdev.name(),
+            Some(disk_record(&disk.into())),
+            |config| {
+                config.disks.retain(|other| other.vdev != disk.vdev.name());
+                config.disks.push(disk.into());
+            },
+        )?;
+        self.tell(qube, Step::Attached { device: format!("disk {}", disk.vdev.name()) });
+        Ok(())
     }
 
     /// Takes a disk away.
@@ -66,7 +75,9 @@ impl Qubes {
         self.change_configs(qube, List::Disks, &name, None, |config| {
             let is_it = |name: &str| Vdev::parse(name).is_ok_and(|other| other.devid() == vdev.devid());
             config.disks.retain(|disk| !is_it(&disk.vdev));
-        })
+        })?;
+        self.tell(qube, Step::Detached { device: format!("disk {name}") });
+        Ok(())
     }
 
     /// The disks of a domain.
@@ -96,7 +107,9 @@ impl Qubes {
         let devid = nic.devid.unwrap_or_default().to_string();
         self.change_configs(qube, List::Nics, &devid, Some(nic_record(&(&nic).into())), |config| {
             config.nics.push((&nic).into());
-        })
+        })?;
+        self.tell(qube, Step::Attached { device: format!("interface {devid}") });
+        Ok(())
     }
 
     /// Takes a network interface away.
@@ -109,7 +122,9 @@ impl Qubes {
         self.detach(address, release)?;
         self.change_configs(qube, List::Nics, &name, None, |config| {
             config.nics.retain(|nic| nic.devid != Some(devid));
-        })
+        })?;
+        self.tell(qube, Step::Detached { device: format!("interface {name}") });
+        Ok(())
     }
 
     /// The network interfaces of a domain.

@@ -24,6 +24,7 @@ mod loop_device;
 mod manage;
 mod mapper;
 mod nic;
+pub(crate) mod p9;
 pub(crate) mod pci;
 mod plumbing;
 mod script;

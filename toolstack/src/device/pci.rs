@@ -12,6 +12,7 @@ use super::{Address, DeviceError, Kind, Release, state};
 use crate::config::{
     GuestType, Passthrough, PciConfig, PciDevice, PciOptions, QubeConfig, RdmPolicy, pci_record,
 };
+use crate::events::Step;
 use crate::pciback::{self, Pciback, PcibackError};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, Record, libxl_path};
@@ -470,7 +471,9 @@ impl Qubes {
         self.change_configs(qube, List::Pcis, &key, Some(pci_record(config)), |stored| {
             stored.pcis.retain(|other| key_of(other) != key);
             stored.pcis.push(config.clone());
-        })
+        })?;
+        self.tell(qube, Step::Attached { device: format!("PCI device {key}") });
+        Ok(())
     }
 
     /// Takes a PCI device, or all functions of one, from a domain. With [`Release::Forced`] the guest is asked as well, and
@@ -501,6 +504,7 @@ impl Qubes {
             self.change_configs(qube, List::Pcis, &key, None, |stored| {
                 stored.pcis.retain(|other| key_of(other) != key);
             })?;
+            self.tell(qube, Step::Detached { device: format!("PCI device {key}") });
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ impl Script {
             (Kind::Vif, Action::Add) => &["online", "type_if=vif"],
             (Kind::Vif, Action::Remove) => &["offline", "type_if=vif"],
             // Nothing stands behind them that a script could set up.
-            (Kind::Vkb | Kind::Channel | Kind::Pci, _) => &[],
+            (Kind::Vkb | Kind::Channel | Kind::P9 | Kind::Pci, _) => &[],
         }
     }
 

@@ -308,6 +308,26 @@ fn a_device_attached_to_a_running_qube_is_whole_or_not_there() {
 }
 
 #[test]
+fn devices_that_come_and_go_are_events() {
+    let (mut host, _) = with_backends(Backends::Prompt);
+    let told = crate::events::tests::Told::default();
+    host.qubes.events = crate::events::EventLog::to([Box::new(told.clone())]);
+    let qube = create(&host, "work", "").unwrap();
+    assert_eq!(told.words()[..1], ["work (domain 1): created"]);
+    let disk = Disk { readonly: true, ..Disk::new(image(&host, "a"), Vdev::parse("xvda").unwrap()) };
+    host.qubes.attach_disk(&qube, &disk).unwrap();
+    host.qubes.attach_nic(&qube, &Nic::default()).unwrap();
+    host.qubes.attach_disk(&qube, &disk).unwrap_err();
+    host.qubes.detach_disk(&qube, &Vdev::parse("51712").unwrap(), Release::Asked).unwrap();
+    host.qubes.detach_nic(&qube, 0, Release::AskedThenForced).unwrap();
+    assert_eq!(
+        told.words(),
+        ["attached, disk xvda", "attached, interface 0", "detached, disk xvda", "detached, interface 0"]
+            .map(|step| format!("work (domain 1): {step}"))
+    );
+}
+
+#[test]
 fn devices_come_and_go_and_the_stored_configurations_know() {
     let (host, kernel) = with_backends(Backends::Prompt);
     let qube = create(&host, "work", "").unwrap();
@@ -674,9 +694,10 @@ fn qubes_made_at_once_share_an_image_and_each_waits_for_its_own_backends() {
     assert_eq!((host.inventory(), kernel.loop_count(), host.files()), (before, 0, 0));
 }
 
-/// A keyboard and two channels that the domain `files` serves, and nobody as yet.
+/// A keyboard, two channels and a file system that the domain `files` serves, and nobody as yet.
 const SERVED_BY_PROGRAMS: &str = "vkb=['backend-type=linux,unique-id=T0,feature-abs-pointer=1,width=800,height=600,backend=files']\n\
-    channel=['connection=pty,name=org.example.a,backend=files','connection=socket,path=/run/b,name=org.example.b,backend=files']";
+    channel=['connection=pty,name=org.example.a,backend=files','connection=socket,path=/run/b,name=org.example.b,backend=files']\n\
+    p9=['tag=home,path=/srv/home,security_model=none,backend=files']";
 
 #[test]
 fn what_programs_serve_is_recorded_and_not_waited_for() {
@@ -696,6 +717,10 @@ fn what_programs_serve_is_recorded_and_not_waited_for() {
         ("/local/domain/2/device/console/1/name".to_owned(), "org.example.a"),
         ("/local/domain/2/device/console/1/output".to_owned(), "pty"),
         ("/local/domain/2/device/console/2/output".to_owned(), "chardev:libxl-channel2"),
+        (format!("{back}/9pfs/2/0/path"), "/srv/home"),
+        (format!("{back}/9pfs/2/0/security_model"), "none"),
+        ("/local/domain/2/device/9pfs/0/tag".to_owned(), "home"),
+        ("/libxl/2/device/9pfs/0/backend".to_owned(), "/local/domain/1/backend/9pfs/2/0"),
     ] {
         assert_eq!(value(&host, &path).as_deref(), Some(expected), "{path}");
     }
@@ -723,6 +748,8 @@ fn what_only_qemu_serves_is_refused_before_anything_is_made() {
     assert!(error.contains("nxl starts no QEMU, which serves the channels of domain 0"), "{error}");
     let error = refused("channel=['connection=pty,backend=files']");
     assert!(error.contains("a channel needs a name"), "{error}");
+    let error = refused("p9=['tag=t,path=/srv,security_model=none']");
+    assert!(error.contains("nxl starts no QEMU, which serves the 9P file systems of domain 0"), "{error}");
     // Whose the channel is to be is known only now.
     let before = host.inventory();
     let error =
@@ -732,11 +759,16 @@ fn what_only_qemu_serves_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_channel_of_dom0s_is_its_toolstacks_to_take_away() {
+fn a_channel_or_file_system_of_dom0s_is_its_toolstacks_to_take_away() {
     let (host, _) = with_backends(Backends::Prompt);
     let qube = create(&host, "work", "").unwrap();
     let channel = "/libxl/1/device/console/1/backend";
     host.qubes.store.write(Transaction::NONE, channel, b"/local/domain/0/backend/console/1/1").unwrap();
     let error = host.qubes.destroy(&qube).unwrap_err().to_string();
     assert_eq!(error, "domain 1 has devices that nxl does not manage (channel): use `xl destroy 1`");
+    let p9 = "/libxl/1/device/9pfs/0/backend";
+    host.qubes.store.remove(Transaction::NONE, channel).unwrap();
+    host.qubes.store.write(Transaction::NONE, p9, b"/local/domain/0/backend/9pfs/1/0").unwrap();
+    let error = host.qubes.destroy(&qube).unwrap_err().to_string();
+    assert_eq!(error, "domain 1 has devices that nxl does not manage (9pfs): use `xl destroy 1`");
 }

@@ -73,6 +73,19 @@ impl Codec {
         self != Self::Gzip
     }
 
+    /// Unpacks `packed` into `out` without a buffer beside it, if that can be had: how many bytes it is. A zstd stream looks back as
+    /// far as 128 MiB, into a ring of that size; when all of the output is in one place, it looks there.
+    pub(crate) fn unpack_at_once(self, packed: &[u8], out: &mut [u8]) -> Option<io::Result<usize>> {
+        if self != Self::Zstd {
+            return None;
+        }
+        let error = |code| io::Error::other(zstd::zstd_safe::get_error_name(code));
+        let frame = zstd::zstd_safe::find_frame_compressed_size(packed).map_err(error);
+        // The first frame, as of a stream.
+        let frame = frame.map(|len| &packed[..len.min(packed.len())]);
+        Some(frame.and_then(|frame| zstd::bulk::Decompressor::new()?.decompress_to_buffer(frame, out)))
+    }
+
     /// The unpacked bytes of `packed`, as a stream that ends in an error when `packed` is damaged or cut off.
     pub(crate) fn unpack<'a>(self, packed: &'a [u8]) -> Result<Box<dyn Read + Send + 'a>, ImageError> {
         let setup = |error: io::Error| ImageError::Damaged { codec: self, source: error };

@@ -8,9 +8,10 @@
 //!
 //! 1. [`Kernel::open`] unpacks the head (a few hundred bytes) and learns the memory that the kernel wants. That is all a
 //!    [`Plan`](crate::boot::Plan) needs; a domain can be made and its memory mapped.
-//! 2. [`Kernel::load_into`] goes on where the decoder stopped, and unpacks each segment to its place in that memory.
-//!    What lies between the segments (and may hold notes or section headers) is kept aside. The notes are read at the
-//!    end, from the memory itself.
+//! 2. [`Kernel::unpack_in_place`] unpacks the whole file into that memory, mapped in the file's order ([`FilePages`]). Where
+//!    that cannot be, [`Kernel::load_into`] goes on where the decoder stopped, and unpacks each segment to its place; what
+//!    lies between the segments (and may hold notes or section headers) is kept aside. The notes are read at the end,
+//!    from the memory itself.
 //!
 //! Files are hostile: a damaged one ends in an [`ImageError`], never in a panic or in unlimited memory.
 
@@ -19,6 +20,7 @@ mod bzimage;
 mod codec;
 mod elf;
 mod file;
+mod file_pages;
 mod lz4;
 mod lzo;
 mod notes;
@@ -30,6 +32,7 @@ mod unified;
 pub use codec::Codec;
 pub use elf::{ElfError, Segment};
 pub use file::MappedFile;
+pub use file_pages::FilePages;
 pub use notes::{FEATURE_DOM0, FEATURE_RSDP_UNRESTRICTED, NoteError, Phys32Reloc, XenNotes};
 pub use pv::PvKernel;
 pub(crate) use unified::hex;
@@ -140,6 +143,9 @@ pub enum ImageError {
         /// A guest-physical address.
         entry: u32,
     },
+    /// The file was another when its head was read.
+    #[error("the file changed while it was read")]
+    Changed,
     /// The memory given is not the [`Footprint`]'s.
     #[error("the kernel loads into {footprint} bytes, not into {given}")]
     Destination {
@@ -198,13 +204,18 @@ pub struct Kernel<'a> {
     elf: Elf,
     source: Source<'a>,
     notes: Option<XenNotes>,
+    keep: Option<Keep<'a>>,
 }
+
+/// Gets the unpacked file.
+type Keep<'a> = Box<dyn FnOnce(&[u8]) + 'a>;
 
 enum Source<'a> {
     /// Not packed; and the file that is to be read, if the bytes are a part of one.
     Plain(&'a [u8], Option<&'a MappedFile>),
     Packed {
         codec: Codec,
+        packed: &'a [u8],
         /// The unpacked file from its first byte.
         stream: Box<dyn Read + Send + 'a>,
         /// How long the image says that it is.
@@ -265,7 +276,7 @@ impl<'a> Kernel<'a> {
                 let with_length = format.bzimage && codec.has_length_behind();
                 let (packed, length) = if with_length { split_length(file)? } else { (file, None) };
                 let (elf, stream) = packed_head(codec, codec.unpack(packed)?)?;
-                (elf, Source::Packed { codec, stream, length })
+                (elf, Source::Packed { codec, packed, stream, length })
             }
         };
         let cmdline_limit = bzimage.map(|bzimage| bzimage.cmdline_limit).filter(|limit| *limit > 0);
@@ -297,7 +308,7 @@ impl<'a> Kernel<'a> {
             cmdline_limit,
             relocation: notes.as_ref().and_then(|notes| notes.phys32_reloc),
         };
-        Ok(Self { format, footprint, elf, source, notes })
+        Ok(Self { format, footprint, elf, source, notes, keep: None })
     }
 
     /// How the kernel is wrapped and packed.
@@ -352,7 +363,7 @@ impl<'a> Kernel<'a> {
     pub fn unpack<E: From<ImageError>>(self, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<u64, E> {
         let (codec, mut stream, length) = match self.source {
             Source::Plain(file, _) => return sink(file).map(|()| file.len() as u64),
-            Source::Packed { codec, stream, length } => (codec, stream, length),
+            Source::Packed { codec, stream, length, .. } => (codec, stream, length),
         };
         let mut part = vec![0; UNPACKED_PART];
         let mut unpacked = 0;
@@ -383,12 +394,93 @@ impl<'a> Kernel<'a> {
         self
     }
 
+    /// The unpacked file is to be given to `keep` when it has been loaded.
+    #[must_use]
+    pub fn keep_with(self, keep: impl FnOnce(&[u8]) + 'a) -> Self {
+        Self { keep: Some(Box::new(keep)), ..self }
+    }
+
+    /// Which pages of a guest's memory are which of the unpacked file's; `None` where the file is not packed, does not say
+    /// how long it is, or does not divide into pages as the memory does.
+    #[must_use]
+    pub fn file_pages(&self) -> Option<FilePages> {
+        match self.source {
+            Source::Packed { length: Some(length), .. } => FilePages::new(length, &self.elf.segments),
+            _ => None,
+        }
+    }
+
+    /// Unpacks the kernel's file into `memory`, whose pages are those that [`Self::file_pages`] names. What is in them and in
+    /// no segment is zero in the end.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; `memory` has then been written in part.
+    pub fn unpack_in_place(mut self, pages: &FilePages, memory: &mut [u8]) -> Result<Loaded> {
+        let keep = self.keep.take();
+        let given = memory.len() as u64;
+        let file = usize::try_from(pages.length()).ok().and_then(|length| memory.get_mut(..length));
+        let file = file.ok_or(ImageError::Destination { footprint: pages.length(), given })?;
+        let loaded = self.unpack_whole(file)?;
+        if let Some(keep) = keep {
+            keep(file);
+        }
+        pages.clear(memory);
+        Ok(loaded)
+    }
+
+    /// Unpacks the file to its end into `file`, which is as long as it says that it is.
+    fn unpack_whole(self, file: &mut [u8]) -> Result<Loaded> {
+        let Self { elf, source, .. } = self;
+        if let Source::Packed { codec, packed, mut stream, .. } = source {
+            let damaged = |source| ImageError::Damaged { codec, source };
+            let said = file.len() as u64;
+            let unpacked = match codec.unpack_at_once(packed, file) {
+                Some(unpacked) => unpacked.map_err(damaged)? as u64,
+                None => {
+                    let mut unpacked = fill(&mut stream, file).map_err(damaged)? as u64;
+                    // To the end: that is where the decoders compare their checksums.
+                    let mut more = vec![0; 4 << 10];
+                    while unpacked >= said {
+                        match fill(&mut stream, &mut more).map_err(damaged)? as u64 {
+                            0 => break,
+                            n => unpacked += n,
+                        }
+                        if unpacked > UNPACKED_LIMIT {
+                            return Err(ImageError::TooLarge);
+                        }
+                    }
+                    unpacked
+                }
+            };
+            if unpacked != said {
+                return Err(ImageError::Length { unpacked, said });
+            }
+        }
+        // It was read twice where it was unpacked at once; where its segments go was decided by the first reading.
+        if plain_head(file)? != elf {
+            return Err(ImageError::Changed);
+        }
+        let notes = elf_notes(&elf, |range| slice(file, range).map(Cow::Borrowed))?;
+        Ok(Loaded { notes, unpacked: file.len() as u64, segments: elf.segments })
+    }
+
     /// Unpacks the kernel into `memory`, which is the guest-physical memory of the [`Footprint`], first byte first. All of
     /// it is written: what no segment fills becomes zero.
     ///
     /// # Errors
     /// See [`ImageError`]; `memory` has then been written in part.
-    pub fn load_into(self, memory: &mut [u8]) -> Result<Loaded> {
+    pub fn load_into(mut self, memory: &mut [u8]) -> Result<Loaded> {
+        if let Some(keep) = self.keep.take() {
+            let (format, cmdline_limit) = (self.format, self.footprint.cmdline_limit);
+            let mut file = Vec::new();
+            self.unpack(|part| {
+                file.extend_from_slice(part);
+                Ok::<_, ImageError>(())
+            })?;
+            let kernel = Kernel::open_unpacked(&file, format, cmdline_limit)?;
+            keep(&file);
+            return kernel.load_into(memory);
+        }
         let Self { footprint, elf, source, notes, .. } = self;
         if memory.len() as u64 != footprint.size() {
             return Err(ImageError::Destination { footprint: footprint.size(), given: memory.len() as u64 });
@@ -406,7 +498,7 @@ impl<'a> Kernel<'a> {
                 }
                 (notes, file.len() as u64)
             }
-            Source::Packed { codec, stream, length } => {
+            Source::Packed { codec, stream, length, .. } => {
                 let mut unpacking = Unpacking { codec, stream, at: 0, aside: Vec::new(), room: ASIDE_LIMIT };
                 unpacking.place(&elf, base, memory)?;
                 if let Some(said) = length.filter(|said| *said != unpacking.at) {

@@ -40,6 +40,8 @@ pub(crate) struct SyntheticElf {
     pub(crate) loads: Vec<Load>,
     pub(crate) notes: Vec<u8>,
     pub(crate) place: Notes,
+    /// Each segment begins where in its page of the file it begins in memory, as linkers have it.
+    pub(crate) paged: bool,
 }
 
 pub(crate) const ENTRY: u32 = 0x10_0040;
@@ -65,7 +67,15 @@ impl SyntheticElf {
             ]
             .concat(),
             place: Notes::Behind,
+            paged: false,
         }
+    }
+
+    /// The same kernel in whole pages, as a linker would lay it out, and its second segment not at the start of one.
+    pub(crate) fn paged() -> Self {
+        let mut elf = Self { paged: true, ..Self::pvh() };
+        elf.loads[1].address += 0x140;
+        elf
     }
 
     /// The same kernel, which can be a PV guest, too: as Linux before 6.1.121, with a hypercall page.
@@ -101,6 +111,9 @@ impl SyntheticElf {
         let mut headers = Vec::new();
         let mut notes_at = 0;
         for load in &loads {
+            while self.paged && file.len() % 4096 != load.address as usize % 4096 {
+                file.push(0xbb);
+            }
             if headers.is_empty() && in_segment {
                 notes_at = file.len() + load.data.len() - self.notes.len();
             }

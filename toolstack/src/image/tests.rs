@@ -24,6 +24,81 @@ fn expected(elf: &SyntheticElf) -> Vec<u8> {
     memory
 }
 
+/// The memory of the footprint, the file that was to be kept, and what is known of the kernel.
+type InPlace = (Vec<u8>, Vec<u8>, Loaded);
+
+/// Unpacks in place, if the kernel can be.
+fn load_in_place(image: &[u8]) -> Option<Result<InPlace>> {
+    let kernel = match Kernel::open(image) {
+        Ok(kernel) => kernel,
+        Err(error) => return Some(Err(error)),
+    };
+    let pages = kernel.file_pages()?;
+    let footprint = kernel.footprint().memory.clone();
+    let mut mapped = vec![0xa5; pages.addresses().len() * PAGE_SIZE];
+    let mut kept = Vec::new();
+    let loaded = match kernel.keep_with(|file| kept = file.to_vec()).unpack_in_place(&pages, &mut mapped) {
+        Ok(loaded) => loaded,
+        Err(error) => return Some(Err(error)),
+    };
+    // The other pages are the caller's to zero.
+    let mut memory = vec![0; (footprint.end - footprint.start) as usize];
+    for (page, address) in mapped.chunks(PAGE_SIZE).zip(pages.addresses()) {
+        match address {
+            Some(address) => {
+                let at = (address - footprint.start) as usize;
+                memory[at..at + PAGE_SIZE].copy_from_slice(page);
+            }
+            None => assert!(page.iter().all(|byte| *byte == 0), "what is in no segment"),
+        }
+    }
+    Some(Ok((memory, kept, loaded)))
+}
+
+#[test]
+fn every_codec_unpacks_in_place() {
+    let elf = SyntheticElf::paged();
+    let file = elf.build();
+    for codec in CODECS {
+        let image = packed_bzimage(codec, &file);
+        // A gzip payload's length is its own, and not asked for.
+        let Some(loaded) = load_in_place(&image) else {
+            assert_eq!(codec, Codec::Gzip);
+            continue;
+        };
+        let (memory, kept, loaded) = loaded.unwrap();
+        assert!(memory == expected(&elf), "{codec}");
+        assert!(kept == file, "{codec}");
+        assert_eq!((loaded.pvh_entry().unwrap(), loaded.unpacked), (ENTRY, file.len() as u64));
+        assert_eq!(loaded.notes.guest_os.as_deref(), Some("linux"));
+        // The same kernel, loaded without a mapping in the file's order.
+        let mut kept = Vec::new();
+        let kernel = Kernel::open(&image).unwrap().keep_with(|file| kept = file.to_vec());
+        let mut memory = vec![0xa5; kernel.footprint().size() as usize];
+        kernel.load_into(&mut memory).unwrap();
+        assert!(memory == expected(&elf) && kept == file, "{codec}");
+    }
+    assert!(load_in_place(&packed_bzimage(Codec::Xz, &SyntheticElf::pvh().build())).is_none());
+}
+
+#[test]
+fn a_cut_or_a_wrong_length_is_found_in_place() {
+    let file = SyntheticElf::paged().build();
+    for codec in CODECS.into_iter().filter(|codec| codec.has_length_behind()) {
+        let packed = pack(codec, &file);
+        let with_length =
+            |packed: &[u8], length: usize| bzimage(&[packed, &(length as u32).to_le_bytes()].concat());
+        let load = |image: &[u8]| load_in_place(image).unwrap();
+        assert!(load(&with_length(&packed, file.len())).is_ok(), "{codec}");
+        assert!(load(&with_length(&packed[..packed.len() - 1], file.len())).is_err(), "{codec}");
+        for length in [file.len() - 1, file.len() + 1, file.len() + 100_000] {
+            let error = load(&with_length(&packed, length)).unwrap_err();
+            let told = matches!(error, ImageError::Length { .. } | ImageError::Damaged { .. });
+            assert!(told, "{codec}, {length}: {error}");
+        }
+    }
+}
+
 #[test]
 fn every_wrapping_and_codec_loads_the_same_kernel() {
     let elf = SyntheticElf::pvh();
@@ -270,6 +345,24 @@ proptest! {
             let plain = load(&file);
             let packed = load(&pack(Codec::Lz4, &file));
             prop_assert_eq!(plain.is_ok(), packed.is_ok());
+        }
+    }
+
+    #[test]
+    fn a_damaged_kernel_never_panics_in_place(at in 0..0x180_usize, value in any::<u8>(), packed in any::<bool>()) {
+        let mut file = SyntheticElf::paged().build();
+        if !packed {
+            file[at] = value;
+        }
+        let mut image = packed_bzimage(Codec::Lz4, &file);
+        if packed {
+            let at = image.len() - 1 - at;
+            image[at] = value;
+        }
+        // Of what says that it is larger, there is no more to map than a guest has.
+        let few = |kernel: &Kernel<'_>| kernel.said_size().is_some_and(|size| size < 1 << 17);
+        if Kernel::open(&image).is_ok_and(|kernel| few(&kernel) && kernel.footprint().size() < 1 << 17) {
+            let _ = load_in_place(&image);
         }
     }
 }

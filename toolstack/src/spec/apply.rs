@@ -1,23 +1,25 @@
 //! Doing what a plan says: wave after wave, the steps of each at the same time.
 
+use super::Spec;
+use super::document::Private;
 use super::plan::{Change, Plan, Step, Work};
 use super::policy::PolicyFolder;
-use super::volume;
-use super::{Spec, VolumeError};
+use super::volume::PrivateVolume;
 use crate::boot::BuildError;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
 use crate::device::Release;
 use crate::doctor::DoctorError;
+use crate::generations::{GenerationError, Generations};
 use crate::memory::MemoryError;
 use crate::qubes::{Qube, QubeError, Qubes, Request};
 use crate::userdata::Kind;
 use crate::vcpus::VcpuError;
+use crate::volume::VolumeError;
 use crate::watch::WatchError;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -48,6 +50,8 @@ pub struct Hooks<'a> {
 pub struct Host {
     /// Where the policy goes.
     pub policy: PolicyFolder,
+    /// Where generations are recorded.
+    pub generations: Generations,
     /// How many steps go on at the same time; at least 1.
     pub jobs: usize,
     /// How long a qube that is to be restarted or removed may take to power off; with zero it is not asked.
@@ -57,7 +61,8 @@ pub struct Host {
 impl Default for Host {
     /// Four at a time, and a minute.
     fn default() -> Self {
-        Self { policy: PolicyFolder::default(), jobs: 4, patience: Duration::from_secs(60) }
+        let (policy, generations) = (PolicyFolder::default(), Generations::default());
+        Self { policy, generations, jobs: 4, patience: Duration::from_secs(60) }
     }
 }
 
@@ -96,6 +101,9 @@ pub enum Failure {
     /// What was left over could not be taken away.
     #[error(transparent)]
     Doctor(#[from] DoctorError),
+    /// Its generation could not be recorded.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// The policy could not be written.
     #[error("policy: {0}")]
     Policy(#[source] io::Error),
@@ -157,6 +165,15 @@ impl Plan {
             host.policy.carry_out(change).map_err(Failure::Policy)?;
         }
         let mut failures: Vec<(String, Failure)> = Vec::new();
+        // What runs already as it is to be is a generation, too: of qubes that were made before there were any, or whose
+        // maker was killed before it wrote that down.
+        let made = |step: &&Step| matches!(step.work, Work::Resume | Work::Change(_));
+        let stay = self.steps.iter().filter(made).map(|step| &step.name);
+        for name in self.unchanged.iter().chain(stay) {
+            if let Err(failure) = begin(spec, host, name) {
+                failures.push((name.clone(), failure));
+            }
+        }
         let mut steps: &[Step] = &self.steps;
         while let Some(first) = steps.first() {
             let (wave, rest) = steps.split_at(steps.partition_point(|step| step.wave <= first.wave));
@@ -167,6 +184,14 @@ impl Plan {
         }
         Ok(Outcome { failures })
     }
+}
+
+/// Records what a qube runs, or is about to be made from.
+fn begin(spec: &Spec, host: &Host, name: &str) -> Result<(), Failure> {
+    let Some(qube) = spec.document().qubes.get(name) else { return Ok(()) };
+    let Some(system) = &qube.system else { return Ok(()) };
+    let choice = host.generations.choice(name, system)?;
+    Ok(host.generations.begin(name, &choice, qube.ready.is_some())?)
 }
 
 /// Does the steps of a wave.
@@ -251,10 +276,8 @@ impl Worker<'_> {
     }
 
     fn create(&self, step: &Step, config: &QubeConfig) -> Result<(), Failure> {
-        let private = self.spec.document().qubes.get(&step.name).and_then(|qube| qube.private.as_ref());
-        if let Some(private) = private {
-            volume::ensure(Path::new(&private.target), private.size)?;
-        }
+        self.ensure_volume(&step.name, |_| true)?;
+        begin(self.spec, self.host, &step.name)?;
         // What was made room for may be taken by another that is made at the same time.
         let mut tries = self.host.jobs;
         let qube = loop {
@@ -268,6 +291,15 @@ impl Worker<'_> {
         };
         self.qubes.unpause(&qube)?;
         Ok(self.qubes.userdata.forget_restart(step.uuid)?)
+    }
+
+    /// Makes a qube's private volume what is declared of it, if it is the one that is meant.
+    fn ensure_volume(&self, name: &str, meant: impl Fn(&Private) -> bool) -> Result<(), Failure> {
+        let private = self.spec.document().qubes.get(name).and_then(|qube| qube.private.as_ref());
+        let volume = private
+            .filter(|private| meant(private))
+            .and_then(|private| PrivateVolume::of(&self.qubes, private));
+        volume.map_or(Ok(()), |volume| Ok(volume.ensure()?))
     }
 
     /// Ends a qube: asks it to power off, and waits no longer than that makes sense.
@@ -301,11 +333,7 @@ impl Worker<'_> {
             Change::Vcpus { declared, .. } => qubes.set_vcpus(qube, *declared, false)?,
             Change::DetachDisk(vdev) => qubes.detach_disk(qube, vdev, Release::Asked)?,
             Change::AttachDisk(disk) => {
-                let document = self.spec.document();
-                let private = document.qubes.get(&config.name).and_then(|qube| qube.private.as_ref());
-                if let Some(private) = private.filter(|private| private.target == disk.target) {
-                    volume::ensure(Path::new(&private.target), private.size)?;
-                }
+                self.ensure_volume(&config.name, |private| private.target == disk.target)?;
                 qubes.attach_disk(qube, disk)?;
             }
             Change::DetachNic { devid, forced } => {
@@ -313,6 +341,7 @@ impl Worker<'_> {
                 qubes.detach_nic(qube, *devid, release)?;
             }
             Change::AttachNic(nic) => qubes.attach_nic(qube, nic)?,
+            Change::Volume { .. } => self.ensure_volume(&config.name, |_| true)?,
             Change::Kept => drop(qubes.keep_config(qube, config.clone())?),
             Change::Resumed => qubes.unpause(qube)?,
         }

@@ -3,7 +3,10 @@
 
 use super::document::{Access, Call, Class, Document, Qube};
 use super::places::member;
+use super::volume;
+use crate::config::is_generation;
 use crate::config::{DiskConfig, MEMORY_LIMIT_MIB, Mac, PciConfig, PciOptions, VCPUS_LIMIT};
+use crate::store_path;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -13,6 +16,8 @@ const NAME_LIMIT: usize = 31;
 const SERVICE_LIMIT: usize = 63;
 /// MiB below which no kernel of ours starts.
 const LEAST_MEMORY_MIB: u64 = 32;
+/// Seconds that a qube may take to say that it is up: a day.
+const READY_LIMIT: u64 = 86_400;
 /// Names that mean something else to the policy or to Xen.
 const RESERVED: [&str; 4] = ["dom0", "Domain-0", "default", "none"];
 
@@ -89,6 +94,12 @@ pub enum Fault {
     /// A circle of netvms.
     #[error("{} is a cycle", .0.join(" -> "))]
     Cycle(Vec<String>),
+    /// It is of a later version than the document says to have.
+    #[error("came with version {0} of the document, and this one says that it is older")]
+    Later(u64),
+    /// Ends as the links of another qube's generations do.
+    #[error("ends like the link of a generation: -NUMBER-link is no end of a qube's name")]
+    GenerationLink,
     /// Two of something of which there can be one.
     #[error("{0} is taken already")]
     Taken(String),
@@ -143,12 +154,6 @@ fn is_path(path: &Path) -> bool {
     path.is_absolute() && path.to_str().is_some_and(is_quotable)
 }
 
-fn is_store_path(path: &Path) -> bool {
-    let Some(name) = path.to_str().and_then(|path| path.strip_prefix("/nix/store/")) else { return false };
-    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"+._?=-".contains(&byte);
-    name.len() > 33 && name.as_bytes()[32] == b'-' && name.bytes().all(of_name)
-}
-
 impl<'a> Check<'a> {
     fn fault(&mut self, attribute: impl Into<String>, fault: Fault) {
         self.found.push((attribute.into(), fault));
@@ -194,7 +199,11 @@ impl<'a> Check<'a> {
             name,
             "the name of a qube: a letter, then at most 30 letters, digits, '_' and '-'",
         );
+        if is_generation(name) {
+            self.fault(here.clone(), Fault::GenerationLink);
+        }
         self.class(&here, qube);
+        self.version(&here, qube);
         self.within(of("memory"), qube.memory, LEAST_MEMORY_MIB, MEMORY_LIMIT_MIB);
         self.within(of("max_memory"), qube.max_memory, LEAST_MEMORY_MIB, MEMORY_LIMIT_MIB);
         if qube.max_memory < qube.memory {
@@ -240,7 +249,12 @@ impl<'a> Check<'a> {
             self.word(is_name(container), here.clone(), container, "the name of a container");
             if let Some(system) = &what.system {
                 let given = system.to_string_lossy();
-                self.word(is_store_path(system), member(&here, "system"), &given, "a path in /nix/store");
+                self.word(
+                    store_path::is_one(system),
+                    member(&here, "system"),
+                    &given,
+                    "a path in /nix/store",
+                );
             }
             for (number, call) in what.calls.iter().enumerate() {
                 self.call(&format!("{here}.calls[{number}]"), name, call);
@@ -252,12 +266,29 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// What version 1 had not.
+    fn version(&mut self, here: &str, qube: &Qube) {
+        let format = qube.private.as_ref().and_then(|private| private.format);
+        for (is_there, attribute) in [
+            (qube.ready.is_some(), "ready"),
+            (qube.store.is_some(), "store"),
+            (format.is_some(), "private.format"),
+        ] {
+            if is_there && self.document.version < 2 {
+                self.fault(format!("{here}.{attribute}"), Fault::Later(2));
+            }
+        }
+        if let Some(ready) = qube.ready {
+            self.within(format!("{here}.ready.timeout"), ready.timeout, 1, READY_LIMIT);
+        }
+    }
+
     fn class(&mut self, here: &str, qube: &Qube) {
         let system = member(here, "system");
         match (qube.class, &qube.system, &qube.boot) {
             (Class::Nixos, None, _) => self.fault(system, Fault::Missing("nixos")),
             (Class::Nixos, Some(path), None) => {
-                self.word(is_store_path(path), system, &path.to_string_lossy(), "a path in /nix/store");
+                self.word(store_path::is_one(path), system, &path.to_string_lossy(), "a path in /nix/store");
             }
             (Class::Nixos, Some(_), Some(_)) => {
                 self.fault(member(here, "boot"), Fault::NotOfClass("nixos"));
@@ -338,14 +369,21 @@ impl<'a> Check<'a> {
         let disks = qube.disks.iter().enumerate().map(|(number, disk)| {
             (format!("{here}.disks[{number}]"), disk.target.as_str(), disk.vdev.as_str(), disk.access)
         });
+        if let Some(vdev) = &qube.store {
+            let store = member(here, "store");
+            if qube.class == Class::Whonix {
+                self.fault(store, Fault::NotOfClass("whonix"));
+            } else {
+                self.word(is_vdev(vdev), store, vdev, VDEV);
+                vdevs.insert(vdev.as_str());
+            }
+        }
         for (here, target, vdev, access) in disks.chain(private) {
             let is_one = target.starts_with('/') && is_quotable(target) && !target.contains(',');
             self.word(is_one, member(&here, "target"), target, "an absolute path without commas and quotes");
-            let is_vdev =
-                vdev.strip_prefix("xvd").is_some_and(|rest| matches!(rest.as_bytes(), [b'a'..=b'z']));
-            self.word(is_vdev, member(&here, "vdev"), vdev, "a virtual disk: xvda to xvdz");
+            self.word(is_vdev(vdev), member(&here, "vdev"), vdev, VDEV);
             if is_one
-                && is_vdev
+                && is_vdev(vdev)
                 && let Err(error) = DiskConfig::parse(&disk_text(target, vdev, access))
             {
                 self.fault(here.clone(), Fault::Shape(error.to_string()));
@@ -360,6 +398,12 @@ impl<'a> Check<'a> {
             }
         }
         if let Some(private) = &qube.private {
+            self.word(
+                volume::is_one(&private.target),
+                format!("{here}.private.target"),
+                &private.target,
+                "a volume, FOLDER/NAME.raw, nor a block device below /dev",
+            );
             self.within(format!("{here}.private.size"), private.size, 16, MEMORY_LIMIT_MIB);
         }
     }
@@ -430,6 +474,12 @@ impl<'a> Check<'a> {
             self.fault(service, fault);
         }
     }
+}
+
+const VDEV: &str = "a virtual disk: xvda to xvdz";
+
+fn is_vdev(vdev: &str) -> bool {
+    vdev.strip_prefix("xvd").is_some_and(|rest| matches!(rest.as_bytes(), [b'a'..=b'z']))
 }
 
 /// A disk as a configuration has it.

@@ -1,18 +1,21 @@
 //! The shape of `qubes.json`, as it is published in `nixos/qubes.schema.json`.
 
 use crate::config::GuestType;
+use crate::volume::Format;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The version of the format that this reads.
-pub const VERSION: u64 = 1;
+/// The version of the format.
+pub const VERSION: u64 = 2;
+/// The oldest version that is read: 2 added how a qube says that it is ready, and a file system for its volume.
+pub const OLDEST_VERSION: u64 = 1;
 
 /// All qubes of a host, and who may call what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Document {
-    /// [`VERSION`].
+    /// [`OLDEST_VERSION`] to [`VERSION`].
     pub version: u64,
     /// The machine.
     pub host: Host,
@@ -71,8 +74,12 @@ pub struct Qube {
     pub networks: Vec<Network>,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// What it sees the image of its system's closure as.
+    pub store: Option<String>,
     /// The volume for what it keeps.
     pub private: Option<Private>,
+    /// How long it may take to say that it is up; `None` (and in version 1) of one that never does.
+    pub ready: Option<Ready>,
     /// The host's PCI devices that it gets.
     pub pci: Vec<String>,
     /// Its tags.
@@ -149,6 +156,16 @@ pub struct Private {
     pub target: String,
     /// What the qube sees it as.
     pub vdev: String,
+    /// The file system that it has from the beginning; `None` (and in version 1) where the qube makes it.
+    pub format: Option<Format>,
+}
+
+/// How a qube says that it is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    /// Seconds.
+    pub timeout: u64,
 }
 
 /// A call that somebody may make.

@@ -27,14 +27,15 @@ mod volume;
 pub use apply::{ApplyLock, Event, Failure, Hooks, Host, MakeRoom, Open, Outcome, Report};
 pub use check::Fault;
 pub use document::{
-    Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, Private, Qube, VERSION,
+    Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, OLDEST_VERSION,
+    Private, Qube, Ready, VERSION,
 };
 pub use places::Place;
 pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Wishes, Work};
 pub use policy::{PolicyChange, PolicyFolder};
-pub use volume::VolumeError;
 
 use crate::config::{Closure, ClosureError, ConfigError, QubeConfig, Settings, SyntaxError};
+use crate::generations::{Choice, GenerationError, Generations};
 use check::disk_text;
 use places::{Places, member};
 use sha2::{Digest, Sha256};
@@ -101,7 +102,7 @@ pub enum SpecError {
     },
     /// It has another version than this program reads.
     #[error(
-        "{source_name}: version {found} of qubes.json; this nxl reads {VERSION}: evaluate it with the nixos/ of the same release"
+        "{source_name}: version {found} of qubes.json; this nxl reads {OLDEST_VERSION} to {VERSION}: evaluate it with the nixos/ of the same release"
     )]
     Version {
         /// Which.
@@ -203,7 +204,8 @@ impl Spec {
         let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| syntax(&error))?;
         // Another version may have another shape: that it is one is to be said first.
         match value.get("version") {
-            Some(version) if version.as_u64() == Some(VERSION) => {}
+            Some(version)
+                if version.as_u64().is_some_and(|version| (OLDEST_VERSION..=VERSION).contains(&version)) => {}
             Some(version) => {
                 let found = version.to_string();
                 return Err(SpecError::Version { source_name: source_name.to_owned(), found });
@@ -250,6 +252,14 @@ impl Spec {
     /// # Errors
     /// [`SpecError`]: what is wrong with its system.
     pub fn config(&self, name: &str) -> Result<QubeConfig, SpecError> {
+        self.config_with(name, None)
+    }
+
+    /// The same with the system that was chosen for it, whatever is declared.
+    ///
+    /// # Errors
+    /// [`SpecError`]: what is wrong with that system.
+    pub fn config_with(&self, name: &str, choice: Option<&Choice>) -> Result<QubeConfig, SpecError> {
         let attribute = member("qubes", name);
         let Some(qube) = self.document.qubes.get(name) else {
             return Err(SpecError::Invalid {
@@ -261,14 +271,19 @@ impl Spec {
                 }],
             });
         };
-        let text = settings(name, qube);
+        let system = choice.map(|choice| &*choice.system).or(qube.system.as_deref());
+        let text = settings(name, qube, system);
         let config_error =
             |source| SpecError::Config { attribute: attribute.clone(), source: Box::new(source) };
         let settings = Settings::parse(&attribute, text.as_bytes(), &[""; 0])
             .map_err(|source| SpecError::Text { attribute: attribute.clone(), source: Box::new(source) })?;
         let (config, _) = match &qube.system {
-            Some(system) => {
-                let closure = closure(&member(&attribute, "system"), system)?;
+            Some(declared) => {
+                let (system, specialisation) = match choice {
+                    Some(choice) => (&choice.system, choice.specialisation.as_deref()),
+                    None => (declared, None),
+                };
+                let closure = closure(&member(&attribute, "system"), system, specialisation)?;
                 QubeConfig::from_closure(&closure, &settings, None).map_err(config_error)?
             }
             None => QubeConfig::from_settings(&attribute, &settings, None).map_err(config_error)?,
@@ -280,19 +295,37 @@ impl Spec {
         Ok(config)
     }
 
-    /// The configurations of all qubes, by name.
+    /// The systems that the qubes are to run, by name: those that are declared, but for those against which others were
+    /// chosen.
+    ///
+    /// # Errors
+    /// [`GenerationError`].
+    pub fn choices(&self, generations: &Generations) -> Result<BTreeMap<String, Choice>, GenerationError> {
+        let systems =
+            self.document.qubes.iter().filter_map(|(name, qube)| Some((name, qube.system.as_ref()?)));
+        systems.map(|(name, system)| Ok((name.clone(), generations.choice(name, system)?))).collect()
+    }
+
+    /// The configurations of all qubes with these systems, by name.
     ///
     /// # Errors
     /// See [`Spec::config`].
-    pub fn configs(&self) -> Result<BTreeMap<String, QubeConfig>, SpecError> {
-        self.document.qubes.keys().map(|name| Ok((name.clone(), self.config(name)?))).collect()
+    pub fn configs(
+        &self,
+        choices: &BTreeMap<String, Choice>,
+    ) -> Result<BTreeMap<String, QubeConfig>, SpecError> {
+        let names = self.document.qubes.keys();
+        names.map(|name| Ok((name.clone(), self.config_with(name, choices.get(name))?))).collect()
     }
 }
 
 /// The closure of a NixOS that can be booted without running any of its programs here.
-fn closure(attribute: &str, system: &Path) -> Result<Closure, SpecError> {
+fn closure(attribute: &str, system: &Path, specialisation: Option<&str>) -> Result<Closure, SpecError> {
     let error = |source| SpecError::Closure { attribute: attribute.to_owned(), source };
-    let closure = Closure::open(system).map_err(error)?;
+    let mut closure = Closure::open(system).map_err(error)?;
+    if let Some(name) = specialisation {
+        closure = closure.specialisation(name).map_err(error)?.clone();
+    }
     closure.check().map_err(error)?;
     if !system.join("nixos-version").is_file() {
         return Err(SpecError::NotNixos { attribute: attribute.to_owned(), system: system.to_owned() });
@@ -304,7 +337,7 @@ fn closure(attribute: &str, system: &Path) -> Result<Closure, SpecError> {
 }
 
 /// The qube in the syntax of xl.cfg: so everything that a configuration is checked for is checked here, too.
-fn settings(name: &str, qube: &Qube) -> String {
+fn settings(name: &str, qube: &Qube, system: Option<&Path>) -> String {
     let Qube { guest, memory, max_memory, vcpus, max_vcpus, .. } = qube;
     let mut text = String::new();
     let mut line = |what: std::fmt::Arguments<'_>| {
@@ -330,7 +363,12 @@ fn settings(name: &str, qube: &Qube) -> String {
     }
     let disks = qube.disks.iter().map(|disk| disk_text(&disk.target, &disk.vdev, disk.access));
     let private = qube.private.iter().map(|private| disk_text(&private.target, &private.vdev, Access::W));
-    let disks: Vec<_> = disks.chain(private).map(|disk| format!("\"{disk}\"")).collect();
+    // Both are there or neither is: `check` has seen to it.
+    let store =
+        qube.store.iter().zip(system).map(|(vdev, system)| {
+            format!("script=block-nix,vdev={vdev},access=r,target={}", system.display())
+        });
+    let disks: Vec<_> = store.chain(disks).chain(private).map(|disk| format!("\"{disk}\"")).collect();
     line(format_args!("disk = [ {} ]", disks.join(", ")));
     let nics = qube.networks.iter().map(|network| {
         let part = |key: &str, value: &Option<String>| {

@@ -1,12 +1,14 @@
 //! What has to be done so that a host is what a document says: found out by reading alone.
 
 use super::policy::{PolicyChange, PolicyFolder};
+use super::volume::PrivateVolume;
 use super::{Document, Spec, is_declared, uuid_of};
 use crate::config::{NicConfig, QubeConfig};
 use crate::device::{Disk, Nic, Vdev};
 use crate::doctor::{DoctorError, Leftover};
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
+use crate::volume::VolumeError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -25,6 +27,9 @@ pub enum PlanError {
     /// A policy file could not be read, or is somebody else's.
     #[error("policy: {0}")]
     Policy(#[from] io::Error),
+    /// A private volume could not be looked at.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// A call failed.
     #[error(transparent)]
     Xen(#[from] xen::Error),
@@ -70,6 +75,13 @@ pub enum Change {
         /// What it is to be.
         declared: u32,
     },
+    /// The private volume grows; in bytes.
+    Volume {
+        /// What it has.
+        running: u64,
+        /// What it is to have.
+        declared: u64,
+    },
     /// A disk goes.
     DetachDisk(Vdev),
     /// A disk comes.
@@ -103,6 +115,9 @@ impl fmt::Display for Change {
             Self::Vcpus { running, declared } => {
                 let running = running.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
                 write!(f, "vcpus: {running} -> {declared}")
+            }
+            Self::Volume { running, declared } => {
+                write!(f, "private volume: {} -> {}", mib(running >> 10), mib(declared >> 10))
             }
             Self::DetachDisk(vdev) => write!(f, "disk {}: detached", vdev.name()),
             Self::AttachDisk(disk) => write!(f, "disk {}: attached, {}", disk.vdev.name(), disk.target),
@@ -173,6 +188,15 @@ pub enum Conflict {
         /// Who has it.
         domid: DomId,
     },
+    /// A private volume has more than is declared: what would be cut off is the qube's.
+    Volume {
+        /// The qube.
+        name: String,
+        /// What is declared, in MiB.
+        declared_mib: u64,
+        /// What it has, in bytes.
+        there: u64,
+    },
     /// The qubes that are to run want more memory than the host has, Xen's and dom0's included.
     Memory {
         /// What they want, in MiB.
@@ -187,6 +211,13 @@ impl fmt::Display for Conflict {
         match self {
             Self::Memory { wanted_mib, host_mib } => {
                 write!(f, "the qubes that are to run want {wanted_mib} MiB, and this host has {host_mib} MiB")
+            }
+            Self::Volume { name, declared_mib, there } => {
+                let mib = there.div_ceil(1 << 20);
+                write!(
+                    f,
+                    "qubes.{name}.private.size: {declared_mib} MiB are declared, and the volume has {mib} MiB: it does not get smaller"
+                )
             }
             Self::Name { name, domid } => {
                 write!(
@@ -278,6 +309,14 @@ impl Plan {
                 || wishes.start.contains(name)
                 || restarts.contains(&uuid)
                 || half_made.contains(&uuid);
+            let private = document.qubes.get(name).and_then(|qube| qube.private.as_ref());
+            let volume = private.and_then(|private| PrivateVolume::of(qubes, private));
+            let difference = volume.as_ref().map_or(Ok(None), PrivateVolume::difference)?;
+            if let Some((there, declared)) = difference.filter(|(there, declared)| there > declared) {
+                let name = name.to_owned();
+                plan.conflicts.push(Conflict::Volume { name, declared_mib: declared >> 20, there });
+                continue;
+            }
             let step = |work, wave| Step { name: name.to_owned(), uuid, work, wave };
             let Some(qube) = running.iter().find(|qube| qube.uuid() == uuid && !qube.info.dying) else {
                 match wanted {
@@ -292,7 +331,11 @@ impl Plan {
             }
             let running = Running::of(qubes, qube)?;
             let never_ran = qube.info.paused && qube.info.cpu_time == 0;
-            match running.compare(name, config, &netvms) {
+            let mut compared = running.compare(name, config, &netvms);
+            if let Some((running, declared)) = difference {
+                compared.also(Change::Volume { running, declared });
+            }
+            match compared {
                 Compared::Same if never_ran => plan.steps.push(step(Work::Resume, 2 + depth)),
                 Compared::Same => plan.unchanged.push(name.to_owned()),
                 Compared::Change(mut changes) => {
@@ -388,6 +431,17 @@ enum Compared {
     Same,
     Change(Vec<Change>),
     Restart(Vec<Difference>),
+}
+
+impl Compared {
+    /// Something else is changed. What is made anew has it by then.
+    fn also(&mut self, change: Change) {
+        match self {
+            Self::Same => *self = Self::Change(vec![change]),
+            Self::Change(changes) => changes.insert(0, change),
+            Self::Restart(_) => {}
+        }
+    }
 }
 
 impl Running {

@@ -1,10 +1,10 @@
 //! dom0's policy files as they are declared: a folder in which those that an apply wrote are told from all others by
 //! their first line.
 
+use crate::whole_file;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The first line of what is written here.
@@ -104,14 +104,8 @@ impl PolicyFolder {
                 _ => Ok(()),
             },
             PolicyChange::Write { file, text, .. } => {
-                fs::create_dir_all(&self.0)?;
-                // A name that no policy is read from: while it is half written, nothing of it counts.
-                let new = self.0.join(format!(".{file}.new"));
-                let mut opened =
-                    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&new)?;
-                opened.write_all(MARK.as_bytes())?;
-                opened.write_all(text.as_bytes())?;
-                fs::rename(&new, self.0.join(file))
+                // Half written, it has a name that no policy is read from.
+                whole_file::replace(&self.0.join(file), format!("{MARK}{text}").as_bytes(), 0o644)
             }
         }
     }

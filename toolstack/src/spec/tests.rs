@@ -3,14 +3,16 @@
 use super::*;
 use crate::create::tests::{Host as MockHost, host as mock_host, next_program};
 use crate::device::tests::Kernel;
+use crate::generations::{Reason, Variant};
 use crate::qubes::Qubes;
+use crate::ready::{Awaited, READY, Verdict};
 use crate::userdata::Kind;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 use xen::mock::Backends;
-use xen::{DomId, Platform};
+use xen::{DomId, Platform, Transaction};
 
 const FULL: &str = include_str!("../../../nixos/tests/full.json");
 
@@ -43,21 +45,29 @@ fn a_fault_has_its_line() {
 #[test]
 fn a_qube_is_written_down_as_xl_reads_it() {
     let spec = parse(&full()).unwrap();
-    let text = |name: &str| settings(name, &spec.document().qubes[name]);
+    let text = |name: &str| {
+        settings(name, &spec.document().qubes[name], spec.document().qubes[name].system.as_deref())
+    };
     let net = text("net");
     let mac = full()["qubes"]["net"]["networks"][0]["mac"].as_str().unwrap().to_owned();
     let uuid = uuid_of("net");
+    let store = |name: &str, vdev: &str| {
+        let qube = &full()["qubes"][name];
+        format!("\"script=block-nix,vdev={vdev},access=r,target={}\"", qube["system"].as_str().unwrap())
+    };
+    let store_of_net = store("net", "xvda");
     assert_eq!(
         net,
         format!(
             "name = \"net\"\nuuid = \"{uuid}\"\ntype = \"pvh\"\nmemory = 256\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\n\
-             driver_domain = 1\ndisk = [  ]\nvif = [ \"mac={mac},bridge=xenbr0\" ]\npci = [ \"0000:03:00.0\" ]\n"
+             driver_domain = 1\ndisk = [ {store_of_net} ]\nvif = [ \"mac={mac},bridge=xenbr0\" ]\npci = [ \"0000:03:00.0\" ]\n"
         )
     );
-    assert!(text("shop").contains(
-        "disk = [ \"/var/lib/images/catalogue.img,raw,xvdc,r\", \"/var/lib/images/orders.img,raw,xvdd,w\", \
-         \"/var/lib/images/shop.img,raw,xvde,w\" ]\n"
-    ));
+    let store_of_shop = store("shop", "xvdf");
+    assert!(text("shop").contains(&format!(
+        "disk = [ {store_of_shop}, \"/var/lib/images/catalogue.img,raw,xvdc,r\", \"/var/lib/images/orders.img,raw,xvdd,w\", \
+         \"/var/lib/images/shop.raw,raw,xvde,w\" ]\n"
+    )));
     assert!(text("whonix").contains("cmdline = \"root=/dev/xvda1 console=hvc0\"\n"));
 }
 
@@ -84,7 +94,7 @@ fn each_fault_names_its_attribute() {
         qube
     };
     for (pointer, value, says) in [
-        ("/version", json!(2), "version 2 of qubes.json; this nxl reads 1"),
+        ("/version", json!(3), "version 3 of qubes.json; this nxl reads 1 to 2"),
         ("/version", json!("1"), "version \"1\" of qubes.json"),
         ("/more", json!(1), "more: unknown field `more`"),
         ("/qubes/shop/memory", json!("384"), "qubes.shop.memory: invalid type: string \"384\", expected u64"),
@@ -132,6 +142,15 @@ fn each_fault_names_its_attribute() {
             json!(256),
             "qubes.shop.max_memory: 256 is less than memory, which is 384",
         ),
+        (
+            "/qubes/work-1-link",
+            spare(json!({})),
+            "qubes.work-1-link: ends like the link of a generation: -NUMBER-link",
+        ),
+        ("/version", json!(1), "qubes.net.ready: came with version 2 of the document"),
+        ("/version", json!(1), "and 8 more"),
+        ("/qubes/shop/ready/timeout", json!(0), "qubes.shop.ready.timeout: 0 is not within 1 to 86400"),
+        ("/qubes/shop/private/format", json!("ntfs"), "qubes.shop.private.format: unknown variant `ntfs`"),
         ("/qubes/shop/vcpus", json!(0), "qubes.shop.vcpus: 0 is not within 1 to 128"),
         ("/qubes/shop/max_vcpus", json!(1), "qubes.shop.max_vcpus: 1 is less than vcpus, which is 2"),
         ("/host/memory", json!(1200), "qubes: 1664 MiB cannot be met: there are 1200 MiB for qubes"),
@@ -169,6 +188,9 @@ fn each_fault_names_its_attribute() {
             "qubes.shop.disks[0].target: \"/a,b\" is not an absolute path",
         ),
         ("/qubes/shop/disks/0/vdev", json!("xvdd"), "qubes.shop.disks[1].vdev: xvdd is taken already"),
+        ("/qubes/shop/store", json!("xvdd"), "qubes.shop.disks[1].vdev: xvdd is taken already"),
+        ("/qubes/shop/store", json!("sda"), "qubes.shop.store: \"sda\" is not a virtual disk"),
+        ("/qubes/whonix/store", json!("xvdf"), "qubes.whonix.store: a qube of class \"whonix\" has none"),
         ("/qubes/shop/disks/0/vdev", json!("sda"), "qubes.shop.disks[0].vdev: \"sda\" is not a virtual disk"),
         (
             "/qubes/shop/disks/1/target",
@@ -176,6 +198,11 @@ fn each_fault_names_its_attribute() {
             "qubes.whonix.disks[0].target: /var/lib/whonix/root.img (written by shop) is taken already",
         ),
         ("/qubes/shop/private/size", json!(1), "qubes.shop.private.size: 1 is not within 16"),
+        (
+            "/qubes/shop/private/target",
+            json!("/var/lib/shop.img"),
+            "qubes.shop.private.target: \"/var/lib/shop.img\" is not a volume, FOLDER/NAME.raw, nor a block device",
+        ),
         ("/qubes/shop/tags", json!(["a b"]), "qubes.shop.tags: \"a b\" is not a tag"),
         ("/qubes/shop/services", json!([""]), "qubes.shop.services: \"\" is not the name of a service"),
         (
@@ -280,7 +307,7 @@ proptest::proptest! {
         text[at] = byte;
         text.drain(at..(at + cut).min(text.len()));
         match Spec::parse("x", &text) {
-            Ok(spec) => proptest::prop_assert!(spec.document().version == VERSION),
+            Ok(spec) => proptest::prop_assert!((OLDEST_VERSION..=VERSION).contains(&spec.document().version)),
             Err(error) => proptest::prop_assert!(error.to_string().starts_with("x:")),
         }
     }
@@ -300,7 +327,7 @@ fn a_closure_is_a_nixos_without_secrets() {
     for file in ["kernel", "initrd", "init", "kernel-params"] {
         std::fs::write(folder.path().join(file), "x").unwrap();
     }
-    let open = || closure("qubes.work.system", folder.path()).map_err(|error| error.to_string());
+    let open = || closure("qubes.work.system", folder.path(), None).map_err(|error| error.to_string());
     let error = open().unwrap_err();
     assert!(
         error.starts_with("qubes.work.system: ") && error.contains("is no NixOS: it has no nixos-version"),
@@ -370,7 +397,7 @@ fn spec(host: &Site, qubes: &[(&str, Value)]) -> Spec {
     let qubes: serde_json::Map<_, _> =
         qubes.iter().map(|(name, more)| ((*name).to_owned(), qube(host, more))).collect();
     let policy = json!({ "50-nexus.policy": "q.A * work vault allow\n" });
-    parse(&json!({ "version": 1, "host": { "memory": null }, "qubes": qubes, "policy": policy })).unwrap()
+    parse(&json!({ "version": 2, "host": { "memory": null }, "qubes": qubes, "policy": policy })).unwrap()
 }
 
 fn image(host: &Site, name: &str) -> Value {
@@ -381,15 +408,21 @@ fn image(host: &Site, name: &str) -> Value {
 
 fn how(host: &Site, jobs: usize) -> Host {
     let policy = PolicyFolder(host.folder.path().join("policy.d"));
-    Host { policy, jobs, patience: Duration::ZERO }
+    let generations = Generations::in_folder(host.folder.path().join("generations"));
+    Host { policy, generations, jobs, patience: Duration::ZERO }
 }
 
 fn wishes(prune: bool) -> Wishes {
     Wishes { prune, start: BTreeSet::new() }
 }
 
+/// The configurations of the qubes, with the systems that were chosen for them.
+fn configs(host: &Site, spec: &Spec) -> BTreeMap<String, QubeConfig> {
+    spec.configs(&spec.choices(&how(host, 1).generations).unwrap()).unwrap()
+}
+
 fn plan(host: &Site, spec: &Spec, prune: bool) -> Plan {
-    Plan::of(&host.qubes, spec, &spec.configs().unwrap(), &how(host, 1).policy, &wishes(prune)).unwrap()
+    Plan::of(&host.qubes, spec, &configs(host, spec), &how(host, 1).policy, &wishes(prune)).unwrap()
 }
 
 fn open(host: &Site) -> Result<(Qubes, std::sync::Arc<dyn xen::ForeignMemory>), xen::Error> {
@@ -401,7 +434,7 @@ fn open(host: &Site) -> Result<(Qubes, std::sync::Arc<dyn xen::ForeignMemory>), 
 /// Plans and applies; what was done, in the order in which it began.
 fn apply_with(host: &Site, spec: &Spec, prune: bool, jobs: usize) -> (Vec<String>, Vec<(String, Failure)>) {
     let lock = host.qubes.lock_apply().unwrap().expect("nobody else applies");
-    let configs = spec.configs().unwrap();
+    let configs = configs(host, spec);
     let how = how(host, jobs);
     let plan = Plan::of(&host.qubes, spec, &configs, &how.policy, &wishes(prune)).unwrap();
     assert_eq!(plan.conflicts, []);
@@ -460,7 +493,7 @@ fn a_host_becomes_what_is_declared_and_a_second_apply_does_nothing() {
         &[
             (
                 "work",
-                json!({ "private": { "size": 16, "target": host.folder.path().join("p/work.img"), "vdev": "xvdb" } }),
+                json!({ "private": { "size": 16, "target": host.folder.path().join("p/work.raw"), "vdev": "xvdb" } }),
             ),
             ("vault", json!({})),
             ("spare", json!({ "autostart": false })),
@@ -468,7 +501,7 @@ fn a_host_becomes_what_is_declared_and_a_second_apply_does_nothing() {
     );
     assert_eq!(apply(&host, &spec), ["create vault", "create work"]);
     assert_eq!(names(&host), ["vault", "work"]);
-    assert_eq!(std::fs::metadata(host.folder.path().join("p/work.img")).unwrap().len(), 16 << 20);
+    assert_eq!(std::fs::metadata(host.folder.path().join("p/work.raw")).unwrap().len(), 16 << 20);
     let policy = std::fs::read_to_string(host.folder.path().join("policy.d/50-nexus.policy")).unwrap();
     assert!(policy.ends_with("\nq.A * work vault allow\n"), "{policy}");
     assert_eq!(plan(&host, &spec, false).halted, ["spare"]);
@@ -481,7 +514,7 @@ fn a_qube_that_does_not_start_by_itself_is_started_when_that_is_asked_for() {
     let host = site();
     let spec = spec(&host, &[("spare", json!({ "autostart": false }))]);
     let asked = Wishes { start: BTreeSet::from(["spare".to_owned()]), ..Wishes::default() };
-    let configs = spec.configs().unwrap();
+    let configs = spec.configs(&BTreeMap::new()).unwrap();
     let planned = Plan::of(&host.qubes, &spec, &configs, &how(&host, 1).policy, &asked).unwrap();
     assert_eq!((planned.steps[0].work.name(), planned.halted.len()), ("create", 0));
     // Once it runs, it is changed like any other.
@@ -530,6 +563,40 @@ fn memory_vcpus_and_disks_change_while_a_qube_runs() {
     assert_eq!(apply(&host, &after), ["change work"]);
     assert_eq!(host.qubes.find("work").unwrap().info.domid, domid, "it was not restarted");
     is_as_declared(&host, &after);
+}
+
+#[test]
+fn a_private_volume_is_one_of_the_volumes_and_grows() {
+    let host = site();
+    let folder = host.folder.path().join("volumes");
+    let declared = |size: u64| {
+        let private = json!({ "size": size, "target": folder.join("work.raw"), "vdev": "xvdb" });
+        spec(&host, &[("work", json!({ "private": private }))])
+    };
+    apply(&host, &declared(16));
+    let volumes = crate::volume::Volumes::new(&folder).with_plumbing(host.kernel.clone());
+    let volume = volumes.get(&"work".parse().unwrap()).unwrap();
+    assert_eq!((volume.image.size, volume.loops.len()), (16 << 20, 1));
+    let domid = host.qubes.find("work").unwrap().info.domid;
+    let Work::Change(changes) = plan(&host, &declared(24), false).steps[0].work.clone() else { panic!() };
+    assert_eq!(
+        changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["private volume: 16 MiB -> 24 MiB"]
+    );
+    assert_eq!(apply(&host, &declared(24)), ["change work"]);
+    assert_eq!(volumes.size(&"work".parse().unwrap()).unwrap(), Some(24 << 20));
+    assert_eq!(host.qubes.find("work").unwrap().info.domid, domid, "it was not restarted");
+    is_as_declared(&host, &declared(24));
+    let found = plan(&host, &declared(16), false);
+    assert_eq!(
+        found.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["qubes.work.private.size: 16 MiB are declared, and the volume has 24 MiB: it does not get smaller"]
+    );
+    // What keeps it does not run: it grows when it is made.
+    host.qubes.destroy(&host.qubes.find("work").unwrap()).unwrap();
+    assert_eq!(apply(&host, &declared(32)), ["create work"]);
+    assert_eq!(volumes.size(&"work".parse().unwrap()).unwrap(), Some(32 << 20));
+    is_as_declared(&host, &declared(32));
 }
 
 #[test]
@@ -661,6 +728,138 @@ fn what_fails_with_one_qube_does_not_keep_the_others_from_it() {
     is_as_declared(&host, &spec);
 }
 
+// --- generations
+
+/// A document with a qube `work` that runs the NixOS of that name, which the mock host has.
+fn of_system(host: &Site, system: &str) -> Spec {
+    let toplevel = host.folder.path().join(system);
+    for folder in [toplevel.clone(), toplevel.join("specialisation/rescue")] {
+        if !folder.exists() {
+            std::fs::create_dir_all(&folder).unwrap();
+            for file in ["kernel", "initrd"] {
+                std::os::unix::fs::symlink(host.folder.path().join(file), folder.join(file)).unwrap();
+            }
+            for (file, text) in [("init", "x"), ("kernel-params", "quiet"), ("nixos-version", "25.11")] {
+                std::fs::write(folder.join(file), text).unwrap();
+            }
+        }
+    }
+    let mut spec = spec(host, &[("work", json!({}))]);
+    let work = spec.document.qubes.get_mut("work").unwrap();
+    // Not in /nix/store, as a document's must be.
+    (work.class, work.system, work.boot) = (Class::Nixos, Some(toplevel), None);
+    work.ready = Some(Ready { timeout: 1 });
+    spec
+}
+
+/// The system that a domain was made from, by its command line.
+fn booted(host: &Site) -> String {
+    let qube = host.qubes.find("work").unwrap();
+    let kept = host.qubes.userdata.read(Kind::Nxl, qube.info.domid, qube.uuid()).unwrap().unwrap();
+    let kept: QubeConfig = serde_json::from_str(&kept).unwrap();
+    let init = kept.cmdline.split("init=").nth(1).unwrap().strip_suffix("/init").unwrap().to_owned();
+    init.strip_prefix(&format!("{}/", host.folder.path().display())).unwrap().to_owned()
+}
+
+fn report_ready(host: &Site) {
+    let path = format!("{}/{READY}", crate::store::home(host.qubes.find("work").unwrap().info.domid));
+    host.qubes.store.write(Transaction::NONE, &path, b"/nix/store/x").unwrap();
+}
+
+/// What `nxl apply` does after it applied: what is on trial is waited for, and if it does not come up, what was before is
+/// booted. Whether it came up.
+fn judge(host: &Site, spec: &Spec) -> Option<bool> {
+    let generations = how(host, 1).generations;
+    generations.record("work").unwrap().trial.as_ref()?;
+    let (name, limit) = ("work".to_owned(), Duration::from_millis(60));
+    let awaited = Awaited { name, uuid: uuid_of("work"), limit };
+    let verdicts = host.qubes.await_ready(vec![awaited], &mut |_, _| {}).unwrap();
+    if let Verdict::Ready(_) = verdicts[0].1 {
+        generations.confirm("work").unwrap();
+        return Some(true);
+    }
+    let system = spec.document().qubes["work"].system.clone().unwrap();
+    generations.fall_back("work", &system, &verdicts[0].1.to_string()).unwrap().unwrap();
+    assert_eq!(apply(host, spec), ["restart work"]);
+    Some(false)
+}
+
+#[test]
+fn each_system_that_a_qube_gets_is_a_generation() {
+    let host = site();
+    let generations = how(&host, 1).generations;
+    assert_eq!(apply(&host, &of_system(&host, "a")), ["create work"]);
+    assert_eq!(judge(&host, &of_system(&host, "a")), None, "there is nothing to fall back to");
+    is_as_declared(&host, &of_system(&host, "a"));
+    let planned = plan(&host, &of_system(&host, "b"), false);
+    let Work::Restart { why } = &planned.steps[0].work else { panic!("{planned:?}") };
+    assert_eq!((why.len(), why[0].attribute), (1, "command line"));
+    assert_eq!(apply(&host, &of_system(&host, "b")), ["restart work"]);
+    report_ready(&host);
+    assert_eq!(judge(&host, &of_system(&host, "b")), Some(true));
+    assert_eq!(judge(&host, &of_system(&host, "b")), None);
+    let numbers: Vec<_> = generations.list("work").unwrap().iter().map(|known| known.number).collect();
+    assert_eq!((numbers, generations.default_of("work").unwrap()), (vec![1, 2], Some(2)));
+    is_as_declared(&host, &of_system(&host, "b"));
+    // Those that were made before there were generations have one from the next apply on.
+    std::fs::remove_dir_all(host.folder.path().join("generations")).unwrap();
+    assert_eq!(apply(&host, &of_system(&host, "b")), [""; 0]);
+    assert_eq!(generations.list("work").unwrap()[0].system, host.folder.path().join("b"));
+}
+
+#[test]
+fn a_generation_that_does_not_come_up_is_taken_back_and_not_tried_again() {
+    let host = site();
+    let generations = how(&host, 1).generations;
+    for system in ["a", "b"] {
+        apply(&host, &of_system(&host, system));
+    }
+    assert_eq!(judge(&host, &of_system(&host, "b")), Some(false));
+    assert_eq!(booted(&host), "a");
+    assert_eq!(generations.record("work").unwrap().failed[&2], "did not report ready within 0.06 s");
+    // What is declared is as it was: nothing is done, however often it is applied.
+    is_as_declared(&host, &of_system(&host, "b"));
+    assert_eq!(apply(&host, &of_system(&host, "b")), [""; 0]);
+    assert_eq!(judge(&host, &of_system(&host, "b")), None);
+    // Something else is declared.
+    assert_eq!(apply(&host, &of_system(&host, "c")), ["restart work"]);
+    report_ready(&host);
+    assert_eq!(judge(&host, &of_system(&host, "c")), Some(true));
+    assert_eq!(booted(&host), "c");
+}
+
+#[test]
+fn another_generation_is_run_for_as_long_as_the_same_is_declared() {
+    let host = site();
+    let generations = how(&host, 1).generations;
+    let variant = |generation, special: Option<&str>| Variant {
+        generation,
+        specialisation: special.map(str::to_owned),
+    };
+    let b = of_system(&host, "b");
+    let declared = host.folder.path().join("b");
+    apply(&host, &of_system(&host, "a"));
+    apply(&host, &b);
+    report_ready(&host);
+    judge(&host, &b);
+    generations.hold("work", &declared, variant(1, None), Reason::RolledBack).unwrap();
+    assert_eq!(apply(&host, &b), ["restart work"]);
+    assert_eq!((booted(&host).as_str(), judge(&host, &b)), ("a", None));
+    is_as_declared(&host, &b);
+    generations.hold("work", &declared, variant(2, Some("rescue")), Reason::Switched).unwrap();
+    assert_eq!(apply(&host, &b), ["restart work"]);
+    assert_eq!(booted(&host), "b/specialisation/rescue");
+    assert_eq!(judge(&host, &b), Some(false), "it says nothing, and what was before is booted");
+    assert_eq!(booted(&host), "a");
+    generations.release("work").unwrap();
+    assert_eq!(apply(&host, &b), ["restart work"]);
+    assert_eq!(booted(&host), "b");
+    // A specialisation that there is not is no reason to end the qube.
+    generations.hold("work", &declared, variant(2, Some("gone")), Reason::Switched).unwrap();
+    let error = b.configs(&b.choices(&generations).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("no specialisation `gone'"), "{error}");
+}
+
 // --- kill -9
 
 /// What a host is like that no apply has to do anything with, without what is drawn by lot or counted.
@@ -688,7 +887,7 @@ fn ends_in_the_middle(host: &Site, spec: &Spec, jobs: usize) -> bool {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         // Not the assertions of `apply_with`: killed, it fails in any way it likes.
         let lock = host.qubes.lock_apply().ok().flatten();
-        let (Some(lock), Ok(configs)) = (lock, spec.configs()) else { return };
+        let (Some(lock), configs) = (lock, configs(host, spec)) else { return };
         let how = how(host, jobs);
         let Ok(plan) = Plan::of(&host.qubes, spec, &configs, &how.policy, &wishes(true)) else { return };
         let hooks = Hooks { open: &|| open(host), make_room: &|_, _| Ok(()), report: &|_| {} };
@@ -768,6 +967,47 @@ fn killed_at_fifty_moments_the_next_apply_comes_to_the_same_end() {
         let (_, failures) = apply_with(&host, &spec, true, 1);
         assert!(failures.is_empty(), "killed after {}: {failures:?}", calls * number / 60);
         assert_eq!(settled(&host), expected, "killed after {}", calls * number / 60);
+        is_as_declared(&host, &spec);
+        assert_eq!(host.qubes.leftovers().unwrap(), []);
+        assert_eq!(host.qubes.userdata.restarts().unwrap(), []);
+    }
+    assert!(killed >= 50, "{killed}");
+}
+
+#[test]
+fn killed_at_fifty_moments_of_an_upgrade_that_fails_the_qube_runs_what_it_ran() {
+    let upgraded = |host: &Site| {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let spec = of_system(host, "b");
+            apply(host, &spec);
+            judge(host, &spec);
+        }));
+        result.is_err()
+    };
+    let calls = {
+        let host = site();
+        apply(&host, &of_system(&host, "a"));
+        host.machine.reset_counts();
+        assert!(!upgraded(&host));
+        assert_eq!(booted(&host), "a");
+        host.machine.counts().calls.values().sum::<u64>()
+    };
+    let mut killed = 0;
+    for number in 0..60u64 {
+        let host = site();
+        apply(&host, &of_system(&host, "a"));
+        // How often it is looked whether it is up varies: not up to the last call.
+        host.machine.kill_after(calls * number / 62);
+        killed += usize::from(upgraded(&host));
+        let host = behind(next_program(host.host), host.kernel);
+        let spec = of_system(&host, "b");
+        apply(&host, &spec);
+        judge(&host, &spec);
+        let when = format!("killed after {}", calls * number / 62);
+        assert_eq!(booted(&host), "a", "{when}");
+        let generations = how(&host, 1).generations;
+        assert_eq!(generations.default_of("work").unwrap(), Some(1), "{when}");
+        assert!(generations.record("work").unwrap().failed.contains_key(&2), "{when}");
         is_as_declared(&host, &spec);
         assert_eq!(host.qubes.leftovers().unwrap(), []);
         assert_eq!(host.qubes.userdata.restarts().unwrap(), []);

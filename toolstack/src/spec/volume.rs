@@ -1,40 +1,59 @@
-//! The image of a qube's private volume: made when it is not there, grown when it is too small, never shrunk. Its file
-//! system is the qube's own affair.
+//! A qube's private volume: one of those that `nxl volume` lists, made when it is not there and grown when more is
+//! declared. A block device of dom0 is as it is.
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use super::document::Private;
+use crate::qubes::Qubes;
+use crate::volume::{Format, Name, RAW, VolumeError, Volumes};
+use std::ffi::OsStr;
+use std::path::Path;
 
-/// Why a volume is not what it should be.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
-pub struct VolumeError {
-    /// Its image.
-    pub path: PathBuf,
-    /// Why.
-    pub source: io::Error,
+/// Where block devices are.
+const DEVICES: &str = "/dev/";
+
+/// The folder and the name of the volume that a target is; `None` of what is none.
+fn place(target: &str) -> Option<(&Path, Name)> {
+    let path = Path::new(target);
+    let stem = path.file_stem().filter(|_| path.extension() == Some(OsStr::new(RAW)))?;
+    Some((path.parent()?, stem.to_str()?.parse().ok()?))
 }
 
-/// Sees to it that a volume has at least so many MiB; a block device has what it has.
-pub(super) fn ensure(path: &Path, size_mib: u64) -> Result<(), VolumeError> {
-    make(path, size_mib << 20).map_err(|source| VolumeError { path: path.to_owned(), source })
+/// Whether a target can be a private volume: it is one of `Volumes`, or a block device.
+pub(super) fn is_one(target: &str) -> bool {
+    target.starts_with(DEVICES) || place(target).is_some()
 }
 
-fn make(path: &Path, size: u64) -> io::Result<()> {
-    match fs::metadata(path) {
-        Ok(there) if there.file_type().is_block_device() => return Ok(()),
-        Ok(there) if there.len() >= size => return Ok(()),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if let Some(folder) = path.parent() {
-                fs::create_dir_all(folder)?;
-            }
-        }
-        Err(error) => return Err(error),
+/// The volume, among those of its folder.
+pub(super) struct PrivateVolume {
+    volumes: Volumes,
+    name: Name,
+    /// In bytes.
+    declared: u64,
+    format: Option<Format>,
+}
+
+impl PrivateVolume {
+    /// `None` for a block device, of which nothing is to be made.
+    pub(super) fn of(qubes: &Qubes, private: &Private) -> Option<Self> {
+        let (folder, name) = place(&private.target).filter(|_| !private.target.starts_with(DEVICES))?;
+        let volumes = Volumes::new(folder).sharing(qubes.plumbing.clone());
+        Some(Self { volumes, name, declared: private.size << 20, format: private.format })
     }
-    // Whoever is killed in between leaves an empty file, which is grown the next time.
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?.set_len(size)
+
+    /// The bytes that it has and those that it is to have, if that is not the same. One that is not there is made with the
+    /// qube.
+    pub(super) fn difference(&self) -> Result<Option<(u64, u64)>, VolumeError> {
+        let there = self.volumes.size(&self.name)?;
+        Ok(there.filter(|size| *size != self.declared).map(|size| (size, self.declared)))
+    }
+
+    /// Makes it, or lets it grow.
+    pub(super) fn ensure(&self) -> Result<(), VolumeError> {
+        let volume = self.volumes.ensure(&self.name, self.declared, self.format)?;
+        if volume.image.size != self.declared {
+            self.volumes.resize(&self.name, self.declared)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -42,18 +61,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_grows_and_does_not_shrink() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("private/work.img");
-        let size = || fs::metadata(&path).unwrap().len();
-        ensure(&path, 16).unwrap();
-        assert_eq!(size(), 16 << 20);
-        fs::write(&path, b"x").unwrap();
-        ensure(&path, 16).unwrap();
-        assert_eq!((size(), fs::read(&path).unwrap()[0]), (16 << 20, b'x'));
-        ensure(&path, 8).unwrap();
-        assert_eq!(size(), 16 << 20);
-        let error = ensure(&folder.path().join("private/work.img/x"), 8).unwrap_err();
-        assert!(error.to_string().contains("work.img/x: "), "{error}");
+    fn a_target_is_a_volume_or_a_block_device() {
+        for right in ["/var/lib/nxl/volumes/work.raw", "/dev/vg/work", "/srv/a.b.raw"] {
+            assert!(is_one(right), "{right}");
+        }
+        for wrong in [
+            "/var/lib/nexus/private/work.img",
+            "/srv/.raw",
+            "/srv/-x.raw",
+            "/srv/work@now.raw",
+            "/srv/raw",
+            "/",
+        ] {
+            assert!(!is_one(wrong), "{wrong}");
+        }
     }
 }

@@ -13,6 +13,7 @@ mod copy;
 use crate::device::{DeviceError, Dom0, Plumbing};
 use crate::{cache_folder, lock};
 pub use copy::Copied;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -21,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Where the volumes of this host are.
 pub const VOLUMES: &str = "/var/lib/nxl/volumes";
@@ -30,7 +32,8 @@ pub const LEAST: u64 = 1 << 20;
 const UNIT: u64 = 4096;
 /// A name's most bytes: two of them and an extension are a file's name.
 const NAME_LEN: usize = 100;
-const RAW: &str = "raw";
+/// The ending of a volume's file.
+pub(crate) const RAW: &str = "raw";
 const NEW: &str = "new";
 const LOCK: &str = "lock";
 
@@ -138,7 +141,8 @@ impl fmt::Display for Name {
 }
 
 /// A file system that a new volume gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// By mkfs.ext4 of e2fsprogs.
     Ext4,
@@ -219,7 +223,7 @@ pub struct Volume {
 /// The folder of volumes.
 pub struct Volumes {
     folder: PathBuf,
-    plumbing: Box<dyn Plumbing>,
+    plumbing: Arc<dyn Plumbing>,
 }
 
 impl Default for Volumes {
@@ -245,13 +249,18 @@ impl Volumes {
     /// Volumes in a folder.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), plumbing: Box::new(Dom0) }
+        Self { folder: folder.into(), plumbing: Arc::new(Dom0) }
     }
 
     /// What stands behind disks is there instead of in the domain that this runs in.
     #[must_use]
     pub fn with_plumbing(self, plumbing: impl Plumbing + 'static) -> Self {
-        Self { plumbing: Box::new(plumbing), ..self }
+        self.sharing(Arc::new(plumbing))
+    }
+
+    /// The same, with what somebody else has, too.
+    pub(crate) fn sharing(self, plumbing: Arc<dyn Plumbing>) -> Self {
+        Self { plumbing, ..self }
     }
 
     /// Where a volume's file is; a disk line names it.
@@ -321,6 +330,18 @@ impl Volumes {
         }
         snapshots.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(Volume { name: name.clone(), image, loops, snapshots })
+    }
+
+    /// The bytes that a volume has; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`VolumeError::File`].
+    pub fn size(&self, name: &Name) -> Result<Option<u64>, VolumeError> {
+        match image(&self.path(name), name) {
+            Ok(image) => Ok(Some(image.size)),
+            Err(VolumeError::None(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes a volume of at least `size` bytes, with a file system if one is asked for.
