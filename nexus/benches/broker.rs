@@ -61,8 +61,14 @@ fn world(version: u32) -> (Broker, Qube, Qube) {
     }
     text += "q.Service * qube1 qube2 allow\n";
     let policy = Arc::new(Policy::new(rules(&text, "bench.policy").expect("a policy")));
-    let limits =
-        Limits { calls: 1_000, asks: false, default_user: "user".to_owned(), disposables: [].into() };
+    let limits = Limits {
+        calls: 1_000,
+        asks: false,
+        notifies: false,
+        start: None,
+        default_user: "user".to_owned(),
+        disposables: [].into(),
+    };
     let mut broker = Broker::new(limits, move || Current::Policy(policy.clone()), 1);
     let qubes: serde_json::Map<_, _> =
         (0..100).map(|n| (format!("qube{n}"), serde_json::json!({ "type": "AppVM" }))).collect();

@@ -1,5 +1,5 @@
 //! Calls between qubes over a simulated host, with agents as processes: one after the other, 16 callers at once, and in
-//! bulk, beside a raw vchan in the same run.
+//! bulk, beside what it is made of in the same run.
 //!
 //! `cargo bench -p tesseraqt-nexus --bench calls [-- latency|rate|bulk]`
 #![allow(
@@ -11,6 +11,8 @@
 #[path = "../tests/qubes/broker.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests use all of it")]
 mod broker;
+#[path = "calls/bulk.rs"]
+mod bulk;
 #[path = "../../vchan/tests/sim/host.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the tests use all of it")]
 mod host;
@@ -21,24 +23,22 @@ mod stage;
 use nexus::client::AsyncCall;
 use stage::Stage;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use vchan::{ConnectOptions, ListenOptions, Listener};
-use xen::DomId;
-use xen::host::Host;
 
-/// How many bytes go in bulk.
+/// How many bytes go in bulk, and how many of them a program makes or looks at in one go.
 const BULK: usize = 1 << 30;
 const CHUNK: usize = 64 << 10;
-/// An end of the raw vchan, in a process of its own.
-const RAW: &str = "NEXUS_BENCH_RAW";
+/// Of each row in bulk, so many in turn; the middle one counts.
+const ROUNDS: usize = 3;
+/// An end of a raw vchan or a copier, in a process of its own.
+const ROLE: &str = "NEXUS_BENCH_ROLE";
 
 fn main() {
-    if let Ok(role) = env::var(RAW) {
-        return raw_end(&role);
+    if let Ok(role) = env::var(ROLE) {
+        return bulk::end(&role);
     }
     let wanted: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
@@ -57,12 +57,7 @@ fn main() {
         runtime.block_on(tokio::task::LocalSet::new().run_until(rate(&agent)));
     }
     if wants("bulk") {
-        let raw = raw(&stage);
-        println!("raw vchan: {:.2} GB/s", raw / 1e9);
-        for (name, service) in [("to the service", "q.Bulk+sink"), ("to the caller", "q.Bulk+source")] {
-            let speed = runtime.block_on(bulk(&agent, service));
-            println!("{name}: {:.2} GB/s, {:.0} % of raw", speed / 1e9, 100.0 * speed / raw);
-        }
+        bulk::rows(&stage, &runtime, &agent);
     }
 }
 
@@ -85,17 +80,20 @@ fn services(stage: &Stage) {
                         std::io::Result::Ok(())
                     }); }
                     Ok((mut socket, _)) = bulk.accept() => { tokio::spawn(async move {
-                        let mut bytes = vec![0; CHUNK];
-                        let read = socket.read(&mut bytes).await?;
-                        if bytes[..read].starts_with(b"q.Bulk+sink") {
-                            while socket.read(&mut bytes).await? > 0 {}
-                            socket.write_all(b"all").await?;
-                        } else {
-                            for _ in 0..BULK / CHUNK {
-                                socket.write_all(&bytes).await?;
+                        // What it is asked for, and a NUL.
+                        let mut asked = Vec::with_capacity(64);
+                        while socket.read_u8().await.map(|byte| asked.push(byte)).is_ok() {
+                            if asked.ends_with(&[0]) {
+                                break;
                             }
                         }
-                        std::io::Result::Ok(())
+                        if asked.starts_with(b"q.Bulk+sink") {
+                            bulk::take(&mut socket).await;
+                            socket.write_all(b"all").await
+                        } else {
+                            bulk::give(&mut socket).await;
+                            Ok(())
+                        }
                     }); }
                 }
             }
@@ -147,67 +145,4 @@ async fn rate(agent: &Path) {
         calls += caller.await.unwrap();
     }
     println!("16 callers: {:.0} calls/s", f64::from(calls) / begin.elapsed().as_secs_f64());
-}
-
-/// Bytes per second.
-async fn bulk(agent: &Path, service: &str) -> f64 {
-    let mut call = AsyncCall::start(agent, "vault:gpg", service).await.unwrap();
-    let mut bytes = vec![7; CHUNK];
-    let begin = Instant::now();
-    let received = if service.ends_with("sink") {
-        for _ in 0..BULK / CHUNK {
-            call.write_all(&bytes).await.unwrap();
-        }
-        call.shutdown().await.unwrap();
-        call.read_to_end(&mut Vec::new()).await.unwrap() - 3 + BULK
-    } else {
-        let mut received = 0;
-        loop {
-            match call.read(&mut bytes).await.unwrap() {
-                0 => break received,
-                read => received += read,
-            }
-        }
-    };
-    assert_eq!(received, BULK);
-    BULK as f64 / begin.elapsed().as_secs_f64()
-}
-
-/// Bytes per second by a vchan between the same domains, with rings as large.
-fn raw(stage: &Stage) -> f64 {
-    let end = |domid: u16, role: &str| {
-        let mut command = stage.host().command(domid, env::current_exe().unwrap());
-        command.env(RAW, role).stdin(Stdio::null()).spawn().unwrap()
-    };
-    // The other domain has granted half of what it may.
-    let (server, client) = (end(stage::VAULT.1, "server"), end(stage::WORK.1, "client"));
-    assert!(server.wait_with_output().unwrap().status.success());
-    let output = client.wait_with_output().unwrap();
-    let nanoseconds: f64 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-    BULK as f64 / nanoseconds * 1e9
-}
-
-fn raw_end(role: &str) {
-    let path = format!("data/vchan/{}/9", stage::WORK.1);
-    let mut bytes = vec![7; CHUNK];
-    if role == "server" {
-        let options = ListenOptions { read_min: 1 << 20, write_min: 1 << 20, ..ListenOptions::default() };
-        let listener = Listener::open(&Host, DomId(stage::WORK.1), &path, &options).unwrap();
-        let mut channel = listener.accept().unwrap();
-        for _ in 0..BULK / CHUNK {
-            channel.send_all(&bytes).unwrap();
-        }
-        channel.wait_until_read().unwrap();
-    } else {
-        let options = ConnectOptions { wait: Some(Duration::from_secs(60)), ..ConnectOptions::default() };
-        let path = format!("/local/domain/{}/{path}", stage::VAULT.1);
-        let mut channel = vchan::Channel::connect(&Host, DomId(stage::VAULT.1), &path, &options).unwrap();
-        channel.recv(&mut bytes[..1]).unwrap();
-        let begin = Instant::now();
-        for part in (1..BULK).step_by(CHUNK) {
-            let length = CHUNK.min(BULK - part);
-            channel.recv_exact(&mut bytes[..length]).unwrap();
-        }
-        println!("{}", begin.elapsed().as_nanos());
-    }
 }

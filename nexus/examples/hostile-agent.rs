@@ -8,7 +8,7 @@
 //! the peer has closed the channel.
 #![forbid(unsafe_code)]
 
-use nexus::wire::pair::{Header, Kind, MAX_DATA, PAIR_PORT, Reset};
+use nexus::wire::pair::{EARLY, Header, Kind, MAX_DATA, PAIR_PORT, Reset};
 use nexus::wire::{Channel, Decoder, Ident, Message, Source, Trigger};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -88,6 +88,14 @@ fn misbehave(channel: &mut vchan::Channel, call: u64, misdeed: &str) -> Outcome<
             send(&header)?;
         }
         "part" => send(&open(call))?,
+        // Calls that nobody announced, and more than they may begin with.
+        "parked" => {
+            send(&open(call ^ 1 << 20))?;
+            for _ in 0..2 {
+                let header = Header { call: call ^ 1 << 20, kind: Kind::Stdin, length: EARLY };
+                send(&[&header.encode()[..], &[b'x'; EARLY as usize]].concat())?;
+            }
+        }
         "twice" => {
             send(&open(call))?;
             send(&open(call))?;
@@ -98,6 +106,11 @@ fn misbehave(channel: &mut vchan::Channel, call: u64, misdeed: &str) -> Outcome<
             for n in 0..100_000_u64 {
                 let other = call ^ (n + 1) << 20;
                 send(&open(other))?;
+                // As many bytes as a call may begin with.
+                if n % 16 == 0 {
+                    let header = Header { call: other, kind: Kind::Stdin, length: EARLY };
+                    send(&[&header.encode()[..], &[b'x'; EARLY as usize]].concat())?;
+                }
                 send(&Header { call: other ^ 1, kind: Kind::Stdin, length: 0 }.encode())?;
                 send(&Header::with_number(other ^ 2, Kind::Reset, Reset::Gone as u32))?;
             }

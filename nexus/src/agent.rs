@@ -16,6 +16,7 @@ mod pair;
 mod pairs;
 mod plain;
 mod program;
+mod ready;
 mod remote;
 mod rpc_config;
 mod service;
@@ -23,8 +24,10 @@ mod services;
 mod session;
 
 pub use control::ControlSettings;
+pub use ready::report_ready;
 pub use rpc_config::{RpcConfig, RpcConfigError};
 
+use crate::listen::listen;
 use crate::name::Name;
 use crate::policy::{DOM0, PolicyFolders, PolicyStore, Principal, QubeInfo, System};
 use crate::wire::control::CallId;
@@ -35,9 +38,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Deserialize;
 use service::Ended;
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -80,9 +81,10 @@ pub struct Settings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
-    /// The socket that it calls on.
+    /// The socket that it calls on. The folder that it is in is what the container has mounted, not the socket itself: an
+    /// agent that comes back makes a new one.
     pub socket: PathBuf,
-    /// The folder in which its services' sockets are.
+    /// The folder in which its services' sockets are; in the same one, if the container is to find it there.
     pub services: PathBuf,
     /// The folder of the settings of its services; none: that of the qube's.
     #[serde(default)]
@@ -157,14 +159,15 @@ impl Agent {
     /// A socket cannot be made, or the policy's files not be watched. A wrong policy is none: it denies.
     pub fn open(settings: Settings, audit: Audit) -> io::Result<Self> {
         let policy = PolicyStore::open(PolicyFolders::of(settings.policy.iter().cloned()))?;
-        let itself = match &settings.qube {
-            name if name == DOM0 => Principal::AdminVm,
-            name => Principal::Qube(name.clone()),
+        let (itself, mode) = match &settings.qube {
+            // Whoever may call as dom0 may do anything, if policy lets dom0: that is for the agent's group, and for root.
+            name if name == DOM0 => (Principal::AdminVm, 0o660),
+            name => (Principal::Qube(name.clone()), 0o666),
         };
-        let mut listeners = vec![(itself, listen(&settings.socket)?)];
+        let mut listeners = vec![(itself, call_socket(&settings.socket, mode)?)];
         for (name, container) in &settings.containers {
             let principal = Principal::Container { qube: settings.qube.clone(), container: name.clone() };
-            listeners.push((principal, listen(&container.socket)?));
+            listeners.push((principal, call_socket(&container.socket, 0o666)?));
         }
         Ok(Self { settings, policy, audit, listeners })
     }
@@ -213,15 +216,10 @@ fn raise_descriptors() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// A socket at a path: whoever has it mounted may call. What an agent before this one left there is replaced.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(path)?;
-    }
-    let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let listener = UnixListener::bind(path).map_err(at)?;
-    fs::set_permissions(path, Permissions::from_mode(0o666)).map_err(at)?;
-    Ok(listener)
+/// A socket at a path: whoever has it mounted, and may connect, may call.
+fn call_socket(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    listen(path, Some(mode))
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 async fn accept(principal: Principal, listener: tokio::net::UnixListener, shared: Rc<Shared>) {

@@ -21,12 +21,9 @@ mod ports;
 mod record;
 mod settings;
 
-pub use self::core::{Asking, Broker, Connection, Effect, Limits, Parting};
+pub use self::core::{Asking, Broker, Connection, Effect, Limits, Notice, Parting};
 pub use attendant::attend;
 pub use daemon::{OpenError, Opened, serve};
 pub use metrics::Metrics;
 pub use record::{DecisionRecord, EndRecord, Entry, Outcome, Record};
 pub use settings::{DisposableSettings, Settings};
-
-/// Where the agent of a qube serves the control vchan for dom0, below the qube's home in xenstore.
-pub const AGENT_PATH: &str = "data/vchan/0/512";

@@ -1,14 +1,17 @@
 //! Whoever calls: from a container or a qube, through the socket of its agent.
 
+pub mod containers;
 mod tasks;
 
 pub use crate::conversation::ConversationError;
+pub use crate::wire::control::Failure;
 pub use tasks::AsyncCall;
 
 use crate::conversation::{Incoming, send};
-use crate::wire::{Channel, Ident, Message, Trigger};
+use crate::wire::{Channel, EXIT_PROBLEM, EXIT_REFUSED, Ident, Message, Trigger};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -26,9 +29,12 @@ pub enum CallError {
         /// Why not.
         source: io::Error,
     },
-    /// Policy refused it, or the agent has as many calls as it takes.
+    /// Policy refused it.
     #[error("refused")]
     Refused,
+    /// It was not made, or came to nothing.
+    #[error("{0}")]
+    Failed(Failure),
     /// Target or service do not fit a message.
     #[error("a target has 63 bytes at most, a service 65000, and neither has a NUL")]
     TooLong,
@@ -44,10 +50,22 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// What a program's exit status is that ends by it: 126 where the call was refused, 125 where anything else failed.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused => EXIT_REFUSED,
+            Self::Failed(failure) => failure.exit_code(),
+            _ => EXIT_PROBLEM,
+        }
+    }
+
     /// For those who read and write.
     fn into_io(self) -> io::Error {
         let kind = match &self {
             Self::Refused => io::ErrorKind::PermissionDenied,
+            Self::Failed(failure) if failure.exit_code() == EXIT_REFUSED => io::ErrorKind::PermissionDenied,
+            Self::Failed(_) => io::ErrorKind::ConnectionAborted,
             Self::TooLong => io::ErrorKind::InvalidInput,
             Self::Conversation(ConversationError::HungUp) => io::ErrorKind::UnexpectedEof,
             Self::Conversation(ConversationError::Wire(_)) => io::ErrorKind::InvalidData,
@@ -97,10 +115,8 @@ impl OutgoingCall {
         let mut socket = connected.map_err(|source| CallError::NoAgent { path: agent.to_owned(), source })?;
         // An agent that does not want to hear more has said why.
         let _ = socket.write_all(&request);
-        let mut incoming = Incoming::new(socket, Channel::ToClient);
-        // Its hello: its version is known from then on, and checked.
-        incoming.next(|_| ())?;
-        Ok(Self { incoming })
+        // Its hello is read with what comes after it: nobody need wait for that.
+        Ok(Self { incoming: Incoming::new(socket, Channel::ToClient) })
     }
 
     /// Carries the call to its end: `input` goes to the service, what it writes comes back. Returns its exit code.
@@ -149,7 +165,7 @@ impl OutgoingCall {
         errors: &mut impl Write,
     ) -> Result<i32, CallError> {
         let socket = self.incoming.socket().try_clone().map_err(ConversationError::Io)?;
-        let chunk = self.incoming.max_chunk();
+        let chunk = Channel::ToClient.version().max_chunk();
         std::thread::Builder::new()
             .name("stdin".to_owned())
             .spawn(move || forward(input, socket, chunk))
@@ -173,6 +189,7 @@ impl OutgoingCall {
                     Ok(None)
                 }
                 Message::ServiceRefused(_) => Err(CallError::Refused),
+                Message::Failed(_, failure) => Err(CallError::Failed(failure)),
                 Message::ExitCode(code) => Ok(Some(code)),
                 _ => Ok(None),
             })?;
@@ -183,12 +200,23 @@ impl OutgoingCall {
     }
 }
 
+/// Gives a socket by which much is sent as much room as whoever is not privileged may have: the other end then finds
+/// more each time that it looks.
+fn widen(socket: &impl AsFd) {
+    // What it had is as good as that otherwise.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 1 << 20);
+}
+
 /// Sends what there is to read, and its end.
 fn forward(mut input: impl Read, mut socket: UnixStream, chunk: usize) {
     let mut buffer = vec![0; chunk];
+    let mut wide = false;
     loop {
         match input.read(&mut buffer) {
             Ok(read) => {
+                if read == chunk && !std::mem::replace(&mut wide, true) {
+                    widen(&socket);
+                }
                 // The agent is gone: whoever receives from it tells of that.
                 if send(&mut socket, &Message::Stdin(&buffer[..read])).is_err() || read == 0 {
                     return;

@@ -36,7 +36,7 @@ impl Incoming {
         &self.socket
     }
 
-    /// The most data that one message to the other end may have, once it has said hello.
+    /// How many bytes the other end takes in a message, after its hello.
     pub(crate) fn max_chunk(&self) -> usize {
         self.decoder.version().unwrap_or(Version::V2).max_chunk()
     }

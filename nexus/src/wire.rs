@@ -28,6 +28,7 @@ mod channel;
 pub mod control;
 mod decoder;
 mod error;
+mod header;
 mod message;
 pub mod pair;
 mod version;
@@ -35,11 +36,13 @@ mod version;
 pub use channel::{Channel, Kind};
 pub use decoder::{Decoder, Frame};
 pub use error::WireError;
+pub use header::{HEADER, Header};
 pub use message::{Execute, Ident, Link, Message, Source, Trigger};
 pub use version::{MAX_CHUNK, Version};
 
-/// The port of the vchan between a qube's agent and dom0 (`VCHAN_BASE_PORT`, libqrexec/qrexec.h).
-pub const CONTROL_PORT: u32 = 512;
+/// Where a qube's agent serves the control vchan for dom0, below the qube's home in xenstore: as libxenvchan names the
+/// port 512 (`VCHAN_BASE_PORT`, libqrexec/qrexec.h).
+pub const CONTROL_PATH: &str = "data/vchan/0/512";
 /// The first port of a vchan that carries a call's data.
 pub const FIRST_DATA_PORT: u32 = 513;
 /// The longest command, in bytes, its NUL included.

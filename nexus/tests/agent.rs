@@ -2,6 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -34,19 +35,30 @@ impl Qube {
             "calls": 4,
         });
         fs::write(path("agent.json"), settings.to_string()).expect("a configuration");
-        let log = fs::File::create(path("log")).expect("a log");
-        let agent = Command::new(env!("CARGO_BIN_EXE_nexus-agent"))
-            .arg("--config")
-            .arg(path("agent.json"))
-            .env("QREXEC_LEFTOVER", "1")
-            .stderr(log)
-            .spawn()
-            .expect("an agent");
+        let agent = Self::agent(root.path());
         let qube = Self { root, agent };
         // The last of its sockets. That somebody called and hung up is over when it is written down.
         qube.until(|| UnixStream::connect(qube.path("web.sock")).is_ok());
         qube.until(|| qube.broken() > 0);
         qube
+    }
+
+    fn agent(root: &Path) -> Child {
+        let log = fs::File::options().append(true).create(true).open(root.join("log")).expect("a log");
+        Command::new(env!("CARGO_BIN_EXE_nexus-agent"))
+            .arg("--config")
+            .arg(root.join("agent.json"))
+            .env("QREXEC_LEFTOVER", "1")
+            .stderr(log)
+            .spawn()
+            .expect("an agent")
+    }
+
+    /// kill -9, and another one.
+    fn restart(&mut self) {
+        self.agent.kill().and_then(|()| self.agent.wait()).expect("the agent");
+        self.agent = Self::agent(self.root.path());
+        self.until(|| UnixStream::connect(self.path("web.sock")).is_ok());
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -409,6 +421,71 @@ async fn a_task_calls() {
     assert!(matches!(start("q.None").await.exit_code().await, Err(CallError::Refused)));
 }
 
+/// What `nexus-call` says on stderr, behind the target and the service.
+fn said(output: &Output) -> String {
+    text(&output.stderr)
+        .trim_end()
+        .rsplit_once(": q.")
+        .expect("a message")
+        .1
+        .split_once(": ")
+        .expect("a reason")
+        .1
+        .to_owned()
+}
+
+#[test]
+fn a_caller_is_told_why_it_failed() {
+    let qube =
+        Qube::new("q.Open * work:web @default allow target=work:nobody\nq.Text * work:web work allow\n");
+    fs::write(qube.path("services/q.Text"), "no program").expect("a file");
+    let output = qube.call("web", "work:db", "q.Denied", b"");
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(126), "refused"));
+    let output = qube.call("web", "@default", "q.Open", b"");
+    assert_eq!(
+        (output.status.code(), said(&output).as_str()),
+        (Some(126), "refused: there is no such target")
+    );
+    let output = qube.call("web", "work", "q.Text", b"");
+    let reason = "failed: the log of the agent, or of dom0, says why";
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(125), reason));
+    // As many as it may have.
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            let mut socket = UnixStream::connect(qube.path("web.sock")).expect("the agent");
+            // Its place is taken when it says hello.
+            socket.read_exact(&mut [0; 12]).expect("a hello");
+            socket
+        })
+        .collect();
+    let output = qube.call("web", "work", "q.Text", b"");
+    let reason = "refused: as many calls are open as may be";
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(126), reason));
+    drop(waiting);
+}
+
+#[test]
+fn the_agent_comes_back_and_the_container_sees_its_new_socket() {
+    let mut qube = Qube::new("q.Echo * work:web work allow\n");
+    qube.service("q.Echo", "exec cat");
+    // What a container has mounted: the folder. And what it would have with the socket alone: that very file.
+    let folder = qube.path("mounted");
+    fs::create_dir(&folder).expect("a folder");
+    let mounted = fs::File::open(qube.root.path()).expect("the folder");
+    let through = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), mounted.as_raw_fd()));
+    fs::hard_link(qube.path("web.sock"), folder.join("web.sock")).expect("a link");
+    let call = |socket: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-call"));
+        command.arg("--agent").arg(socket).args(["work", "q.Echo"]).stdin(Stdio::null());
+        command.status().expect("a caller").code()
+    };
+    assert_eq!(call(&through.join("web.sock")), Some(0));
+    assert_eq!(call(&folder.join("web.sock")), Some(0));
+    qube.restart();
+    assert_eq!(call(&through.join("web.sock")), Some(0));
+    assert_eq!(call(&folder.join("web.sock")), Some(125), "a file is that of the dead one");
+}
+
 #[test]
 fn it_says_when_it_can_be_called() {
     let qube = Qube::new("");
@@ -426,4 +503,91 @@ fn it_says_when_it_can_be_called() {
     assert_eq!(&said[..length], b"READY=1\n");
     assert_eq!(qube.call("web", "work", "q.A", b"").status.code(), Some(126));
     agent.kill().and_then(|()| agent.wait()).expect("an agent");
+}
+
+/// What systemd does for a socket unit with Accept=yes: a process for each connection, which has it as stdin.
+fn accept(path: PathBuf, mut command: impl FnMut() -> Command + Send + 'static) {
+    let listener = UnixListener::bind(path).expect("a service");
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let socket = std::os::fd::OwnedFd::from(socket.expect("a call"));
+            command().stdin(socket).spawn().and_then(|mut child| child.wait()).expect("a service");
+        }
+    });
+}
+
+fn answers(service: &'static str, program: &'static [&str]) -> impl FnMut() -> Command {
+    move || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-service"));
+        command.args(["answer", service]).args(program);
+        command
+    }
+}
+
+#[test]
+fn a_command_runs_in_a_container_with_its_streams_and_its_exit_code() {
+    let qube = Qube::new(
+        "qubes.VMExec * work work:db allow\nq.Query * work work:db allow\nq.Other * work work:db allow\n",
+    );
+    for service in ["qubes.VMExec", "q.Query", "q.Other"] {
+        fs::write(qube.path("rpc-config").join(service), "service-messages = true\n").expect("settings");
+    }
+    accept(qube.path("db/qubes.VMExec"), answers("qubes.VMExec", &[]));
+    accept(
+        qube.path("db/q.Query"),
+        answers("q.Query", &["sh", "-c", "echo $1 $QREXEC_REMOTE_DOMAIN; exit 4", "sh"]),
+    );
+    accept(qube.path("db/q.Other"), answers("q.Query", &[]));
+    let service = |words: &[&str]| nexus::command::service(None, words).expect("a service").to_string();
+    let run = |words: &[&str], input: &[u8]| qube.call("qube", "work:db", &service(words), input);
+    let output = run(&["sh", "-c", "cat; echo 'to -- $1' \"$1\" >&2; exit 9", "-", "a b\n+"], b"input");
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("input", Some(9)), "{}", qube.log());
+    assert_eq!(text(&output.stderr), "to -- $1 a b\n+\n");
+    let bytes: Vec<u8> = (0..1_000_000_u32).map(|number| (number / 7) as u8).collect();
+    assert!(run(&["cat"], &bytes).stdout == bytes);
+    assert_eq!(run(&["no.such.command"], b"").status.code(), Some(127));
+    // With an argument longer than a file's name may be.
+    let long = "x".repeat(20_000);
+    assert_eq!(text(&run(&["echo", &long], b"").stdout), format!("{long}\n"));
+    let output = qube.call("qube", "work:db", "q.Query+orders", b"");
+    assert_eq!((text(&output.stdout).as_str(), output.status.code()), ("orders work\n", Some(4)));
+    // Behind a socket there is the service that it is for, and no other.
+    let output = qube.call("qube", "work:db", "q.Other+rm", b"");
+    assert_eq!(output.status.code(), Some(127));
+    assert!(text(&output.stderr).contains("this is q.Query, and not q.Other"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_container_that_speaks_in_wrong_messages_ends_its_own_call() {
+    let qube = Qube::new("q.A * work work:db allow\n");
+    fs::write(qube.path("rpc-config/q.A"), "service-messages=1\n").expect("settings");
+    let listener = UnixListener::bind(qube.path("db/q.A")).expect("a service");
+    let hello = [&0x300_u32.to_le_bytes()[..], &4_u32.to_le_bytes(), &4_u32.to_le_bytes()].concat();
+    let message = |kind: u32, length: u32| [&kind.to_le_bytes()[..], &length.to_le_bytes()].concat();
+    let wrong = [
+        b"HTTP/1.1 200 OK\r\n\r\n".to_vec(),
+        hello.clone(),
+        [&hello[..], &message(0x190, 1), b"x"].concat(),
+        [&hello[..], &message(0x191, 65_537)].concat(),
+        [&hello[..], &message(0x193, 5)].concat(),
+        [&hello[..], &message(0x200, 20)].concat(),
+        [&hello[..], &hello[..]].concat(),
+    ];
+    for bytes in wrong {
+        let listener = listener.try_clone().expect("a socket");
+        let said = bytes.clone();
+        let service = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("a call");
+            let mut descriptor = [0; 10];
+            socket.read_exact(&mut descriptor).expect("a descriptor");
+            assert_eq!(&descriptor, b"q.A+ work\0");
+            socket.write_all(&said).expect("an agent");
+        });
+        let output = qube.call("qube", "work:db", "q.A", b"");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(125), 0), "{bytes:?}");
+        service.join().expect("a service");
+    }
+    // Its agent is none the worse.
+    accept(qube.path("db/q.A+well"), answers("q.A", &["true"]));
+    assert_eq!(qube.call("qube", "work:db", "q.A+well", b"").status.code(), Some(0), "{}", qube.log());
 }

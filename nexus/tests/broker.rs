@@ -7,5 +7,7 @@ mod broker {
     mod calls;
     mod disposables;
     mod hostile;
+    mod parameters;
+    mod remote;
     mod restart;
 }

@@ -1,12 +1,17 @@
-//! The systemd units say what nexusd's defaults say, and are right in systemd's eyes.
+//! The systemd units, and what else is installed beside the programs, say what nexusd's defaults say; and all of our units
+//! are right in systemd's eyes.
 
 use nexus::broker::Settings;
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
+fn packaged(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
+}
+
 fn unit(name: &str) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)).expect("a unit")
+    packaged(&format!("systemd/{name}"))
 }
 
 fn values<'t>(text: &'t str, key: &str) -> Vec<&'t str> {
@@ -26,22 +31,60 @@ fn the_sockets_and_folders_are_those_of_the_defaults() {
     assert_eq!(values(&service, "Type"), ["notify"]);
 }
 
-/// Where systemd is not installed, the test above is all there is.
+#[test]
+fn the_user_the_folders_and_the_log_are_those_of_nexusd() {
+    let lines = |path: &str| -> Vec<Vec<String>> {
+        let text = packaged(path);
+        let lines = text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect());
+        lines.filter(|words: &Vec<String>| words.first().is_some_and(|word| word != "#")).collect()
+    };
+    let users = lines("systemd/nexus.conf");
+    assert_eq!(users.iter().map(|words| &words[..2]).collect::<Vec<_>>(), [["u", "nexus"]]);
+    // A group of the user's name is made with it: that of Xen's devices in a qube.
+    assert!(unit("70-nexus-agent.rules").contains("GROUP=\"nexus\""));
+    let groups = unit("nexus-agent.service");
+    assert!(values(&groups, "SupplementaryGroups")[0].split(' ').any(|group| group == "nexus"));
+
+    let defaults = Settings::default();
+    let folders: Vec<_> = lines("tmpfiles.d/nexus.conf").into_iter().map(|words| words[1].clone()).collect();
+    let made = |path: &Path| folders.iter().any(|folder| Path::new(folder) == path);
+    assert!(made(defaults.system.parent().expect("a folder")), "{folders:?}");
+    assert!(defaults.policy.iter().filter(|path| path.starts_with("/etc")).all(|path| made(path)));
+
+    let rotated = lines("logrotate.d/nexus");
+    assert_eq!(rotated[0], [&*defaults.log.display().to_string(), "{"]);
+    assert!(rotated.iter().any(|words| words[..] == ["su", "nexus", "nexus"]));
+    assert!(rotated.iter().any(|words| words.join(" ").ends_with("systemctl reload nexusd.service")));
+    assert_eq!(values(&unit("nexusd.service"), "ExecReload"), ["kill -HUP $MAINPID"]);
+}
+
+/// Where systemd is not installed, the tests above are all there is.
 #[test]
 fn systemd_finds_no_fault() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in ["nexusd.socket", "nexusd.service"] {
-        // The program is not installed here: the one that was built is looked at.
-        let text = unit(name)
-            .replace("ExecStart=/usr/sbin/nexusd", concat!("ExecStart=", env!("CARGO_BIN_EXE_nexusd")));
-        fs::write(folder.path().join(name), text).expect("a unit");
-    }
+    let names = [
+        "nexusd.socket",
+        "nexusd.service",
+        "nexus-agent-dom0.service",
+        "nexus-container.socket",
+        "nexus-container@.service",
+    ];
     let mut command = Command::new("systemd-analyze");
-    command.args(["verify", "--man=no", "--recursive-errors=one"]).arg(folder.path().join("nexusd.service"));
-    match command.arg(folder.path().join("nexusd.socket")).output() {
+    command.args(["verify", "--man=no", "--recursive-errors=one"]);
+    for name in names {
+        // The programs are not installed here: those that were built are looked at.
+        let text = unit(name)
+            .replace("=/usr/sbin/nexusd", concat!("=", env!("CARGO_BIN_EXE_nexusd")))
+            .replace("=/usr/sbin/nexus-agent", concat!("=", env!("CARGO_BIN_EXE_nexus-agent")))
+            .replace("=/usr/bin/nexus-service", concat!("=", env!("CARGO_BIN_EXE_nexus-service")));
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("a unit");
+        command.arg(path);
+    }
+    match command.output() {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            let ours: Vec<_> = said.lines().filter(|line| line.contains("nexusd")).collect();
+            let ours: Vec<_> = said.lines().filter(|line| line.contains("nexus")).collect();
             assert!(output.status.success() && ours.is_empty(), "{said}");
         }
         Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),

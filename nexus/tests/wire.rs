@@ -1,7 +1,7 @@
 //! Messages byte by byte, worked out from the protocol's text, and decoders under pieces and lies.
 
 use nexus::policy::Place;
-use nexus::wire::control::{Ended, Join, OpenCall, Role, Run, Via};
+use nexus::wire::control::{Ended, Failure, Join, OpenCall, Role, Run, Via};
 use nexus::wire::{
     Channel, Decoder, Execute, Ident, Kind, Link, Message, Source, Trigger, Version, WireError,
 };
@@ -130,6 +130,11 @@ fn our_own_messages_are_laid_out_as_documented() {
             Channel::ToAgent,
             Message::Join(Join { call: run.call, via: pair, ident: ident("S1") }),
             message(0x4e58_0202, &[&call, &wire_pair, &padded(b"S1", 32)]),
+        ),
+        (
+            Channel::ToAgent,
+            Message::Failed(ident("S1"), Failure::Limit),
+            message(0x4e58_0203, &[&padded(b"S1", 32), &[3, 0, 0, 0]]),
         ),
         (Channel::ToAgent, Message::Gone(7), message(0x4e58_0204, &[&[7, 0, 0, 0]])),
         (

@@ -6,9 +6,9 @@
 use super::{Shared, plain, remote};
 use crate::conversation::ConversationError;
 use crate::policy::Principal;
-use crate::wire::control::{Ended, Join, OpenCall, Role, Via};
+use crate::wire::control::{Ended, Failure, Join, OpenCall, Role, Via};
 use crate::wire::{
-    CONTROL_PORT, Channel, Decoder, Ident, Link, Message, Source, Trigger, Version, WireError,
+    CONTROL_PATH, Channel, Decoder, Ident, Link, Message, Source, Trigger, Version, WireError,
 };
 use serde::Deserialize;
 use std::cell::{Cell, RefCell};
@@ -19,15 +19,19 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{spawn_blocking, spawn_local};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use vchan::{AsyncChannel, ListenOptions, Listener};
 use xen::DomId;
 use xen::host::Host;
 
 /// How long after the end of one connection the next is tried.
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the end of a call may wait for company, and how many bytes of it.
+const LATER: Duration = Duration::from_millis(10);
+const ENDS: usize = 1 << 10;
 
 /// Where dom0 is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -44,7 +48,28 @@ pub enum ControlSettings {
 pub(super) enum Answer {
     Join(Join),
     Connect(Link),
-    Refused,
+    /// With the reason, if dom0 gave one.
+    Refused(Option<Failure>),
+}
+
+/// Why dom0 cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    #[error("dom0 is not there: nexusd does not run")]
+    Absent,
+    #[error("dom0's daemon is qrexec's, which knows no containers")]
+    Stock,
+    #[error("the request does not fit the version that dom0 speaks")]
+    Unsendable,
+}
+
+impl AskError {
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Absent => Failure::NoDom0,
+            Self::Stock | Self::Unsendable => Failure::Problem,
+        }
+    }
 }
 
 type Halves = (Box<dyn AsyncRead + Unpin>, Box<dyn AsyncWrite + Unpin>);
@@ -56,6 +81,9 @@ pub(super) struct Control {
     /// The ends of calls that are here.
     open: RefCell<HashMap<(u64, Role), Via>>,
     requests: Cell<u64>,
+    /// Ends of calls that are not told yet.
+    ended: RefCell<Vec<u8>>,
+    has_ended: Notify,
 }
 
 #[derive(Debug)]
@@ -104,7 +132,7 @@ impl Known {
 impl Drop for Known {
     fn drop(&mut self) {
         self.control.open.borrow_mut().remove(&(self.ended.call, self.ended.role));
-        self.control.send(&Message::Ended(self.ended));
+        self.control.tell_later(&Message::Ended(self.ended));
     }
 }
 
@@ -118,24 +146,24 @@ impl Control {
         source: &Principal,
         target: &[u8],
         service: &[u8],
-    ) -> Result<Request, String> {
+    ) -> Result<Request, AskError> {
         let number = self.requests.replace(self.requests.get() + 1);
-        let ident = Ident::new(format!("nexus-{number:x}").as_bytes()).ok_or("there are no more names")?;
+        let ident = Ident::new(format!("nexus-{number:x}").as_bytes()).ok_or(AskError::Unsendable)?;
         let trigger = Trigger { ident, target, service };
         let mut connected = self.connected.borrow_mut();
-        let connected = connected.as_mut().ok_or("dom0 is not there: nexusd does not run")?;
+        let connected = connected.as_mut().ok_or(AskError::Absent)?;
         let source = source.to_string();
         let message = match connected.version {
             Version::Nexus => Message::TriggerService4(Source(source.as_bytes()), trigger),
             _ if source.contains(':') => {
-                return Err("dom0's daemon is qrexec's, which knows no containers".to_owned());
+                return Err(AskError::Stock);
             }
             Version::V4 => Message::TriggerService4(Source(b""), trigger),
             Version::V3 => Message::TriggerService3(trigger),
             Version::V2 => Message::TriggerService(trigger),
         };
         let mut bytes = Vec::new();
-        message.encode(&mut bytes).map_err(|error| error.to_string())?;
+        message.encode(&mut bytes).map_err(|_| AskError::Unsendable)?;
         let (sender, answer) = oneshot::channel();
         connected.asked.insert(ident, sender);
         // Its receiver lives as long as the connection.
@@ -159,11 +187,22 @@ impl Control {
     /// Sends what is to be told and not answered; nobody is told when there is nobody.
     fn send(&self, message: &Message<'_>) {
         if let Some(connected) = &*self.connected.borrow() {
-            let ours = matches!(message, Message::Ended(_) | Message::Open(_));
+            let ours = matches!(message, Message::Open(_));
             let mut bytes = Vec::new();
             if (!ours || connected.version == Version::Nexus) && message.encode(&mut bytes).is_ok() {
                 let _ = connected.out.send(bytes);
             }
+        }
+    }
+
+    /// Sends what nobody waits for with what goes next, or soon.
+    fn tell_later(&self, message: &Message<'_>) {
+        let ours = |connected: &Connected| connected.version == Version::Nexus;
+        if self.connected.borrow().as_ref().is_some_and(ours)
+            // An end of a call fits a message.
+            && message.encode(&mut self.ended.borrow_mut()).is_ok()
+        {
+            self.has_ended.notify_one();
         }
     }
 
@@ -205,10 +244,7 @@ async fn connect(settings: &ControlSettings) -> io::Result<Halves> {
             Ok((Box::new(read), Box::new(write)))
         }
         ControlSettings::Vchan(_) => {
-            let open = || {
-                let path = format!("data/vchan/0/{CONTROL_PORT}");
-                Listener::open(&Host, DomId(0), &path, &ListenOptions::default())
-            };
+            let open = || Listener::open(&Host, DomId(0), CONTROL_PATH, &ListenOptions::default());
             let channel = AsyncChannel::accept(spawn_blocking(open).await??).await?;
             let (read, write) = tokio::io::split(channel);
             Ok((Box::new(read), Box::new(write)))
@@ -219,6 +255,8 @@ async fn connect(settings: &ControlSettings) -> io::Result<Halves> {
 /// Speaks until the connection ends, and says why.
 async fn converse(shared: &Rc<Shared>, (read, mut write): Halves) -> ConversationError {
     let (out, mut queue) = mpsc::unbounded_channel::<Vec<u8>>();
+    // What ended before is none of this nexusd's.
+    shared.control.ended.borrow_mut().clear();
     let writing = async {
         let mut bytes = Vec::new();
         let hello = Message::Hello(Channel::FromAgent.version().number()).encode(&mut bytes);
@@ -234,13 +272,33 @@ async fn converse(shared: &Rc<Shared>, (read, mut write): Halves) -> Conversatio
                 return ConversationError::Io(error);
             }
             bytes.clear();
-            match queue.recv().await {
-                Some(message) => bytes.extend(message),
-                None => return ConversationError::HungUp,
+            let message = tokio::select! {
+                biased;
+                message = queue.recv() => Some(message),
+                () = soon(&shared.control) => None,
+            };
+            // Ends go before requests: a place that has become free can be taken.
+            bytes.append(&mut shared.control.ended.borrow_mut());
+            match message {
+                Some(Some(message)) => bytes.extend(message),
+                Some(None) => return ConversationError::HungUp,
+                None => {}
             }
         }
     };
     tokio::select! { why = writing => why, why = listen(shared, read, out) => why }
+}
+
+/// Waits until the ends of calls should be told: each alone would wake dom0.
+async fn soon(control: &Control) {
+    control.has_ended.notified().await;
+    let enough = async {
+        while control.ended.borrow().len() < ENDS {
+            control.has_ended.notified().await;
+        }
+    };
+    // Late or many: both are reasons.
+    let _ = timeout(LATER, enough).await;
 }
 
 async fn listen(
@@ -295,7 +353,8 @@ fn hear(shared: &Rc<Shared>, message: &Message<'_>) -> Result<(), WireError> {
     let control = &shared.control;
     match *message {
         // Who asked is gone, and needs no answer.
-        Message::ServiceRefused(ident) => _ = control.answered(&ident, Answer::Refused),
+        Message::ServiceRefused(ident) => _ = control.answered(&ident, Answer::Refused(None)),
+        Message::Failed(ident, failure) => _ = control.answered(&ident, Answer::Refused(Some(failure))),
         Message::Join(join) => {
             if control.answered(&join.ident, Answer::Join(join)).is_err() {
                 remote::nobody_joins(shared, &join);

@@ -3,7 +3,7 @@
 use super::frames::{Bytes, Piece, Reading, Writing};
 use super::pair::{PairCall, Straight, Taken};
 use crate::conversation::ConversationError;
-use crate::wire::{Kind, pair};
+use crate::wire::{Header, Kind, pair};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::future::{pending, poll_fn};
 use std::io;
@@ -31,7 +31,8 @@ pub(super) enum Heard<'a> {
     /// What belongs to the message before it.
     Raw(&'a [u8]),
     End(Kind),
-    Exit(i32),
+    /// How it ended, and whether stdout and stderr end with it.
+    Exit(i32, [bool; 2]),
 }
 
 impl Hearing {
@@ -45,14 +46,14 @@ impl Hearing {
             Self::Messages(reading) => Ok(match reading.next().await? {
                 Piece::Data(kind, data) => Heard::Data(kind, data),
                 Piece::End(kind) => Heard::End(kind),
-                Piece::Exit(code) => Heard::Exit(code),
+                Piece::Exit(code) => Heard::Exit(code, [false; 2]),
             }),
             Self::Pair { call, buffer } => {
                 Ok(match poll_fn(|context| call.poll_next(context, buffer)).await? {
                     Taken::Data(kind) => Heard::Data(kind_of(kind), buffer),
                     Taken::Raw => Heard::Raw(buffer),
                     Taken::End(kind) => Heard::End(kind_of(kind)),
-                    Taken::Exit(code) => Heard::Exit(code),
+                    Taken::Exit(code, ends) => Heard::Exit(code, ends),
                 })
             }
         }
@@ -85,15 +86,32 @@ impl Hearing {
 /// The half that is spoken to.
 #[derive(Debug)]
 pub(super) enum Saying {
-    Messages(Writing),
+    Messages {
+        writing: Writing,
+        /// What goes before the exit code, and with it.
+        last: Vec<u8>,
+    },
     Pair(Rc<PairCall>),
 }
 
 impl Saying {
+    pub(super) fn messages(writing: Writing) -> Self {
+        Self::Messages { writing, last: Vec::new() }
+    }
+
+    /// stdout and stderr end with the call.
+    pub(super) fn ends_with_exit(&mut self, ends: [bool; 2]) {
+        if let Self::Messages { last, .. } = self {
+            for (kind, _) in [Kind::Stdout, Kind::Stderr].into_iter().zip(ends).filter(|(_, ends)| *ends) {
+                last.extend(Header { kind, length: 0 }.encode());
+            }
+        }
+    }
+
     /// Data of a stream; nothing: its end.
     pub(super) async fn data(&mut self, kind: Kind, data: &[u8]) -> io::Result<()> {
         match self {
-            Self::Messages(writing) => writing.data(kind, data).await,
+            Self::Messages { writing, .. } => writing.data(kind, data).await,
             Self::Pair(call) if data.is_empty() => call.end_of(frame_of(kind)).await,
             Self::Pair(call) => call.data(frame_of(kind), data).await,
         }
@@ -101,7 +119,11 @@ impl Saying {
 
     pub(super) async fn exit(&mut self, code: i32) -> io::Result<()> {
         match self {
-            Self::Messages(writing) => writing.exit(code).await,
+            Self::Messages { writing, last } => {
+                last.extend(Header { kind: Kind::ExitCode, length: 4 }.encode());
+                last.extend(code.to_le_bytes());
+                writing.raw(last).await
+            }
             Self::Pair(call) => call.send_exit(code).await,
         }
     }
@@ -109,7 +131,7 @@ impl Saying {
     /// What belongs to the message before it.
     pub(super) async fn raw(&mut self, data: &[u8]) -> io::Result<()> {
         match self {
-            Self::Messages(writing) => writing.raw(data).await,
+            Self::Messages { writing, .. } => writing.raw(data).await,
             Self::Pair(_) => Ok(()),
         }
     }
@@ -117,7 +139,7 @@ impl Saying {
     /// The socket behind it, if it is one.
     pub(super) fn socket(&self) -> Option<&Rc<UnixStream>> {
         match self {
-            Self::Messages(writing) => match writing.bytes() {
+            Self::Messages { writing, .. } => match writing.bytes() {
                 Bytes::Socket(socket) => Some(socket),
                 Bytes::Vchan(_) => None,
             },

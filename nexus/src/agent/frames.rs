@@ -3,7 +3,7 @@
 //! A message is not put together before it is handed on: 64 KiB that come in 16 reads are 16 pieces.
 
 use crate::conversation::ConversationError;
-use crate::wire::{Channel, Decoder, Kind, Message, Version, WireError};
+use crate::wire::{Channel, Decoder, HEADER, Header, Kind, Message, Version, WireError};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -11,8 +11,6 @@ use std::ops::Range;
 use std::rc::Rc;
 use tokio::net::UnixStream;
 
-/// `struct msg_header`.
-const HEADER: usize = 8;
 /// Room for what is read at once, at first and at most: a call that says little takes little.
 const LEAST_ROOM: usize = 4 << 10;
 const MOST_ROOM: usize = 64 << 10;
@@ -158,8 +156,26 @@ impl Reading {
     }
 
     /// Of a message whose data is to come next, how much, if none of it was read yet.
-    pub(super) fn outstanding(&self) -> Option<(Kind, usize)> {
+    pub(super) fn outstanding(&mut self) -> Option<(Kind, usize)> {
+        if self.current.is_none() && self.filled.len() == HEADER {
+            let begun = self.filled.clone();
+            let header = Header::parse(self.take(), self.channel, Some(self.version));
+            match header {
+                Ok(Header { kind: kind @ Kind::Stdin, length: length @ 1.. }) => {
+                    self.current = Some((kind, length))
+                }
+                // What is no data, or wrong, is for `next`.
+                _ => self.filled = begun,
+            }
+        }
         self.current.filter(|_| self.filled.is_empty())
+    }
+
+    /// The beginning of what comes next was read by somebody else, who has read all before it.
+    pub(super) fn begin_with(&mut self, begun: &[u8]) {
+        let room = self.room.get();
+        room[..begun.len()].copy_from_slice(begun);
+        self.filled = 0..begun.len();
     }
 
     /// So much of it was read by somebody else.
@@ -175,12 +191,8 @@ impl Reading {
                 if !self.fill(HEADER).await? {
                     return Err(ConversationError::HungUp);
                 }
-                let kind = Kind::of(u32::from_le_bytes(self.take()))?;
-                let length = u32::from_le_bytes(self.take());
-                let lengths = self.channel.lengths(kind, Some(self.version))?;
-                let fits = usize::try_from(length).ok().filter(|length| lengths.contains(length));
-                let (least, most) = lengths.into_inner();
-                let left = fits.ok_or(WireError::Length { kind, length, least, most })?;
+                let header = self.take::<HEADER>();
+                let Header { kind, length: left } = Header::parse(header, self.channel, Some(self.version))?;
                 match kind {
                     Kind::ExitCode => {
                         if !self.fill(4).await? {
@@ -227,7 +239,8 @@ impl Writing {
         let mut rest = data;
         loop {
             let (chunk, after) = rest.split_at(rest.len().min(self.most));
-            self.to.write(&header(kind, chunk.len()), chunk).await?;
+            let header = Header { kind, length: chunk.len() };
+            self.to.write(&header.encode(), chunk).await?;
             rest = after;
             if rest.is_empty() {
                 return Ok(());
@@ -235,23 +248,10 @@ impl Writing {
         }
     }
 
-    pub(super) async fn exit(&mut self, code: i32) -> io::Result<()> {
-        self.to.write(&header(Kind::ExitCode, 4), &code.to_le_bytes()).await
-    }
-
     /// What was promised by a header that somebody else wrote.
     pub(super) async fn raw(&mut self, data: &[u8]) -> io::Result<()> {
         self.to.write(&[], data).await
     }
-}
-
-/// `struct msg_header`.
-pub(super) fn header(kind: Kind, length: usize) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
-    header[..4].copy_from_slice(&(kind as u32).to_le_bytes());
-    // A message has 64 KiB at most.
-    header[4..].copy_from_slice(&(length as u32).to_le_bytes());
-    header
 }
 
 /// The first messages of a conversation: hello, and perhaps a request. What was read beyond them is the beginning of the
@@ -306,5 +306,100 @@ impl Opening {
         let begun = &self.room.get()[self.filled.clone()];
         let reading = Reading::new(self.from.clone(), self.channel, version, begun);
         (reading, Writing::new(self.from, version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Write;
+
+    /// What was heard: data of one kind that came together is one.
+    type Heard = Vec<(Kind, Vec<u8>)>;
+
+    fn hear(heard: &mut Heard, kind: Kind, data: &[u8]) {
+        match heard.last_mut() {
+            Some((last, bytes)) if *last == kind && !bytes.is_empty() && !data.is_empty() => {
+                bytes.extend(data);
+            }
+            _ => heard.push((kind, data.to_vec())),
+        }
+    }
+
+    /// By whole messages.
+    fn whole(bytes: &[u8]) -> (Heard, Option<WireError>) {
+        let mut stream = Vec::new();
+        Message::Hello(3).encode(&mut stream).unwrap();
+        stream.extend(bytes);
+        let (mut decoder, mut input, mut heard) = (Decoder::new(Channel::ToCaller), &stream[..], Vec::new());
+        loop {
+            match decoder.decode(&mut input) {
+                Ok(Some(frame)) if frame.kind == Kind::Hello => {}
+                Ok(Some(frame)) => hear(&mut heard, frame.kind, frame.payload),
+                Ok(None) => return (heard, None),
+                Err(error) => return (heard, Some(error)),
+            }
+        }
+    }
+
+    /// By pieces, as they come out of a socket.
+    fn pieces(bytes: Vec<u8>, cut: usize) -> (Heard, Option<WireError>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            // Whoever has seen a breach reads no more.
+            let _ = bytes.chunks(cut).try_for_each(|part| theirs.write_all(part));
+        });
+        runtime.block_on(async {
+            let socket = Bytes::Socket(Rc::new(UnixStream::from_std(ours).unwrap()));
+            let mut reading = Reading::new(socket, Channel::ToCaller, Version::V3, &[]);
+            let mut heard = Vec::new();
+            loop {
+                match reading.next().await {
+                    Ok(Piece::Data(kind, data)) => hear(&mut heard, kind, data),
+                    Ok(Piece::End(kind)) => heard.push((kind, Vec::new())),
+                    Ok(Piece::Exit(code)) => hear(&mut heard, Kind::ExitCode, &code.to_le_bytes()),
+                    Err(ConversationError::Wire(error)) => return (heard, Some(error)),
+                    Err(_) => return (heard, None),
+                }
+            }
+        })
+    }
+
+    fn message() -> impl Strategy<Value = Vec<u8>> {
+        let data = prop::collection::vec(any::<u8>(), 0..6000);
+        prop_oneof![
+            4 => (0x191_u32..=0x192, data).prop_map(|(kind, data)| {
+                [&kind.to_le_bytes()[..], &(data.len() as u32).to_le_bytes(), &data].concat()
+            }),
+            1 => any::<i32>().prop_map(|code| {
+                [&0x193_u32.to_le_bytes()[..], &[4, 0, 0, 0], &code.to_le_bytes()].concat()
+            }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// What a hostile peer sends on a call's own vchan means the same to both who read messages: whole ones, and then
+        /// any bytes that may be the header of another one.
+        #[test]
+        fn pieces_say_what_messages_say(
+            messages in prop::collection::vec(message(), 0..6),
+            header in prop_oneof![
+                any::<[u8; HEADER]>(),
+                (0x18f_u32..0x195, prop_oneof![0..9_u32, 65_530..65_545_u32, any::<u32>()]).prop_map(|(kind, length)| {
+                    let [a, b, c, d] = kind.to_le_bytes();
+                    let [e, f, g, h] = length.to_le_bytes();
+                    [a, b, c, d, e, f, g, h]
+                }),
+            ],
+            cut in 1..4000_usize,
+        ) {
+            let bytes = [messages.concat(), header.to_vec()].concat();
+            prop_assert_eq!(pieces(bytes.clone(), cut), whole(&bytes));
+        }
     }
 }

@@ -12,6 +12,7 @@ mod frames;
 
 pub(super) use call::{PairCall, Straight, Taken};
 
+use crate::readable::readable;
 use crate::wire::control::{CallId, Role};
 use crate::wire::pair::{HEADER, Header, Kind, Reset};
 use call::Over;
@@ -20,12 +21,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Sleep, sleep};
 use vchan::{Channel, State, WriteChunk};
@@ -96,6 +96,11 @@ pub(super) enum Broken {
 struct Parked {
     credit: u32,
     since: Instant,
+    /// What came with it, which is no more than [`EARLY`](crate::wire::pair::EARLY); and how much of that is still to come.
+    early: Vec<u8>,
+    to_come: usize,
+    /// The end of it came, too.
+    ended: bool,
 }
 
 /// One channel.
@@ -116,8 +121,8 @@ pub(super) struct Pair {
     owed: RefCell<VecDeque<[u8; HEADER + 4]>>,
     /// Calls whose peer is to get credit.
     due: RefCell<VecDeque<Rc<PairCall>>>,
-    /// Who waits for room in the ring.
-    waiting: RefCell<Vec<Waker>>,
+    /// Who waits for room in the ring, and for how much.
+    waiting: RefCell<Vec<(usize, Waker)>>,
     driver: RefCell<Option<Waker>>,
     /// Since when bytes are left in the ring, and who wakes the driver when that was long enough.
     held: Cell<Option<Instant>>,
@@ -130,7 +135,7 @@ impl Pair {
     pub(super) fn new(mut channel: Channel, role: Role, windows: &Rc<Windows>) -> io::Result<Rc<Self>> {
         channel.set_nonblocking(true);
         channel.set_corked(true);
-        let event = channel.event_fd().map(watch).ok_or(io::ErrorKind::Unsupported)??;
+        let event = channel.event_fd().map(readable).ok_or(io::ErrorKind::Unsupported)??;
         let orders = channel.orders();
         let smaller = orders.size(vchan::Ring::Left).min(orders.size(vchan::Ring::Right)) as usize;
         Ok(Rc::new(Self {
@@ -186,7 +191,6 @@ impl Pair {
             let event = match self.event.poll_read_ready(context) {
                 Poll::Ready(ready) => {
                     ready?.clear_ready();
-                    self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
                     true
                 }
                 Poll::Pending => false,
@@ -194,8 +198,12 @@ impl Pair {
             let mut channel = self.channel.borrow_mut();
             let Some(channel) = channel.as_mut() else { return Ok(Poll::Ready(())) };
             let read = self.read(channel, context)?;
+            let left = channel.ready()?;
             self.send_owed(channel)?;
+            self.wake_waiting(channel)?;
             channel.flush()?;
+            // There is one event for bytes and for room: who finds no room has taken it for both.
+            let event = event || channel.ready()? != left;
             match read {
                 frames::Read::Ended => return Ok(Poll::Ready(())),
                 frames::Read::Enough => {
@@ -207,6 +215,19 @@ impl Pair {
                 frames::Read::All | frames::Read::Held => return Ok(Poll::Pending),
             }
         }
+    }
+
+    /// Has those look again for whom there is room now; asks for an event otherwise. Their own looks are no use to them any
+    /// more: the driver has taken the event that followed, which may have been of room.
+    fn wake_waiting(&self, channel: &mut Channel) -> Result<(), Broken> {
+        let least = self.waiting.borrow().iter().map(|(bytes, _)| *bytes).min();
+        let Some(least) = least else { return Ok(()) };
+        match channel.reserve(least).map(drop) {
+            Ok(()) => self.waiting.borrow_mut().drain(..).for_each(|(_, waker)| waker.wake()),
+            Err(vchan::Error::WouldBlock) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Sends what has no task of its own, as far as there is room.
@@ -254,18 +275,16 @@ impl Pair {
         bytes: usize,
         write: impl FnOnce(WriteChunk<'_>) -> vchan::Result<T>,
     ) -> Poll<io::Result<T>> {
+        // Whatever comes of it: the event of bytes that came may have been taken, and the driver is to look for them.
+        self.kick();
         let mut channel = self.channel.borrow_mut();
         let Some(channel) = channel.as_mut() else {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         };
         match channel.reserve(bytes) {
-            Ok(chunk) => {
-                let written = write(chunk);
-                self.kick();
-                Poll::Ready(written.map_err(source_of))
-            }
+            Ok(chunk) => Poll::Ready(write(chunk).map_err(source_of)),
             Err(vchan::Error::WouldBlock) => {
-                self.waiting.borrow_mut().push(context.waker().clone());
+                self.waiting.borrow_mut().push((bytes, context.waker().clone()));
                 Poll::Pending
             }
             Err(error) => Poll::Ready(Err(error.into())),
@@ -274,17 +293,8 @@ impl Pair {
 
     /// Waits for room for a frame.
     fn poll_room(&self, context: &Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
-        let mut channel = self.channel.borrow_mut();
-        let Some(channel) = channel.as_mut() else {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        };
-        match channel.reserve(bytes).map(drop) {
-            Err(vchan::Error::WouldBlock) => {
-                self.waiting.borrow_mut().push(context.waker().clone());
-                Poll::Pending
-            }
-            room => Poll::Ready(room.map_err(io::Error::from)),
-        }
+        // Room that is reserved and not committed is given back.
+        self.poll_write(context, bytes, |_| Ok(()))
     }
 
     /// From time to time: whether the peer's domain is there, and what waits too long.
@@ -331,7 +341,7 @@ impl Pair {
         self.parked.borrow_mut().clear();
         self.owed.borrow_mut().clear();
         self.due.borrow_mut().clear();
-        self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        self.waiting.borrow_mut().drain(..).for_each(|(_, waker)| waker.wake());
         self.kick();
     }
 
@@ -371,12 +381,6 @@ impl Pair {
         self.calls.borrow_mut().remove(&call);
         self.busy.set(Instant::now());
     }
-}
-
-/// A descriptor of the runtime's own for the same events.
-#[allow(deprecated, reason = "its successor is unsafe, for descriptors that are not owned: this one is")]
-fn watch(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
 }
 
 /// The error of the descriptor itself, where one was read or written.

@@ -13,7 +13,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 use tokio::time::{MissedTickBehavior, interval};
 use vchan::{Channel, ConnectOptions, ListenOptions, Listener};
 use xen::host::Host;
-use xen::{DomId, ErrorKind, Platform, Transaction};
+use xen::{DomId, ErrorKind, Platform};
 
 /// The sizes of each ring, in bytes: the first that the domain may grant.
 const RINGS: [usize; 4] = [1 << 20, 1 << 18, 1 << 16, 1 << 12];
@@ -114,15 +114,9 @@ impl Pairs {
 
     /// The id of the domain that this program runs in.
     pub(super) async fn own(&self) -> io::Result<u16> {
-        self.own.get_or_try_init(|| async { spawn_blocking(own_domid).await? }).await.copied()
+        let ask = || Ok::<_, io::Error>(vchan::own_domid(&*Host.xenstore()?)?.0);
+        self.own.get_or_try_init(|| async { spawn_blocking(ask).await? }).await.copied()
     }
-}
-
-/// The id of the domain that this program runs in.
-fn own_domid() -> io::Result<u16> {
-    let value = Host.xenstore()?.read(Transaction::NONE, "domid")?;
-    let text = std::str::from_utf8(&value).ok().and_then(|text| text.trim_end_matches('\0').parse().ok());
-    text.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "xenstore: domid is no number"))
 }
 
 /// The caller's agent is the server.

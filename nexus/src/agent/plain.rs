@@ -79,7 +79,7 @@ impl Plain {
             Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut).into()),
         }
         let (reading, writing) = opening.into_halves();
-        Ok(Self { channel, hearing: Hearing::Messages(reading), saying: Saying::Messages(writing) })
+        Ok(Self { channel, hearing: Hearing::Messages(reading), saying: Saying::messages(writing) })
     }
 
     /// Sends what is last, and waits until it is read: libxenvchan loses what is in the ring when its server leaves.

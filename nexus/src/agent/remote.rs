@@ -4,11 +4,11 @@ use super::Shared;
 use super::ends::{Heard, Hearing, Saying};
 use super::pair::Straight;
 use super::plain::Plain;
-use super::service::{self, Ended, Wanted};
+use super::service::{self, Ended, GONE, Wanted};
 use crate::name::Name;
 use crate::policy::Service;
 use crate::wire::control::{CallId, Join, Role, Run, Via};
-use crate::wire::{EXIT_PROBLEM, Kind, Link, pair};
+use crate::wire::{HEADER, Kind, Link, pair};
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
@@ -67,7 +67,7 @@ pub(super) async fn connect(
     let met = tokio::select! {
         biased;
         met = Plain::meet(shared, link, Role::Caller) => met,
-        () = watch.gone() => return Ended::problem("the caller is gone"),
+        () = watch.gone() => return Ended::problem(GONE),
     };
     match met {
         Ok(mut plain) => {
@@ -90,7 +90,7 @@ pub(super) fn nobody_joins(shared: &Rc<Shared>, join: &Join) {
 }
 
 /// Hands messages on between a client and whoever has its service, until there is an exit code.
-async fn relay(
+pub(super) async fn relay(
     client: &mut Hearing,
     to_client: &mut Saying,
     service: &mut Hearing,
@@ -111,16 +111,18 @@ async fn relay(
                 && let Some((Kind::Stdin, left)) = reading.outstanding()
                 && left >= WORTH_IT
             {
+                let mut header = [0; HEADER];
                 let read = tokio::select! {
                     biased;
-                    read = call.data_from(pair::Kind::Stdin, socket, left) => read,
+                    read = call.data_from(pair::Kind::Stdin, socket, left, &mut header) => read,
                     () = watch.gone() => return GONE,
                 };
                 match read {
                     Ok(0) => return GONE,
                     Ok(read) => {
-                        reading.skip(read);
-                        count(&sent, read);
+                        reading.skip(read.min(left));
+                        reading.begin_with(&header[..read.saturating_sub(left)]);
+                        count(&sent, read.min(left));
                         continue;
                     }
                     // It does not listen; how it ends is still to come.
@@ -159,7 +161,10 @@ async fn relay(
                     to_client.raw(data).await
                 }
                 Ok(Heard::End(kind @ (Kind::Stdout | Kind::Stderr))) => to_client.data(kind, &[]).await,
-                Ok(Heard::Exit(code)) => return Ok(code),
+                Ok(Heard::Exit(code, ends)) => {
+                    to_client.ends_with_exit(ends);
+                    return Ok(code);
+                }
                 Ok(_) => return Err("the other qube breaks the protocol".to_owned()),
                 Err(error) => return Err(error.to_string()),
             };
@@ -173,14 +178,12 @@ async fn relay(
         ended = outward => ended,
         gone = inward => Err(gone.to_owned()),
     };
-    let (exit, reason) = match ended {
-        Ok(exit) => (exit, None),
-        Err(reason) => (EXIT_PROBLEM.into(), Some(reason)),
+    let ended = match ended {
+        Ok(exit) => Ended { exit, ..Ended::default() },
+        Err(reason) => Ended::problem(reason),
     };
-    Ended { exit, reason, to_service: sent.get(), to_caller: received.get() }
+    Ended { to_service: sent.get(), to_caller: received.get(), ..ended }
 }
-
-const GONE: &str = "the caller is gone";
 
 fn to_client_socket(watch: &super::ends::Watch) -> Option<&tokio::net::UnixStream> {
     match watch {
@@ -262,14 +265,7 @@ async fn serve(
     saying: &mut Saying,
 ) -> Ended {
     let opened = match wanted {
-        Ok(wanted) => {
-            let watch = hearing.watch();
-            tokio::select! {
-                biased;
-                opened = shared.open(wanted) => opened,
-                () = watch.gone() => Err(Ended::problem(GONE)),
-            }
-        }
+        Ok(wanted) => shared.open_for(hearing, wanted).await,
         Err(reason) => Err(Ended::problem(reason)),
     };
     match opened {

@@ -18,6 +18,8 @@ pub struct RpcConfig {
     pub exit_on_service_eof: bool,
     /// `exit-on-client-eof`: a call of a socket ends when the caller has no more to say.
     pub exit_on_client_eof: bool,
+    /// `service-messages`: its socket speaks in messages, so it has a stderr and an exit code ([`crate::answer`]).
+    pub service_messages: bool,
 }
 
 /// Why the settings of a service cannot be used.
@@ -74,6 +76,7 @@ impl RpcConfig {
                 "skip-service-descriptor" => config.skip_service_descriptor = flag()?,
                 "exit-on-service-eof" => config.exit_on_service_eof = flag()?,
                 "exit-on-client-eof" => config.exit_on_client_eof = flag()?,
+                "service-messages" => config.service_messages = flag()?,
                 _ => return Err(error("no service has such a setting")),
             }
         }

@@ -1,14 +1,17 @@
 //! The end of a call that is a service: found, opened, and joined with whoever calls.
 
 use super::ends::{Heard, Hearing, Saying, Watch};
-use super::frames::{Bytes, Room, read};
+use super::frames::{Bytes, Opening, Room, read};
 use super::pair::{PairCall, Straight};
 use super::program::{Caller, Pipes, Program};
-use super::{RpcConfig, Shared, services};
+use super::{RpcConfig, Shared, remote, services};
 use crate::name::Name;
 use crate::policy::Service;
-use crate::wire::{EXIT_NO_SERVICE, EXIT_PROBLEM, Kind, pair};
-use rustix::net::Shutdown;
+use crate::wire::control::Failure;
+use crate::wire::{Channel, EXIT_NO_SERVICE, EXIT_PROBLEM, Kind, pair};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::thread::sched_yield;
 use std::cell::Cell;
 use std::io;
 use std::path::Path;
@@ -22,12 +25,20 @@ use tokio::time::sleep;
 /// How long it takes until it is tried again to connect to a service that has no place for one more caller.
 const FULL: Duration = Duration::from_millis(2);
 
+/// What is less may be a whole answer.
+const SHORT: usize = 4 << 10;
+
+/// Why a call ended whose caller did not stay.
+pub(super) const GONE: &str = "the caller is gone";
+
 /// How a call ended.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
     pub(super) exit: i32,
     /// Why, if it was not the service's own end.
     pub(super) reason: Option<String>,
+    /// What the caller is told of that; none: its exit code says it.
+    pub(super) failure: Option<Failure>,
     pub(super) to_service: u64,
     pub(super) to_caller: u64,
 }
@@ -38,7 +49,11 @@ impl Ended {
     }
 
     pub(super) fn problem(reason: impl ToString) -> Self {
-        Self::early(EXIT_PROBLEM, reason.to_string())
+        Self::failed(Failure::Problem, reason)
+    }
+
+    pub(super) fn failed(failure: Failure, reason: impl ToString) -> Self {
+        Self { failure: Some(failure), ..Self::early(failure.exit_code(), reason.to_string()) }
     }
 }
 
@@ -78,6 +93,11 @@ impl Shared {
             .map_err(|error| Ended::problem(format!("rpc-config: {error}")))?;
         let found = match container {
             // Whom a container's service runs as is the container's to say.
+            Some(_) if wanted.user.is_some() => {
+                return Err(Ended::problem(
+                    "a container's service runs as the container says, and the rule has user=",
+                ));
+            }
             Some(container) => services::of_container(service, &container.services),
             None => {
                 self.check_user(config.force_user.as_deref().or(wanted.user.as_deref()))?;
@@ -112,6 +132,16 @@ impl Shared {
         }
     }
 
+    /// The same for a caller who may go before the service is there.
+    pub(super) async fn open_for(&self, hearing: &Hearing, wanted: &Wanted) -> Result<Opened, Ended> {
+        let watch = hearing.watch();
+        tokio::select! {
+            biased;
+            opened = self.open(wanted) => opened,
+            () = watch.gone() => Err(Ended::problem(GONE)),
+        }
+    }
+
     /// The agent has one user. To run a service as another than the one that it is to have would be a grant.
     pub(super) fn check_user(&self, user: Option<&str>) -> Result<(), Ended> {
         match user.filter(|user| *user != self.settings.user) {
@@ -126,10 +156,15 @@ impl Shared {
 
 /// Connects to a socket. One whose listener has its queue full is waited for: whoever called may go meanwhile.
 async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(path)?;
     loop {
-        match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(FULL).await,
-            connected => return connected,
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // A Unix socket is connected at once or not at all: there is nothing to wait for.
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return UnixStream::from_std(socket.into()),
+            Err(Errno::AGAIN) => sleep(FULL).await,
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -159,7 +194,8 @@ struct Counted {
 
 impl Counted {
     fn ended(&self, exit: i32, reason: Option<String>) -> Ended {
-        Ended { exit, reason, to_service: self.to_service.get(), to_caller: self.to_caller.get() }
+        let failure = reason.as_ref().map(|_| Failure::Problem);
+        Ended { exit, reason, failure, to_service: self.to_service.get(), to_caller: self.to_caller.get() }
     }
 }
 
@@ -167,6 +203,9 @@ impl Counted {
 pub(super) async fn carry(opened: Opened, hearing: &mut Hearing, saying: &mut Saying) -> Ended {
     match opened {
         Opened::Program(program, pipes) => carry_program(program, *pipes, hearing, saying).await,
+        Opened::Socket { socket, config } if config.service_messages => {
+            carry_messages(socket, hearing, saying).await
+        }
         Opened::Socket { socket, config } => carry_socket(&socket, &config, hearing, saying).await,
     }
 }
@@ -232,8 +271,6 @@ async fn hear(
     }
 }
 
-const GONE: &str = "the caller is gone";
-
 /// A caller that has said all may say nothing more.
 async fn after_the_end(hearing: &mut Hearing) -> String {
     match hearing.next().await {
@@ -298,8 +335,8 @@ async fn carry_socket(
     };
     let outward = async {
         let said = match saying {
-            Saying::Pair(call) => say_straight(call, service, &counted.to_caller).await,
-            Saying::Messages(_) => say_socket(service, saying, &counted.to_caller).await,
+            Saying::Pair(call) => say_straight(call, service, &caller_done, &counted.to_caller).await,
+            Saying::Messages { .. } => say_socket(service, saying, &counted.to_caller).await,
         };
         if said.is_err() {
             watch.gone().await;
@@ -325,6 +362,33 @@ async fn carry_socket(
     counted.ended(if reason.is_some() { EXIT_PROBLEM.into() } else { 0 }, reason)
 }
 
+/// Joins the caller with a socket that speaks in messages, as the other end of a call's own vchan does. What comes from
+/// there is a container's: it is read by the same rules.
+async fn carry_messages(socket: Rc<UnixStream>, hearing: &mut Hearing, saying: &mut Saying) -> Ended {
+    let watch = hearing.watch();
+    let mut opening = Opening::new(Bytes::Socket(socket.clone()), Channel::ToCaller);
+    let hellos = async {
+        opening.say_hello(Channel::ToService).await?;
+        opening.next(|_| ()).await
+    };
+    let met = tokio::select! {
+        biased;
+        met = hellos => met.map_err(Ended::problem),
+        () = watch.gone() => Err(Ended::problem(GONE)),
+    };
+    let ended = match met {
+        Ok(()) => {
+            let (reading, writing) = opening.into_halves();
+            let mut service = (Hearing::Messages(reading), Saying::messages(writing));
+            remote::relay(hearing, saying, &mut service.0, &mut service.1).await
+        }
+        Err(ended) => ended,
+    };
+    // Whatever happened, it gets no more.
+    let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
+    ended
+}
+
 async fn say_socket(service: &UnixStream, saying: &mut Saying, bytes: &Cell<u64>) -> io::Result<()> {
     let mut room = Room::default();
     loop {
@@ -340,9 +404,14 @@ async fn say_socket(service: &UnixStream, saying: &mut Saying, bytes: &Cell<u64>
 }
 
 /// From the socket into the ring.
-async fn say_straight(call: &PairCall, service: &UnixStream, bytes: &Cell<u64>) -> io::Result<()> {
+async fn say_straight(
+    call: &PairCall,
+    service: &UnixStream,
+    caller_done: &Cell<bool>,
+    bytes: &Cell<u64>,
+) -> io::Result<()> {
     loop {
-        let read = match call.data_from(pair::Kind::Stdout, service, usize::MAX).await {
+        let read = match call.data_from(pair::Kind::Stdout, service, usize::MAX, &mut []).await {
             Ok(read) => read,
             Err(_) if call.is_open() => 0,
             Err(error) => return Err(error),
@@ -350,6 +419,11 @@ async fn say_straight(call: &PairCall, service: &UnixStream, bytes: &Cell<u64>) 
         bytes.set(bytes.get() + read as u64);
         if read == 0 {
             return call.end_of(pair::Kind::Stdout).await;
+        }
+        if caller_done.get() && read < SHORT {
+            // An answer, which may have been all: where the service shares the processor, it says so now, and one event
+            // tells the other qube of both.
+            sched_yield();
         }
     }
 }

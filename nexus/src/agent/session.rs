@@ -3,10 +3,11 @@
 use super::control::Answer;
 use super::ends::{Hearing, Saying};
 use super::frames::{Bytes, Opening};
-use super::service::{self, Ended, Wanted};
+use super::service::{self, Ended, GONE, Wanted};
 use super::{Shared, remote};
 use crate::conversation::ConversationError;
 use crate::policy::{Call, Denial, Place, Principal, Qube, Service, Verdict};
+use crate::wire::control::Failure;
 use crate::wire::{Channel, Ident, Message, WireError};
 use std::io;
 use std::rc::Rc;
@@ -30,13 +31,11 @@ struct Request {
 /// What became of a request.
 enum Route {
     /// It is for this qube.
-    Here {
-        target: Place,
-        user: Option<Arc<str>>,
-    },
+    Here { target: Place, user: Option<Arc<str>> },
     /// It is dom0's to decide.
     Dom0,
-    Refused,
+    /// With what the caller may know of the reason.
+    Refused(Option<Failure>),
 }
 
 /// Serves one call. Whatever the caller does, it ends.
@@ -58,7 +57,7 @@ pub(super) async fn serve(socket: UnixStream, source: &Principal, shared: &Rc<Sh
     };
     let ident = request.ident;
     let (reading, writing) = opening.into_halves();
-    let (mut hearing, mut saying) = (Hearing::Messages(reading), Saying::Messages(writing));
+    let (mut hearing, mut saying) = (Hearing::Messages(reading), Saying::messages(writing));
     let begin = Instant::now();
     let (target, service, ended) = match decide(&request, source, shared) {
         Ok((call, Route::Here { target, user })) => {
@@ -72,26 +71,29 @@ pub(super) async fn serve(socket: UnixStream, source: &Principal, shared: &Rc<Sh
                 source: source.to_string(),
                 wish: String::new(),
             };
-            let watch = hearing.watch();
-            let opened = tokio::select! {
-                biased;
-                opened = shared.open(&wanted) => opened,
-                () = watch.gone() => Err(Ended::problem("the caller is gone")),
-            };
-            let ended = match opened {
+            let ended = match shared.open_for(&hearing, &wanted).await {
                 Ok(opened) => service::carry(opened, &mut hearing, &mut saying).await,
                 Err(ended) => ended,
             };
-            (target.to_string(), call.service, Some(ended))
+            (target.to_string(), call.service, Ok(ended))
         }
         Ok((call, Route::Dom0)) => {
             let target = call.target.as_ref().map_or("@default".to_owned(), ToString::to_string);
             let ended = ask_dom0(&request, source, &mut hearing, &mut saying, shared).await;
             (target, call.service, ended)
         }
-        Ok((_, Route::Refused)) | Err(()) => return refuse(&bytes, ident).await,
+        Ok((_, Route::Refused(failure))) => return refuse(&bytes, ident, failure).await,
+        Err(()) => return refuse(&bytes, ident, None).await,
     };
-    let Some(ended) = ended else { return refuse(&bytes, ident).await };
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(failure) => return refuse(&bytes, ident, failure).await,
+    };
+    // Gone is as good as told. Nobody waits for the log.
+    match ended.failure {
+        Some(failure) => refuse(&bytes, ident, Some(failure)).await,
+        None => _ = saying.exit(ended.exit).await,
+    }
     (shared.audit)(&serde_json::json!({
         "event": "end",
         "source": source.to_string(),
@@ -103,38 +105,39 @@ pub(super) async fn serve(socket: UnixStream, source: &Principal, shared: &Rc<Sh
         "bytes_to_caller": ended.to_caller,
         "seconds": begin.elapsed().as_secs_f64(),
     }));
-    // Gone is as good as told.
-    let _ = saying.exit(ended.exit).await;
 }
 
-/// Has dom0 decide, and carries the call. Nothing: it was refused.
+/// Has dom0 decide, and carries the call.
+///
+/// # Errors
+/// It was refused, perhaps with a reason.
 async fn ask_dom0(
     request: &Request,
     source: &Principal,
     hearing: &mut Hearing,
     saying: &mut Saying,
     shared: &Rc<Shared>,
-) -> Option<Ended> {
+) -> Result<Ended, Option<Failure>> {
     let (target, service) = &request.words;
     let mut asked = match shared.control.ask(source, target, service) {
         Ok(asked) => asked,
-        Err(reason) => return Some(Ended::problem(reason)),
+        Err(error) => return Ok(Ended::failed(error.failure(), error)),
     };
     let watch = hearing.watch();
     let answer = tokio::select! {
         biased;
         answer = asked.answer() => answer,
-        () = watch.gone() => return Some(Ended::problem("the caller is gone")),
+        () = watch.gone() => return Ok(Ended::problem(GONE)),
     };
     match answer {
-        Some(Answer::Join(join)) => Some(remote::join(shared, &join, hearing, saying).await),
+        Some(Answer::Join(join)) => Ok(remote::join(shared, &join, hearing, saying).await),
         Some(Answer::Connect(link)) => {
             let ended = remote::connect(shared, link, hearing, saying).await;
             shared.control.terminated(link);
-            Some(ended)
+            Ok(ended)
         }
-        Some(Answer::Refused) => None,
-        None => Some(Ended::problem("dom0 has gone before it decided")),
+        Some(Answer::Refused(failure)) => Err(failure),
+        None => Ok(Ended::failed(Failure::NoDom0, "dom0 has gone before it decided")),
     }
 }
 
@@ -153,20 +156,24 @@ async fn greet(opening: &mut Opening) -> Result<Request, ConversationError> {
     Ok(request.await??)
 }
 
-/// Refuses without having heard what is wanted.
+/// Refuses one call too many, without having heard what is wanted.
 pub(super) async fn refuse_unheard(socket: UnixStream) {
     let opening = Opening::new(Bytes::Socket(Rc::new(socket)), Channel::FromClient);
     if opening.say_hello(Channel::ToClient).await.is_ok()
         && let Some(ident) = Ident::new(b"call")
     {
         let (_, writing) = opening.into_halves();
-        refuse(writing.bytes(), ident).await;
+        refuse(writing.bytes(), ident, Some(Failure::Limit)).await;
     }
 }
 
-async fn refuse(to: &Bytes, ident: Ident) {
+async fn refuse(to: &Bytes, ident: Ident, why: Option<Failure>) {
     let mut bytes = Vec::new();
-    if Message::ServiceRefused(ident).encode(&mut bytes).is_ok() {
+    let message = match why {
+        Some(failure) => Message::Failed(ident, failure),
+        None => Message::ServiceRefused(ident),
+    };
+    if message.encode(&mut bytes).is_ok() {
         // Gone is as good as refused.
         let _ = to.write(&[], &bytes).await;
     }
@@ -203,6 +210,7 @@ fn decide(request: &Request, source: &Principal, shared: &Shared) -> Result<(Cal
         "target": call.target.as_ref().map_or("@default".to_owned(), ToString::to_string),
         "service": call.service.to_string(),
         "rule": decision.rule.as_ref().map(ToString::to_string),
+        "notify": decision.notify,
     });
     let route = match decision.verdict {
         Verdict::Allow(allowed) => {
@@ -213,9 +221,9 @@ fn decide(request: &Request, source: &Principal, shared: &Shared) -> Result<(Cal
         Verdict::Deny(denial) => {
             record["verdict"] = "deny".into();
             record["reason"] = denial.to_string().into();
-            Route::Refused
+            Route::Refused(Failure::of_denial(&denial, decision.rule.is_some()))
         }
-        Verdict::Ask(_) => Route::Refused,
+        Verdict::Ask(_) => Route::Refused(None),
     };
     (shared.audit)(&record);
     Ok((call, route))

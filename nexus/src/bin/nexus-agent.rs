@@ -2,33 +2,29 @@
 
 use clap::Parser;
 use nexus::agent::{Agent, Settings};
+use nexus::programs::AgentArguments;
+use nexus::sd_notify::Notifier;
 use std::io::{self, Write};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Routes the calls within a qube: from its containers and from itself, under the qube's own policy.
-///
-/// Every decision, and every call's end, is a line of JSON on stderr.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// A JSON file with the qube's name, its user, its sockets, and its containers.
-    #[arg(long, value_name = "FILE", default_value = "/etc/nexus/agent.json")]
-    config: PathBuf,
-}
-
 fn main() -> ExitCode {
-    let Arguments { config } = Arguments::parse();
+    let AgentArguments { config, ready: report } = AgentArguments::parse();
+    if report {
+        return match nexus::agent::report_ready() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "nexus-agent: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let result = std::fs::read_to_string(&config)
         .and_then(|text| serde_json::from_str::<Settings>(&text).map_err(Into::into))
         .map_err(|error| format!("{}: {error}", config.display()))
         .and_then(|settings| Agent::open(settings, Box::new(line)).map_err(|error| error.to_string()))
         .and_then(|agent| {
             // Whoever calls from now on waits, at worst, until the loop turns.
-            ready().and_then(|()| agent.run()).map_err(|error| error.to_string())
+            tell_ready().and_then(|()| agent.run()).map_err(|error| error.to_string())
         });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,15 +36,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tells systemd that the sockets are there (sd_notify(3)).
-fn ready() -> io::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let socket = UnixDatagram::unbound()?;
-    match path.as_bytes().strip_prefix(b"@") {
-        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
-        None => socket.connect(path)?,
-    }
-    socket.send(b"READY=1\n").map(|_| ())
+/// Tells systemd, if it waits, that the sockets are there.
+fn tell_ready() -> io::Result<()> {
+    Notifier::from_env()?.map_or(Ok(()), |notifier| notifier.ready())
 }
 
 fn line(record: &serde_json::Value) {

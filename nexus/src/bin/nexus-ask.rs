@@ -1,23 +1,12 @@
 //! `nexus-ask`: asks the user on a terminal whether a call is to be let through.
 
 use clap::Parser;
+use nexus::programs::AskArguments;
 use serde::Deserialize;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// Asks on a terminal whether a call is to be let through, and where to.
-///
-/// nexusd runs it, with a question as one line of JSON on stdin; the answer is one on stdout. Exit status: 0 if the user
-/// chose a target, 1 if not.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// The terminal.
-    #[arg(long, value_name = "DEVICE", default_value = "/dev/tty")]
-    terminal: PathBuf,
-}
 
 /// What nexusd asks. All of it was checked by nexusd: none of these strings has a character that a terminal obeys.
 #[derive(Deserialize)]
@@ -30,9 +19,23 @@ struct Question {
     default_target: Option<String>,
 }
 
+/// What nexusd tells: a line of its log of calls, and how many were left out before it.
+#[derive(Deserialize)]
+struct Notice {
+    source: String,
+    target: String,
+    service: String,
+    verdict: String,
+    to: Option<String>,
+    reason: Option<String>,
+    missed: u64,
+}
+
 fn main() -> ExitCode {
-    let Arguments { terminal } = Arguments::parse();
-    match ask(&terminal) {
+    let AskArguments { terminal, tell } = AskArguments::parse();
+    let answer = if tell { announce(&terminal).map(|()| None) } else { ask(&terminal) };
+    match answer {
+        Ok(None) if tell => ExitCode::SUCCESS,
         Ok(Some(target)) => {
             let answer = serde_json::json!({ "target": target });
             match writeln!(io::stdout(), "{answer}") {
@@ -61,6 +64,32 @@ fn ask(terminal: &PathBuf) -> io::Result<Option<String>> {
         return Ok(None);
     }
     Ok(choice(line.trim(), &question))
+}
+
+fn announce(terminal: &PathBuf) -> io::Result<()> {
+    let notice: Notice = serde_json::from_reader(io::stdin().lock())?;
+    let mut output = OpenOptions::new().write(true).open(terminal)?;
+    // Not in the middle of a question.
+    rustix::fs::flock(&output, rustix::fs::FlockOperation::LockExclusive)?;
+    output.write_all(news(&notice).as_bytes())
+}
+
+fn news(notice: &Notice) -> String {
+    let Notice { source, target, service, verdict, to, reason, missed } = notice;
+    let became = match verdict.as_str() {
+        "allow" => "was let call",
+        "deny" => "was not let call",
+        _ => "could not call",
+    };
+    let mut text = format!("\n{source} {became} {service} in {}", to.as_ref().unwrap_or(target));
+    if let Some(reason) = reason {
+        text += &format!(": {reason}");
+    }
+    if *missed > 0 {
+        text += &format!(" (and {missed} calls before it that are in the log alone)");
+    }
+    // Reasons quote what callers said.
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect::<String>() + "\n"
 }
 
 fn text(question: &Question) -> String {
@@ -102,6 +131,17 @@ mod tests {
             targets: targets.iter().map(ToString::to_string).collect(),
             default_target: default_target.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn a_notice_is_a_line_that_a_terminal_does_not_obey() {
+        let line = r#"{"call":"1","source":"work:web","target":"vault","service":"nexus.Sign+key","verdict":"deny",
+            "reason":"no \u001b[2J rule","asked":false,"notify":true,"microseconds":3,"missed":4}"#;
+        let notice: Notice = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            news(&notice),
+            "\nwork:web was not let call nexus.Sign+key in vault: no ?[2J rule (and 4 calls before it that are in the log alone)\n"
+        );
     }
 
     #[test]

@@ -1,47 +1,18 @@
 //! `nexus-call`: calls a service.
 
 use clap::Parser;
-use nexus::client::{CALL_SOCKET, CallError, OutgoingCall};
-use nexus::wire::{EXIT_PROBLEM, EXIT_REFUSED};
+use nexus::client::{CallError, OutgoingCall};
+use nexus::listen::listen;
+use nexus::programs::CallArguments;
+use nexus::wire::EXIT_PROBLEM;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Calls a service of a qube or container: stdin goes there, its stdout and stderr come back.
-///
-/// Exit status: that of the service (128 and the signal's number if one ended it), or with COMMAND, its own; 126 if policy
-/// refuses the call, 127 if there is no such service, 125 if something else fails.
-#[derive(Parser)]
-#[command(
-    version,
-    after_help = "Examples:
-  nexus-call work:db nexus.Query+orders < query.sql
-  nexus-call work:db nexus.Query -- sh -c 'echo select; cat >&2'
-  nexus-call --listen /run/web.sock work:web nexus.Http & curl --unix-socket /run/web.sock http://web/"
-)]
-struct Arguments {
-    /// The agent's socket.
-    #[arg(long, value_name = "SOCKET", default_value = CALL_SOCKET)]
-    agent: PathBuf,
-    /// Be this Unix socket, for programs that know nothing of calls: whoever connects to it is connected to the service, by
-    /// a call of its own.
-    #[arg(long, value_name = "SOCKET", conflicts_with = "command")]
-    listen: Option<PathBuf>,
-    /// Whom: QUBE, QUBE:CONTAINER, or @default for whom policy says.
-    target: String,
-    /// What: SERVICE or SERVICE+ARGUMENT.
-    service: String,
-    /// A program whose stdin and stdout are joined with the service, instead of one's own.
-    #[arg(last = true)]
-    command: Vec<OsString>,
-}
 
 /// Why it ends without the service's exit code.
 enum Failure {
@@ -51,9 +22,9 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = CallArguments::parse();
     let result = match (&arguments.listen, arguments.command.split_first()) {
-        (Some(path), _) => listen(&arguments, path),
+        (Some(path), _) => present(&arguments, path),
         (None, Some((program, rest))) => join(&arguments, program, rest),
         (None, None) => start(&arguments).and_then(|call| {
             call.run(io::stdin(), &mut io::stdout(), &mut io::stderr()).map_err(Failure::Call)
@@ -63,11 +34,7 @@ fn main() -> ExitCode {
         // A process has eight bits of it.
         Ok(code) => return ExitCode::from(u8::try_from(code).unwrap_or(EXIT_PROBLEM)),
         Err(Failure::Call(error)) => {
-            let refused = matches!(error, CallError::Refused);
-            (
-                if refused { EXIT_REFUSED } else { EXIT_PROBLEM },
-                format!("{}: {}: {error}", arguments.target, arguments.service),
-            )
+            (error.exit_code(), format!("{}: {}: {error}", arguments.target, arguments.service))
         }
         Err(Failure::Command(program, error)) => {
             (EXIT_PROBLEM, format!("{}: {error}", program.to_string_lossy()))
@@ -83,13 +50,13 @@ fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "nexus-call: {message}");
 }
 
-fn start(arguments: &Arguments) -> Result<OutgoingCall, Failure> {
+fn start(arguments: &CallArguments) -> Result<OutgoingCall, Failure> {
     OutgoingCall::start(&arguments.agent, &arguments.target, &arguments.service).map_err(Failure::Call)
 }
 
 /// Calls, and has a program talk to the service. The program is not run before the agent is there; that the call is
 /// refused it sees as the end of its stdin.
-fn join(arguments: &Arguments, program: &OsString, rest: &[OsString]) -> Result<i32, Failure> {
+fn join(arguments: &CallArguments, program: &OsString, rest: &[OsString]) -> Result<i32, Failure> {
     let failed = |error| Failure::Command(program.clone(), error);
     let call = start(arguments)?;
     let mut child = Command::new(program)
@@ -122,12 +89,9 @@ fn join(arguments: &Arguments, program: &OsString, rest: &[OsString]) -> Result<
 }
 
 /// Is a socket, until the process ends.
-fn listen(arguments: &Arguments, path: &Path) -> Result<i32, Failure> {
+fn present(arguments: &CallArguments, path: &Path) -> Result<i32, Failure> {
     let failed = |error| Failure::Listen(path.to_owned(), error);
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(path).map_err(failed)?;
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    let listener = listen(path, None).map_err(failed)?;
     let (agent, target, service) = (&arguments.agent, &arguments.target, &arguments.service);
     let call = Arc::new((agent.clone(), target.clone(), service.clone()));
     loop {

@@ -4,38 +4,20 @@ use clap::Parser;
 use listenfd::ListenFd;
 use nexus::broker::confine::{self, Identity};
 use nexus::broker::{Opened, Settings, attend, serve};
+use nexus::programs::DaemonArguments;
+use nexus::sd_notify::Notifier;
 use std::error::Error;
-use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::chown;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::{env, fs};
 use xen::host::Host;
 
-/// Decides calls from one qube to another, by policy, and tells the agents of both.
-///
-/// SIGHUP: opens the log of calls anew. The policy and the file of the qubes are read anew when they change.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// A JSON file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/nexus/nexusd.json")]
-    config: PathBuf,
-    /// Keep the system calls: for those who look for a fault with a debugger.
-    #[arg(long)]
-    no_seccomp: bool,
-    /// Run programs for a nexusd, whose socket stdin is.
-    #[arg(long, hide = true)]
-    attendant: bool,
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = DaemonArguments::parse();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
@@ -52,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &DaemonArguments) -> Result<(), Box<dyn Error>> {
     let config = &arguments.config;
     let settings: Settings = fs::read(config)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
@@ -62,7 +44,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         return Ok(attend(socket, settings)?);
     }
     let identity = settings.user.as_deref().map(Identity::of).transpose()?;
-    let programs = !settings.ask.is_empty() || !settings.disposables.is_empty();
+    let programs = [&settings.ask, &settings.notify, &settings.start].iter().any(|words| !words.is_empty())
+        || !settings.disposables.is_empty();
     let attendant = if programs { Some(attendant(config)?) } else { None };
     let (control, metrics) = sockets(&settings)?;
     let paths = [&settings.log, &settings.socket, &settings.metrics].map(Clone::clone);
@@ -70,7 +53,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         fs::create_dir_all(folder)?;
     }
     let opened = Opened::new(settings, Host, control, metrics, attendant)?;
-    let notice = notice();
+    // systemd may have gone away; nexusd can do without it.
+    let notifier = Notifier::from_env().ok().flatten();
     let no_seccomp = arguments.no_seccomp;
     serve(opened, move || {
         if let Some(identity) = &identity {
@@ -80,9 +64,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             confine::filter().map_err(io::Error::other)?;
         }
         tracing::info!("calls are served");
-        if let Some(notice) = &notice {
-            // systemd may have gone away.
-            let _ = notice.send(b"READY=1\n");
+        if let Some(notifier) = &notifier {
+            let _ = notifier.ready();
         }
         Ok(())
     })?;
@@ -130,16 +113,4 @@ fn sockets(settings: &Settings) -> io::Result<(Option<UnixListener>, Option<Unix
         }
     }
     Ok((control, metrics))
-}
-
-/// The socket of sd_notify(3), if systemd is to be told that we are ready.
-fn notice() -> Option<UnixDatagram> {
-    let path = env::var_os("NOTIFY_SOCKET")?;
-    let address = match path.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        path => SocketAddr::from_pathname(OsStr::from_bytes(path)),
-    };
-    let socket = UnixDatagram::unbound().ok()?;
-    socket.connect_addr(&address.ok()?).ok()?;
-    Some(socket)
 }

@@ -2,24 +2,27 @@
 //!
 //! nexusd reads what qubes say, so it has no privileges and cannot run a program. The attendant is started before it gives
 //! them up, reads nothing but nexusd's orders (a line of JSON each), and runs what the configuration names: the program
-//! that asks the user, and those that make and end disposable qubes. A nexusd that was taken over can have it do no more
-//! than that: the names of disposables are checked, only those are ended that were made here, and their number is bounded.
+//! that asks the user, the one that tells him, the one that starts a qube, and those that make and end disposable qubes. A
+//! nexusd that was taken over can have it do no more than that: the names of disposables are checked, only those are ended
+//! that were made here, and their number is bounded.
 //!
 //! Each disposable has a file in a folder, with what it was made from in it, so that none is forgotten when either of the two
 //! processes dies.
 
-use super::core::Asking;
+use super::core::{Asking, Notice};
 use super::settings::{DisposableSettings, Settings};
 use crate::name::Name;
 use crate::wire::control::CallId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +32,9 @@ use std::time::{Duration, Instant};
 pub(super) enum Order {
     Make { base: Name, name: Name },
     Destroy { name: Name },
+    Start { name: Name },
     Ask { call: CallId, question: serde_json::Value },
+    Notify { notice: serde_json::Value },
 }
 
 /// What the attendant tells.
@@ -49,15 +54,25 @@ pub(super) enum Report {
         name: Name,
         error: Option<String>,
     },
+    Started {
+        name: Name,
+        error: Option<String>,
+    },
     Answered {
         call: CallId,
         target: Option<String>,
     },
+    /// The user was told of one, or could not be.
+    Notified,
 }
 
 impl Order {
     pub(super) fn ask(asking: &Asking) -> Option<Self> {
         Some(Self::Ask { call: asking.call, question: serde_json::to_value(asking).ok()? })
+    }
+
+    pub(super) fn notify(notice: &Notice) -> Option<Self> {
+        Some(Self::Notify { notice: serde_json::to_value(notice).ok()? })
     }
 }
 
@@ -67,7 +82,9 @@ const AT_ONCE: usize = 512;
 const DISPOSABLES: usize = 64;
 /// The longest answer of a program.
 const ANSWER: u64 = 64 << 10;
-/// How long a program that makes or ends a qube may take.
+/// How long a program may take that tells the user something.
+const NOTICE: Duration = Duration::from_secs(10);
+/// How long a program that makes, starts or ends a qube may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What all threads of the attendant share.
@@ -75,6 +92,10 @@ struct Attendant {
     settings: Settings,
     out: Mutex<UnixStream>,
     busy: AtomicUsize,
+    /// One qube is started after the other: two of nxl's applies do not go together.
+    starting: Mutex<()>,
+    /// Whose disposables are being built ahead; true: once more is wanted meanwhile.
+    filling: Mutex<BTreeMap<Name, bool>>,
 }
 
 /// Follows the orders that come by a socket, until it is closed.
@@ -83,12 +104,21 @@ struct Attendant {
 /// The socket, or the folder of what was made.
 pub fn attend(socket: UnixStream, settings: Settings) -> io::Result<()> {
     let orders = BufReader::new(socket.try_clone()?);
-    let attendant = Arc::new(Attendant { settings, out: Mutex::new(socket), busy: AtomicUsize::new(0) });
+    let attendant = Arc::new(Attendant {
+        settings,
+        out: Mutex::new(socket),
+        busy: AtomicUsize::new(0),
+        starting: Mutex::default(),
+        filling: Mutex::default(),
+    });
     if !attendant.settings.disposables.is_empty() {
         fs::create_dir_all(&attendant.settings.made)?;
         for (name, base) in made(&attendant.settings.made)? {
             attendant.tell(&Report::Found { name, base })?;
         }
+    }
+    for base in attendant.settings.disposables.keys() {
+        attendant.fill(base);
     }
     for line in orders.lines() {
         let line = match line {
@@ -144,11 +174,13 @@ impl Attendant {
         self.tell(&match order {
             Order::Make { name, .. } => Report::Made { name, error },
             Order::Destroy { name } => Report::Destroyed { name, error },
+            Order::Start { name } => Report::Started { name, error },
             Order::Ask { call, .. } => Report::Answered { call, target: None },
+            Order::Notify { .. } => Report::Notified,
         })
     }
 
-    fn follow(&self, order: Order) -> io::Result<()> {
+    fn follow(self: &Arc<Self>, order: Order) -> io::Result<()> {
         self.tell(&match order {
             Order::Make { base, name } => {
                 let error = self.make(&base, &name).err();
@@ -158,7 +190,15 @@ impl Attendant {
                 let error = self.destroy(&name).err();
                 Report::Destroyed { name, error }
             }
+            Order::Start { name } => {
+                let error = self.start(&name).err();
+                Report::Started { name, error }
+            }
             Order::Ask { call, question } => Report::Answered { call, target: self.ask(&question) },
+            Order::Notify { notice } => {
+                self.notify(&notice);
+                Report::Notified
+            }
         })
     }
 
@@ -166,7 +206,7 @@ impl Attendant {
         self.settings.made.join(name.as_str())
     }
 
-    fn make(&self, base: &Name, name: &Name) -> Result<(), String> {
+    fn make(self: &Arc<Self>, base: &Name, name: &Name) -> Result<(), String> {
         let table = &self.settings.disposables;
         let how = table.get(base).ok_or_else(|| format!("nothing is made from {base}"))?;
         if !is_ours(name.as_str()) {
@@ -179,7 +219,58 @@ impl Attendant {
         // Before it is there: should this process die meanwhile, it is not forgotten. And one of that name there is once.
         let mut file = fs::File::create_new(self.file(name)).map_err(error)?;
         file.write_all(base.as_str().as_bytes()).map_err(error)?;
-        run(&how.create, name)
+        if !how.take.is_empty() {
+            match run(&how.take, name) {
+                Ok(()) => {
+                    self.fill(base);
+                    return Ok(());
+                }
+                Err(reason) => {
+                    tracing::info!(%base, %name, reason, "no disposable qube is ready: one is made")
+                }
+            }
+        }
+        let made = run(&how.create, name);
+        // Not at the same time: somebody waits for this one.
+        self.fill(base);
+        made
+    }
+
+    /// Has disposables built ahead, beside everything else, if they are to be. One after the other: who asks for it while
+    /// that goes on has it done once more.
+    fn fill(self: &Arc<Self>, base: &Name) {
+        let how = self.settings.disposables.get(base);
+        let Some(how) = how.filter(|how| !how.fill.is_empty()) else { return };
+        match self.filling().entry(base.clone()) {
+            Entry::Occupied(mut entry) => {
+                entry.insert(true);
+                return;
+            }
+            Entry::Vacant(entry) => entry.insert(false),
+        };
+        let (this, base, fill) = (self.clone(), base.clone(), how.fill.clone());
+        let work = move || {
+            loop {
+                if let Err(reason) = run_words(fill.iter().cloned()) {
+                    tracing::error!(%base, reason, "no disposable qubes are built ahead");
+                }
+                let mut filling = this.filling();
+                match filling.get_mut(&base) {
+                    Some(again) if *again => *again = false,
+                    _ => {
+                        filling.remove(&base);
+                        return;
+                    }
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("fill".to_owned()).spawn(work) {
+            tracing::error!(%error, "no disposable qubes are built ahead");
+        }
+    }
+
+    fn filling(&self) -> MutexGuard<'_, BTreeMap<Name, bool>> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn destroy(&self, name: &Name) -> Result<(), String> {
@@ -190,6 +281,32 @@ impl Attendant {
             how.ok_or_else(|| format!("nothing is made from {} any more", base.trim()))?;
         run(&how.destroy, name)?;
         fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// What can be started is for the program to know: the qubes that are declared.
+    fn start(&self, name: &Name) -> Result<(), String> {
+        let _turn = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        run(&self.settings.start, name)
+    }
+
+    /// Tells the user. That it could not be done is for the log of nexusd: nobody waits for it.
+    fn notify(&self, notice: &serde_json::Value) {
+        let Some((program, arguments)) = self.settings.notify.split_first() else { return };
+        let told =
+            Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().map(
+                |mut child| {
+                    if let Some(mut stdin) = child.stdin.take() {
+                        // A line is less than a pipe has room for. Who does not read it has seen enough.
+                        let _ = stdin.write_all(format!("{notice}\n").as_bytes());
+                    }
+                    wait(&mut child, NOTICE)
+                },
+            );
+        match told {
+            Ok(Some(true)) => {}
+            Ok(_) => tracing::error!(program, "the user was not told of a call: it failed"),
+            Err(error) => tracing::error!(program, %error, "the user was not told of a call"),
+        }
     }
 
     /// The target that the user chose. Whatever else the program says or does is a no.
@@ -227,9 +344,12 @@ impl Attendant {
     }
 }
 
-/// Runs a program that makes or ends a qube.
+/// Runs a program that makes, starts or ends a qube.
 fn run(command: &[String], name: &Name) -> Result<(), String> {
-    let mut words = command.iter().map(|word| word.replace("{name}", name.as_str()));
+    run_words(command.iter().map(|word| word.replace("{name}", name.as_str())))
+}
+
+fn run_words(mut words: impl Iterator<Item = String>) -> Result<(), String> {
     let program = words.next().ok_or("no program is configured")?;
     let failed = |error: io::Error| format!("{program}: {error}");
     let mut child = Command::new(&program)

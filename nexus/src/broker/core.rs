@@ -2,8 +2,11 @@
 
 mod disposables;
 mod ends;
+mod notices;
 mod recovered;
+mod refusal;
 mod requests;
+mod starts;
 
 use super::bucket::{self, Bucket};
 use super::metrics::Metrics;
@@ -14,11 +17,15 @@ use crate::policy::{Current, Principal, System};
 use crate::wire::control::{CallId, Role};
 use crate::wire::{Channel, Decoder, Message, Version, WireError};
 use disposables::Disposable;
+use notices::Noticed;
 use recovered::Recovered;
 use requests::{Request, Stage};
 use serde::Serialize;
+use starts::Start;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
+
+pub use notices::Notice;
 
 /// A control connection. Each has a number of its own: what is said of one that is no more is said of none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +52,13 @@ pub enum Effect {
         /// Its name.
         name: Name,
     },
+    /// A qube that does not run is to be started: [`Broker::started`].
+    Start {
+        /// Its name.
+        name: Name,
+    },
+    /// The user is to be told.
+    Notify(Notice),
     /// A line of the log of calls.
     Record(Record),
 }
@@ -96,6 +110,10 @@ pub struct Limits {
     pub calls: usize,
     /// Whether there is somebody to ask.
     pub asks: bool,
+    /// Whether there is somebody who tells the user.
+    pub notifies: bool,
+    /// How long a qube that is started may take until its agent says hello; none: no qube is started.
+    pub start: Option<Duration>,
     /// As whom stock agents run services by default.
     pub default_user: String,
     /// What disposable qubes can be made from, and how long each may take until its agent says hello.
@@ -128,6 +146,7 @@ struct Agent {
     asked: usize,
     /// Ends that it said are open, of calls before this broker.
     claims: usize,
+    noticed: Noticed,
 }
 
 impl Agent {
@@ -155,6 +174,7 @@ pub struct Broker {
     recovered: HashMap<(u16, CallId, Role), Recovered>,
     ports: Ports<Holder>,
     disposables: BTreeMap<Name, Disposable>,
+    starts: BTreeMap<Name, Start>,
     effects: VecDeque<Effect>,
     metrics: Metrics,
 }
@@ -194,6 +214,7 @@ impl Broker {
             recovered: HashMap::new(),
             ports: Ports::new(seed),
             disposables: BTreeMap::new(),
+            starts: BTreeMap::new(),
             effects: VecDeque::new(),
             metrics: Metrics::default(),
         }
@@ -233,7 +254,9 @@ impl Broker {
             }
         }
         for (name, info) in &mut system.qubes {
-            info.running = self.running.contains_key(name);
+            // A qube of another host is there as far as the way to it is.
+            let way = if info.is_remote() { info.relayvm.as_ref() } else { Some(name) };
+            info.running = way.is_some_and(|name| self.running.contains_key(name));
         }
         self.system = system;
     }
@@ -262,6 +285,7 @@ impl Broker {
                 open: 0,
                 asked: 0,
                 claims: 0,
+                noticed: Noticed::new(now),
             },
         );
         Some(connection)
@@ -307,7 +331,8 @@ impl Broker {
                 agent.version = Some(version);
                 let domain = agent.domain;
                 self.send(connection, &Message::Hello(version.number()), now);
-                self.greeted(domain, now);
+                self.disposable_greeted(domain, now);
+                self.start_done(domain, now);
             }
             Message::TriggerService(trigger) | Message::TriggerService3(trigger) => {
                 self.request(connection, b"", trigger, now);
@@ -402,8 +427,9 @@ impl Broker {
         metrics
     }
 
-    /// Time has passed; to be called about once a second.
+    /// Time has passed: what was waited for too long is ended. To be called about once a second.
     pub fn tick(&mut self, now: Instant) {
-        self.overdue(now);
+        self.overdue_disposables(now);
+        self.overdue_starts(now);
     }
 }

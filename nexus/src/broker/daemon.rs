@@ -1,13 +1,15 @@
 //! The broker at work, on one thread: connections to agents, and whatever else it wants done.
 
 use super::attendant::{Order, Report};
-use super::core::{Broker, Connection, Effect, Limits};
+use super::core::{Broker, Connection, Effect, Limits, Notice};
 use super::domains::{Change, Domains};
+use super::figures;
 use super::log::Log;
 use super::settings::Settings;
-use super::{AGENT_PATH, figures};
+use crate::listen::listen;
 use crate::name::Name;
 use crate::policy::{Place, PolicyFolders, PolicyStore, System};
+use crate::wire::CONTROL_PATH;
 use crate::wire::control::CallId;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +39,8 @@ const AGAIN_AT_MOST: Duration = Duration::from_secs(10);
 /// Readers of the figures at once, and how long each may take.
 const READERS: usize = 16;
 const READING: Duration = Duration::from_secs(5);
+/// Notices that may wait for the user to be told.
+const NOTICES: usize = 16;
 /// How much longer than the user's time the attendant may take to tell what came of a question.
 const ANSWERING: Duration = Duration::from_secs(5);
 
@@ -76,7 +80,7 @@ pub enum OpenError {
 
 impl Opened {
     /// Opens everything. Sockets that were passed in (by systemd) are taken as they are. Without an attendant, nobody is
-    /// asked and no qube is made.
+    /// asked or told, and no qube is made or started.
     ///
     /// # Errors
     /// As [`OpenError`] says. A wrong policy is none: it denies.
@@ -88,7 +92,7 @@ impl Opened {
         attendant: Option<StdStream>,
     ) -> Result<Self, OpenError> {
         let socket = |passed: Option<StdListener>, path: &Path| {
-            passed.map_or_else(|| listen(path), Ok).map_err(|source| at(path, source))
+            passed.map_or_else(|| restricted_socket(path), Ok).map_err(|source| at(path, source))
         };
         let control = socket(control, &settings.socket)?;
         let metrics = socket(metrics, &settings.metrics)?;
@@ -98,7 +102,7 @@ impl Opened {
         let store = platform.xenstore()?;
         let hub = Hub::open(platform)?;
         // The devices of those who connect are opened with the first connector: that is now, while we may.
-        hub.connector(DomId(1), AGENT_PATH, &ConnectOptions::default())?;
+        hub.connector(DomId(1), CONTROL_PATH, &ConnectOptions::default())?;
         Ok(Self { settings, policy, store, hub, log, control, metrics, attendant })
     }
 }
@@ -107,18 +111,12 @@ fn at(path: &Path, source: io::Error) -> OpenError {
     OpenError::File { path: path.display().to_string(), source }
 }
 
-/// A socket of ours at a path where a socket of one before us may be.
-fn listen(path: &Path) -> io::Result<StdListener> {
+/// A socket for root and for nexusd's own group, in a folder that is made if it is not there.
+fn restricted_socket(path: &Path) -> io::Result<StdListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-    if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        fs::remove_file(path)?;
-    }
-    let listener = StdListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
+    listen(path, Some(0o660))
 }
 
 /// What one task tells that of a connection.
@@ -132,8 +130,12 @@ struct Daemon {
     broker: RefCell<Broker>,
     lines: RefCell<HashMap<Connection, Rc<Line>>>,
     log: RefCell<Log>,
+    /// There may be lines to be written.
+    logged: Notify,
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     settings: Settings,
+    /// Notices that are not told yet.
+    notices: Cell<usize>,
     /// Whom nexusd runs as: besides root, he may be dom0's agent.
     owner: Cell<u32>,
 }
@@ -153,6 +155,9 @@ async fn run(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Resu
     let limits = Limits {
         calls: settings.calls,
         asks: attendant.is_some() && !settings.ask.is_empty(),
+        notifies: attendant.is_some() && !settings.notify.is_empty(),
+        start: (attendant.is_some() && !settings.start.is_empty())
+            .then(|| Duration::from_secs(settings.start_seconds)),
         default_user: settings.default_user.clone(),
         disposables: if attendant.is_some() {
             let patience = |how: &super::DisposableSettings| Duration::from_secs(how.seconds);
@@ -168,10 +173,13 @@ async fn run(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Resu
         broker: RefCell::new(broker),
         lines: RefCell::default(),
         log: RefCell::new(log),
+        logged: Notify::new(),
         orders,
         settings,
+        notices: Cell::new(0),
         owner: Cell::new(0),
     });
+    spawn_local(daemon.clone().keep_log());
     let mut file = SystemFile::default();
     file.look(&daemon);
     if let Some(attendant) = attendant {
@@ -205,10 +213,13 @@ async fn run(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Resu
                 file.look(&daemon);
                 daemon.turn(|broker, now| broker.tick(now));
             }
-            _ = hang_up.recv() => match daemon.log.borrow_mut().reopen() {
-                Ok(()) => tracing::info!("the log of calls was opened anew"),
-                Err(error) => tracing::error!(%error, "the log of calls cannot be opened anew; the old one goes on"),
-            },
+            _ = hang_up.recv() => {
+                daemon.flush_log();
+                match daemon.log.borrow_mut().reopen() {
+                    Ok(()) => tracing::info!("the log of calls was opened anew"),
+                    Err(error) => tracing::error!(%error, "the log of calls cannot be opened anew; the old one goes on"),
+                }
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
         }
@@ -223,10 +234,22 @@ impl Daemon {
             let Some(effect) = self.broker.borrow_mut().next_effect() else { break };
             self.effect(effect);
         }
+        self.logged.notify_one();
+        result
+    }
+
+    /// Writes the log behind the messages that the same turn sends: the tasks that send them were woken before this one.
+    async fn keep_log(self: Rc<Self>) {
+        loop {
+            self.logged.notified().await;
+            self.flush_log();
+        }
+    }
+
+    fn flush_log(&self) {
         if let Err(error) = self.log.borrow_mut().flush() {
             tracing::error!(%error, "a line of the log of calls is lost");
         }
-        result
     }
 
     fn effect(self: &Rc<Self>, effect: Effect) {
@@ -257,7 +280,26 @@ impl Daemon {
                 tracing::info!(%name, "a disposable qube is ended");
                 self.give(Order::Destroy { name });
             }
+            Effect::Start { name } => {
+                tracing::info!(%name, "a qube is started");
+                self.give(Order::Start { name });
+            }
+            Effect::Notify(notice) => self.notify(&notice),
             Effect::Record(record) => self.log.borrow_mut().add(record),
+        }
+    }
+
+    /// Has the user told, if the program keeps up.
+    fn notify(&self, notice: &Notice) {
+        if self.notices.get() == NOTICES {
+            return tracing::warn!(
+                call = notice.decision.call,
+                "the user is not told of a call: too many notices wait"
+            );
+        }
+        if let Some(order) = Order::notify(notice) {
+            self.notices.set(self.notices.get() + 1);
+            self.give(order);
         }
     }
 
@@ -275,7 +317,7 @@ impl Daemon {
             let Ok(mut line) = serde_json::to_vec(&order) else { continue };
             line.push(b'\n');
             if let Err(error) = writer.write_all(&line).await {
-                return tracing::error!(%error, "the attendant is gone: nobody is asked, and no qube is made");
+                return tracing::error!(%error, "the attendant is gone: nobody is asked or told, and no qube is made or started");
             }
         }
     }
@@ -288,7 +330,7 @@ impl Daemon {
                 Err(error) => tracing::error!(%error, "the attendant says what it should not"),
             }
         }
-        tracing::error!("the attendant is gone: nobody is asked, and no qube is made");
+        tracing::error!("the attendant is gone: nobody is asked or told, and no qube is made or started");
     }
 
     fn reported(self: &Rc<Self>, report: Report) {
@@ -301,6 +343,8 @@ impl Daemon {
                 }
                 broker.unmade(&name);
             }
+            Report::Started { name, error } => broker.started(&name, error.map_or(Ok(()), Err), now),
+            Report::Notified => self.notices.set(self.notices.get().saturating_sub(1)),
             Report::Answered { call, target } => {
                 let place = target.and_then(|target| Place::redirect(&target).ok());
                 broker.answered(call, place.as_ref(), now);
@@ -454,7 +498,7 @@ async fn keep(daemon: Rc<Daemon>, hub: Hub, name: Name, domain: u16, came: Rc<No
     loop {
         let begin = Instant::now();
         let connected = hub
-            .connect(DomId(domain), AGENT_PATH, &options)
+            .connect(DomId(domain), CONTROL_PATH, &options)
             .map_err(io::Error::from)
             .and_then(AsyncChannel::new);
         match connected {

@@ -1,12 +1,12 @@
 //! Which domains there are, and whose agents are there to be connected to: by xenstore's watches.
 
-use super::AGENT_PATH;
 use crate::name::Name;
+use crate::readable::readable;
+use crate::wire::CONTROL_PATH;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use xen::{Transaction, WatchEvent, Xenstore};
 
@@ -37,17 +37,16 @@ fn name_path(domain: u16) -> String {
 }
 
 fn agent_path(domain: u16) -> String {
-    format!("/local/domain/{domain}/{AGENT_PATH}/event-channel")
+    format!("/local/domain/{domain}/{CONTROL_PATH}/event-channel")
 }
 
 impl Domains {
     /// Begins to watch. Within a runtime.
-    #[allow(deprecated, reason = "its successor is unsafe, for descriptors that are not owned: this one is")]
     pub(super) fn new(store: Arc<dyn Xenstore>) -> io::Result<Self> {
         for special in ["@introduceDomain", "@releaseDomain"] {
             store.watch(special, LIST).map_err(io::Error::from)?;
         }
-        let event = AsyncFd::with_interest(store.as_fd().try_clone_to_owned()?, Interest::READABLE)?;
+        let event = readable(store.as_fd())?;
         Ok(Self { store, event, watched: Vec::new() })
     }
 

@@ -47,6 +47,14 @@ impl Log {
     }
 }
 
+impl Drop for Log {
+    /// However nexusd ends, what it has decided is written.
+    fn drop(&mut self) {
+        // Nobody is left to be told.
+        let _ = self.flush();
+    }
+}
+
 fn open(path: &PathBuf) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }

@@ -34,6 +34,11 @@ pub struct Metrics {
     pub disposables: usize,
 }
 
+/// As figures and the log have it.
+pub(super) fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl Metrics {
     pub(super) fn decided(&mut self, outcome: Outcome, took: Duration) {
         match outcome {
@@ -41,7 +46,7 @@ impl Metrics {
             Outcome::Deny => self.denied += 1,
             Outcome::Fail => self.failed += 1,
         }
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let took = micros(took);
         if let Some(bucket) = BUCKETS.iter().position(|most| took <= *most) {
             self.buckets[bucket] += 1;
         }

@@ -23,6 +23,13 @@ pub struct Settings {
     pub ask: Vec<String>,
     /// How long the user has to answer.
     pub ask_seconds: u64,
+    /// The program that tells the user of calls (`notify=`), with its arguments. None: only the log does.
+    pub notify: Vec<String>,
+    /// The program that starts a qube that is called and does not run, with its arguments; `{name}` in one stands for the
+    /// qube's name. None: no qube is started.
+    pub start: Vec<String>,
+    /// How long a qube may take from then until its agent says hello.
+    pub start_seconds: u64,
     /// How many calls a qube, its containers included, may have open.
     pub calls: usize,
     /// Whom nexusd runs as. None: as whom it was started.
@@ -45,6 +52,11 @@ impl Default for Settings {
             metrics: "/run/nexus/metrics.sock".into(),
             ask: Vec::new(),
             ask_seconds: 60,
+            notify: Vec::new(),
+            start: ["nxl", "apply", "--quiet", "--no-restart", "--start", "{name}", "/etc/nexus/qubes.json"]
+                .map(str::to_owned)
+                .into(),
+            start_seconds: 60,
             calls: 1000,
             user: None,
             default_user: "user".to_owned(),
@@ -54,10 +66,17 @@ impl Default for Settings {
     }
 }
 
-/// How one kind of disposable qube is made. `{name}` in an argument stands for its name.
+/// How one kind of disposable qube is made. `{name}` in an argument stands for its name, but for that of `fill`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DisposableSettings {
+    /// The program that names one that was built ahead, with its arguments; it fails where none is ready. None: none are
+    /// built ahead.
+    #[serde(default)]
+    pub take: Vec<String>,
+    /// The program that builds some ahead: run at the start, and after each that was taken.
+    #[serde(default)]
+    pub fill: Vec<String>,
     /// The program that makes one, with its arguments.
     pub create: Vec<String>,
     /// The program that ends one.

@@ -2,7 +2,7 @@
 
 use super::CallError;
 use crate::conversation::ConversationError;
-use crate::wire::{Channel, Decoder, EXIT_PROBLEM, Kind, Version};
+use crate::wire::{Channel, Decoder, EXIT_PROBLEM, Frame, HEADER, Header, Kind, Message, Version, WireError};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -20,7 +20,7 @@ const READ: usize = 16 << 10;
 ///
 /// Its end is told apart from the end of its stdout: [`exit_code`](Self::exit_code). That it was refused is known when
 /// something is read: an error of the kind [`PermissionDenied`](io::ErrorKind::PermissionDenied), whose source is
-/// [`CallError::Refused`]. [`shutdown`](tokio::io::AsyncWriteExt::shutdown) tells the service that there is no more to
+/// [`CallError::Refused`] or [`CallError::Failed`]. [`shutdown`](tokio::io::AsyncWriteExt::shutdown) tells the service that there is no more to
 /// come. All operations are cancel-safe; what was written is on its way when it is flushed, or when something is read.
 ///
 /// ```no_run
@@ -56,6 +56,8 @@ pub struct AsyncCall {
     writer: Option<Waker>,
     /// The end of stdin was sent.
     said_all: bool,
+    /// More was written than the socket had room for, and it got more.
+    wide: bool,
 }
 
 impl AsyncCall {
@@ -79,6 +81,7 @@ impl AsyncCall {
             exit: None,
             writer: None,
             said_all: false,
+            wide: false,
         };
         // An agent that does not want to hear more has said why.
         let _ = std::future::poll_fn(|context| call.poll_send(context)).await;
@@ -163,29 +166,30 @@ impl AsyncCall {
                 }
                 Some(_) => return Ok(true),
                 None => {
-                    let Some(header) = self.buffer[self.filled.clone()].first_chunk::<8>() else {
+                    let Some(header) = self.buffer[self.filled.clone()].first_chunk::<HEADER>() else {
                         return Ok(false);
                     };
-                    let [k0, k1, k2, k3, length @ ..] = *header;
-                    let kind = Kind::of(u32::from_le_bytes([k0, k1, k2, k3])).map_err(broken)?;
-                    let lengths = Channel::ToClient.lengths(kind, Some(Version::V3)).map_err(broken)?;
-                    let length = u32::from_le_bytes(length);
-                    let left = length as usize;
-                    if !lengths.contains(&left) {
-                        let (least, most) = lengths.into_inner();
-                        return Err(broken(crate::wire::WireError::Length { kind, length, least, most }));
-                    }
+                    let Header { kind, length: left } =
+                        Header::parse(*header, Channel::ToClient, Some(Version::V3)).map_err(broken)?;
                     match kind {
+                        Kind::Failed => {
+                            let message = &self.buffer[self.filled.clone()][HEADER..];
+                            let Some(payload) = message.get(..left) else { return Ok(false) };
+                            return match Message::parse(&Frame { kind, payload }).map_err(broken)? {
+                                Message::Failed(_, failure) => Err(CallError::Failed(failure)),
+                                other => Err(broken(WireError::Order(other.kind()))),
+                            };
+                        }
                         Kind::ExitCode => {
                             let message = &self.buffer[self.filled.clone()];
-                            let Some(code) = message.get(8..12).and_then(|code| code.first_chunk()) else {
+                            let Some(code) = message[HEADER..].first_chunk() else {
                                 return Ok(false);
                             };
                             self.exit = Some(i32::from_le_bytes(*code));
                             return Ok(true);
                         }
                         Kind::Stdout | Kind::Stderr => {
-                            self.filled.start += 8;
+                            self.filled.start += HEADER;
                             match (kind, left) {
                                 (Kind::Stdout, 0) => {
                                     self.ended = true;
@@ -212,12 +216,8 @@ impl AsyncCall {
     }
 }
 
-/// `struct msg_header`; a message has 64 KiB at most.
-fn stdin_header(length: usize) -> [u8; 8] {
-    let mut header = [0; 8];
-    header[..4].copy_from_slice(&(Kind::Stdin as u32).to_le_bytes());
-    header[4..].copy_from_slice(&(length as u32).to_le_bytes());
-    header
+fn stdin_header(length: usize) -> [u8; HEADER] {
+    Header { kind: Kind::Stdin, length }.encode()
 }
 
 impl AsyncRead for AsyncCall {
@@ -274,6 +274,10 @@ impl AsyncWrite for AsyncCall {
             let header = stdin_header(data.len());
             let message = [IoSlice::new(&header), IoSlice::new(data)];
             let sent = Pin::new(&mut this.socket).poll_write_vectored(context, &message);
+            if sent.is_pending() && !this.wide {
+                this.wide = true;
+                super::widen(&this.socket);
+            }
             this.writer = sent.is_pending().then(|| context.waker().clone());
             let sent = ready!(sent)?;
             // The rest goes with the next operation.

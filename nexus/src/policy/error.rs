@@ -105,6 +105,9 @@ pub enum Fault {
     /// `allow` to `@default` leads nowhere.
     #[error("allow for @default leads nowhere without target=")]
     AllowDefault,
+    /// `user=` for a container's service.
+    #[error("a container's services run as the container says: user= is for those of qubes")]
+    ContainerUser,
     /// Files that include one another, or a chain that is too long.
     #[error("{0} files include one another: is one of them its own?")]
     Depth(usize),

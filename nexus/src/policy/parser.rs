@@ -220,6 +220,13 @@ impl<'t> Line<'t> {
         if target == Token::Default && matches!(action, Action::Allow { target: None, .. }) {
             return Err(self.error(target_field.column, Fault::AllowDefault));
         }
+        let container = match action.redirect() {
+            Some(place) => matches!(place, Place::Container { .. }),
+            None => matches!(target, Token::Place(Place::Container { .. }) | Token::Containers(_)),
+        };
+        if let Some(user) = parameters.iter().find(|field| container && field.text.starts_with("user=")) {
+            return Err(self.error(user.column, Fault::ContainerUser));
+        }
         let origin = Origin { file: self.file.clone(), line: self.number };
         Ok(Rule { service, argument, source, target, action, origin })
     }
@@ -450,6 +457,9 @@ mod tests {
                 TokenError::Column { token: "@tag:x".into(), column: Column::Redirect }.into(),
             ),
             ("* * a @default allow", 7, Fault::AllowDefault),
+            ("q.T * a b:c allow user=u", 19, Fault::ContainerUser),
+            ("q.T * a b:* ask notify=yes user=u", 28, Fault::ContainerUser),
+            ("q.T * a b allow user=u target=b:c", 17, Fault::ContainerUser),
             ("* * $anyvm dest deny", 5, TokenError::Name(character("$anyvm", '$')).into()),
         ] {
             assert_eq!(fault(text), (column, expected), "{text}");

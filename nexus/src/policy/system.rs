@@ -71,9 +71,12 @@ pub struct QubeInfo {
     /// The containers that dom0 gave it.
     #[serde(default)]
     pub containers: BTreeSet<Name>,
-    /// For a RemoteVM: the qube that calls in its name.
+    /// For a RemoteVM: the qube that calls in its name, and by which it is called.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relayvm: Option<Name>,
+    /// For a RemoteVM: the relay's service that takes calls there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport_rpc: Option<Name>,
 }
 
 fn yes() -> bool {
@@ -93,7 +96,13 @@ impl QubeInfo {
             disposable_of: None,
             containers: BTreeSet::new(),
             relayvm: None,
+            transport_rpc: None,
         }
+    }
+
+    /// Whether it is a qube of another host.
+    pub fn is_remote(&self) -> bool {
+        self.class == "RemoteVM"
     }
 }
 

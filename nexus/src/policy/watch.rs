@@ -56,6 +56,17 @@ struct Names {
     all: bool,
     /// These.
     some: BTreeSet<OsString>,
+    /// What is in one of these, too: it is a file, and not a folder or a link on the way to one.
+    contents: bool,
+}
+
+impl Names {
+    /// What happens elsewhere in the folder wakes nobody: beside /run/nexus much is written.
+    fn flags(&self) -> WatchFlags {
+        // The same folder may be wanted by another name.
+        let flags = CHANGES | WatchFlags::MASK_ADD;
+        if self.all || self.contents { flags } else { flags - WatchFlags::MODIFY - WatchFlags::CLOSE_WRITE }
+    }
 }
 
 /// The folders that are to be watched.
@@ -85,7 +96,7 @@ impl Watch {
         let mut watched = BTreeMap::new();
         for (path, names) in wanted {
             // A folder that was replaced has a new inode, and the old watch goes with the old one: it is added each time.
-            let watch = match inotify::add_watch(&self.inotify, &path, CHANGES) {
+            let watch = match inotify::add_watch(&self.inotify, &path, names.flags()) {
                 Ok(watch) => watch,
                 // It has just gone; its parent is among those wanted, and tells of it when it comes back.
                 Err(Errno::NOENT | Errno::NOTDIR) => continue,
@@ -204,6 +215,8 @@ fn follow(path: &Path, wanted: &mut Wanted) {
     }
     if at.is_dir() {
         wanted.entry(at).or_default().all = true;
+    } else if let Some(names) = at.parent().and_then(|folder| wanted.get_mut(folder)) {
+        names.contents = true;
     }
 }
 

@@ -42,6 +42,8 @@ pub enum Kind {
     Run = 0x4e58_0200,
     /// nexusd has allowed a call: its request.
     Join = 0x4e58_0202,
+    /// A call was not made, and the caller may know why.
+    Failed = 0x4e58_0203,
     /// A qube is gone, or its agent.
     Gone = 0x4e58_0204,
     /// An end of a call is no more.
@@ -56,7 +58,7 @@ impl Kind {
     /// # Errors
     /// [`WireError::Type`] if there is none.
     pub fn of(number: u32) -> Result<Self, WireError> {
-        const ALL: [Kind; 18] = [
+        const ALL: [Kind; 19] = [
             Kind::Stdin,
             Kind::Stdout,
             Kind::Stderr,
@@ -72,6 +74,7 @@ impl Kind {
             Kind::Hello,
             Kind::Run,
             Kind::Join,
+            Kind::Failed,
             Kind::Gone,
             Kind::Ended,
             Kind::Open,
@@ -160,6 +163,8 @@ impl Channel {
                 OF_CALL + 5..=OF_CALL + 4 * NAME + MAX_SERVICE + 1
             }
             (Channel::ToAgent, Kind::Join) if version == Version::Nexus => OF_CALL + IDENT..=OF_CALL + IDENT,
+            (Channel::ToAgent, Kind::Failed) if version == Version::Nexus => IDENT + 4..=IDENT + 4,
+            (Channel::ToClient, Kind::Failed) => IDENT + 4..=IDENT + 4,
             (Channel::ToAgent, Kind::Gone) if version == Version::Nexus => 4..=4,
             (Channel::FromAgent, Kind::Ended) if version == Version::Nexus => 32..=32,
             (Channel::FromAgent, Kind::Open) if version == Version::Nexus => OF_CALL + 4..=OF_CALL + 4,
@@ -194,6 +199,7 @@ mod tests {
             (0x213, vec![FromAgent]),
             (0x4e58_0200, vec![ToAgent]),
             (0x4e58_0202, vec![ToAgent]),
+            (0x4e58_0203, vec![ToAgent, ToClient]),
             (0x4e58_0204, vec![ToAgent]),
             (0x4e58_0211, vec![FromAgent]),
             (0x4e58_0212, vec![FromAgent]),
@@ -213,6 +219,7 @@ mod tests {
         for (channel, kind) in [
             (ToAgent, Kind::Run),
             (ToAgent, Kind::Join),
+            (ToAgent, Kind::Failed),
             (ToAgent, Kind::Gone),
             (FromAgent, Kind::Ended),
             (FromAgent, Kind::Open),

@@ -1,6 +1,8 @@
 //! What nexusd and our agents say to each other on top of qrexec: calls by number, and containers.
 
 use super::message::Ident;
+use super::{EXIT_PROBLEM, EXIT_REFUSED};
+use crate::policy::Denial;
 
 /// The bytes of a domain, port and call (`u64 call`, `u32 domain`, `u32 port`).
 pub(super) const OF_CALL: usize = 16;
@@ -92,6 +94,72 @@ pub struct OpenCall {
     pub via: Via,
     /// Which end this is.
     pub role: Role,
+}
+
+/// Why a call was not made, or came to nothing, where nobody minds that its caller knows. What policy refuses is refused
+/// without a word, so that a caller does not learn by it what there is.
+///
+/// `NEXUS_FAILED`, to the caller's agent, and from there to the client: `char ident[32]`, `u32 why`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[repr(u32)]
+pub enum Failure {
+    /// A rule allows it, and leads nowhere.
+    #[error("refused: there is no such target")]
+    NoTarget = 1,
+    /// `autostart=no`.
+    #[error("refused: the target does not run, and is not to be started")]
+    NotRunning = 2,
+    /// Of the caller, or between the two qubes.
+    #[error("refused: as many calls are open as may be")]
+    Limit = 3,
+    /// Or a disposable qube could not be made.
+    #[error("failed: the target does not run, and could not be started")]
+    NotStarted = 4,
+    /// It runs.
+    #[error("failed: the target runs, but its agent does not answer")]
+    NoAgent = 5,
+    /// nexusd does not run, or has ended before it decided.
+    #[error("failed: dom0 does not decide; nexusd does not run")]
+    NoDom0 = 6,
+    /// Anything else.
+    #[error("failed: the log of the agent, or of dom0, says why")]
+    Problem = 7,
+}
+
+impl Failure {
+    /// By number; those that are not known here are as good as [`Failure::Problem`].
+    pub(super) fn of(number: u32) -> Self {
+        let known = [
+            Self::NoTarget,
+            Self::NotRunning,
+            Self::Limit,
+            Self::NotStarted,
+            Self::NoAgent,
+            Self::NoDom0,
+            Self::Problem,
+        ];
+        known.into_iter().find(|failure| *failure as u32 == number).unwrap_or(Self::Problem)
+    }
+
+    /// What its caller may know of a denial, if anything: what a rule that allows the call says of its target, and nothing of
+    /// what there is otherwise.
+    #[must_use]
+    pub fn of_denial(denial: &Denial, by_rule: bool) -> Option<Self> {
+        match denial {
+            Denial::NoTarget | Denial::NoSuchTarget(_) if by_rule => Some(Self::NoTarget),
+            Denial::NotRunning(_) => Some(Self::NotRunning),
+            _ => None,
+        }
+    }
+
+    /// The exit code of a call that ends so: 126 where it was refused, 125 where it was allowed and failed.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::NoTarget | Self::NotRunning | Self::Limit => EXIT_REFUSED,
+            Self::NotStarted | Self::NoAgent | Self::NoDom0 | Self::Problem => EXIT_PROBLEM,
+        }
+    }
 }
 
 impl Role {

@@ -2,10 +2,8 @@
 
 use super::channel::{Channel, Kind};
 use super::error::WireError;
+use super::header::{HEADER, Header};
 use super::version::Version;
-
-/// `struct msg_header`.
-const HEADER: usize = 8;
 
 /// A message whose type and length were checked, and nothing more.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,8 +22,8 @@ pub struct Decoder {
     version: Option<Version>,
     /// The beginning of a message; all of it when the frame was given out, until the next call.
     kept: Vec<u8>,
-    /// The message's type and length, from when its header is there.
-    current: Option<(Kind, usize)>,
+    /// Its header, from when it is there.
+    current: Option<Header>,
     given: bool,
     failed: Option<WireError>,
 }
@@ -56,7 +54,7 @@ impl Decoder {
             return Err(error.clone());
         }
         match self.advance(input) {
-            Ok(Some((kind, length))) => {
+            Ok(Some(Header { kind, length })) => {
                 self.given = true;
                 Ok(Some(Frame { kind, payload: &self.kept[HEADER..HEADER + length] }))
             }
@@ -69,35 +67,28 @@ impl Decoder {
         }
     }
 
-    fn advance(&mut self, input: &mut &[u8]) -> Result<Option<(Kind, usize)>, WireError> {
+    fn advance(&mut self, input: &mut &[u8]) -> Result<Option<Header>, WireError> {
         if std::mem::take(&mut self.given) {
             self.kept.clear();
             self.current = None;
         }
-        let (kind, length) = match self.current {
+        let header = match self.current {
             Some(current) => current,
             None => {
                 self.keep(input, HEADER);
                 let Some(header) = self.kept.first_chunk::<HEADER>() else { return Ok(None) };
-                let [a, b, c, d, length @ ..] = *header;
-                let kind = Kind::of(u32::from_le_bytes([a, b, c, d]))?;
-                let lengths = self.channel.lengths(kind, self.version)?;
-                let length = u32::from_le_bytes(length);
-                let fits = usize::try_from(length).ok().filter(|length| lengths.contains(length));
-                let (least, most) = lengths.into_inner();
-                let fits = fits.ok_or(WireError::Length { kind, length, least, most })?;
-                *self.current.insert((kind, fits))
+                *self.current.insert(Header::parse(*header, self.channel, self.version)?)
             }
         };
-        self.keep(input, HEADER + length);
-        if self.kept.len() < HEADER + length {
+        self.keep(input, HEADER + header.length);
+        if self.kept.len() < HEADER + header.length {
             return Ok(None);
         }
-        if let (Kind::Hello, Some(number)) = (kind, self.kept[HEADER..].first_chunk()) {
+        if let (Kind::Hello, Some(number)) = (header.kind, self.kept[HEADER..].first_chunk()) {
             let theirs = Version::of_peer(u32::from_le_bytes(*number))?;
             self.version = Some(theirs.min(self.channel.version()));
         }
-        Ok(Some((kind, length)))
+        Ok(Some(header))
     }
 
     /// Takes what is there, up to so many bytes in all.

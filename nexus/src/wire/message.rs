@@ -1,9 +1,10 @@
 //! What a message says, both ways.
 
 use super::channel::{IDENT, Kind, SERVICE, SOURCE4, TARGET, TARGET3};
-use super::control::{Ended, Join, NAME, OpenCall, Role, Run, Via};
+use super::control::{Ended, Failure, Join, NAME, OpenCall, Role, Run, Via};
 use super::decoder::Frame;
 use super::error::WireError;
+use super::header::{HEADER, Header};
 use super::{FIRST_DATA_PORT, MAX_COMMAND};
 use crate::name::NameError;
 use crate::policy::service::MAX_SERVICE;
@@ -47,6 +48,8 @@ pub enum Message<'a> {
     Run(Run<'a>),
     /// `NEXUS_JOIN`: a call was allowed; it was asked for here.
     Join(Join),
+    /// `NEXUS_FAILED`: a call was not made, or came to nothing.
+    Failed(Ident, Failure),
     /// `NEXUS_GONE`, `u32 domain`: that qube is gone, or its agent.
     Gone(u16),
     /// `NEXUS_ENDED`: an end of a call is no more.
@@ -293,6 +296,7 @@ impl<'a> Message<'a> {
             Kind::Join => {
                 Message::Join(Join { call: fields.long()?, via: fields.via()?, ident: fields.ident(IDENT)? })
             }
+            Kind::Failed => Message::Failed(fields.ident(IDENT)?, Failure::of(fields.number()?)),
             Kind::Gone => Message::Gone(fields.domain()?),
             Kind::Ended => Message::Ended(Ended {
                 call: fields.long()?,
@@ -323,6 +327,7 @@ impl<'a> Message<'a> {
             Message::ConnectionTerminated(_) => Kind::ConnectionTerminated,
             Message::Run(_) => Kind::Run,
             Message::Join(_) => Kind::Join,
+            Message::Failed(..) => Kind::Failed,
             Message::Gone(_) => Kind::Gone,
             Message::Ended(_) => Kind::Ended,
             Message::Open(_) => Kind::Open,
@@ -340,14 +345,14 @@ impl<'a> Message<'a> {
     /// [`WireError::Unsendable`]; `out` is as it was then.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         let begin = out.len();
-        out.extend((self.kind() as u32).to_le_bytes());
-        out.extend([0; 4]);
+        out.extend([0; HEADER]);
+        let payload = out.len();
         if self.payload(out).is_none() {
             out.truncate(begin);
             return Err(WireError::Unsendable(self.kind()));
         }
-        let length = (out.len() - begin - 8) as u32;
-        out[begin + 4..begin + 8].copy_from_slice(&length.to_le_bytes());
+        let header = Header { kind: self.kind(), length: out.len() - payload };
+        out[begin..payload].copy_from_slice(&header.encode());
         Ok(())
     }
 
@@ -393,6 +398,10 @@ impl<'a> Message<'a> {
                 out.extend(join.call.to_le_bytes());
                 via(out, join.via)?;
                 out.extend(join.ident.bytes);
+            }
+            Message::Failed(ident, failure) => {
+                out.extend(ident.bytes);
+                out.extend((*failure as u32).to_le_bytes());
             }
             Message::Gone(domain) => {
                 out.extend(u32::from(*domain).to_le_bytes());

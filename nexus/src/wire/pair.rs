@@ -2,10 +2,11 @@
 //!
 //! A frame is a header of 16 bytes, `u64 call`, `u32 kind`, `u32 len`, little-endian, and `len` bytes. The caller's agent
 //! begins a call with [`Kind::Open`]; the target's answers with [`Kind::Credit`] when dom0 has announced the call to it,
-//! too, and ends it with [`Kind::Exit`]. Either end can break it off with [`Kind::Reset`].
+//! too (unless the caller has said all by then), and ends it with [`Kind::Exit`]. Either end can break it off with [`Kind::Reset`].
 //!
 //! Data costs credit, byte for byte; the end of a stream (no bytes) costs none. Credit is given for bytes that went where
-//! they belong, so what an end has to keep of a call is never more than what it gave.
+//! they belong, so what an end has to keep of a call is never more than what it gave. The caller's end has a little from the
+//! start ([`EARLY`]): a short request goes with the frame that opens the call, and nobody is waited for.
 //!
 //! ```
 //! use nexus::wire::pair::{Header, Kind};
@@ -25,6 +26,9 @@ pub const HEADER: usize = 16;
 pub const MAX_DATA: usize = 65_536;
 /// The most credit that an end gives a call, in bytes, and that the other end believes.
 pub const MAX_CREDIT: u32 = 1 << 20;
+
+/// The credit that the caller's end has before it is given any, in bytes.
+pub const EARLY: u32 = 4096;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -42,6 +42,7 @@ fn every_message_out_of_place_ends_the_connection_and_nothing_else() {
             0x300,
             0x4e58_0200,
             0x4e58_0202,
+            0x4e58_0203,
             0x4e58_0204,
             0x4e58_0211,
             0x4e58_0212,

@@ -1,10 +1,11 @@
 //! A broker with agents around it, in memory.
 
 use nexus::broker::{
-    Asking, Broker, Connection, DecisionRecord, Effect, EndRecord, Limits, Outcome, Parting, Record,
+    Asking, Broker, Connection, DecisionRecord, Effect, EndRecord, Limits, Notice, Outcome, Parting, Record,
 };
 use nexus::name::Name;
 use nexus::policy::{Current, Policy, System, rules};
+use nexus::wire::control::Failure;
 use nexus::wire::{Channel, Decoder, Ident, Link, Message, Source, Trigger};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +28,6 @@ test.Container *  work:mail      vault:gpg  allow
 test.Container *  work           vault:gpg  deny
 test.ToMail    *  vault          work:mail  allow
 test.Remote    *  far            vault      allow
-test.Asleep    *  work           asleep     allow
 test.Denied    *  *              *          deny
 test.Both      *  @anyvm         @anyvm     allow
 ";
@@ -39,7 +39,8 @@ pub(crate) fn system() -> System {
             "vault": { "type": "AppVM", "containers": ["gpg"] },
             "untrusted": { "type": "AppVM", "containers": ["mail"] },
             "asleep": { "type": "AppVM" },
-            "far": { "type": "RemoteVM", "relayvm": "untrusted" },
+            "far": { "type": "RemoteVM", "relayvm": "untrusted", "transport_rpc": "test.Relay" },
+            "farther": { "type": "RemoteVM", "relayvm": "untrusted" },
             "dvm": { "type": "AppVM", "template_for_dispvms": true, "containers": ["web"] }
         } }"#,
     )
@@ -53,6 +54,7 @@ pub(crate) enum Got {
     Connect { domain: u16, port: u32, ident: String },
     Exec { domain: u16, port: u32, command: String },
     Refused(String),
+    Failed(String, Failure),
     Join { call: u64, domain: u16, port: Option<u32>, ident: String },
     Run { call: u64, domain: u16, port: Option<u32>, words: [String; 5] },
     Gone(u16),
@@ -72,6 +74,7 @@ fn got(message: &Message<'_>) -> Got {
             Got::Exec { domain: execute.link.domain, port: execute.link.port, command: text(execute.command) }
         }
         Message::ServiceRefused(ident) => Got::Refused(ident.to_string()),
+        Message::Failed(ident, failure) => Got::Failed(ident.to_string(), *failure),
         Message::Join(join) => Got::Join {
             call: join.call,
             domain: join.via.domain,
@@ -100,12 +103,16 @@ pub(crate) struct World {
     pub(crate) asked: Vec<Asking>,
     pub(crate) made: Vec<(Name, Name)>,
     pub(crate) destroyed: Vec<Name>,
+    pub(crate) started: Vec<Name>,
+    pub(crate) notices: Vec<Notice>,
 }
 
 pub(crate) fn limits() -> Limits {
     Limits {
         calls: 10,
         asks: true,
+        notifies: true,
+        start: Some(Duration::from_secs(60)),
         default_user: "user".to_owned(),
         disposables: BTreeMap::from([(Name::new("dvm").unwrap(), Duration::from_secs(60))]),
     }
@@ -117,7 +124,11 @@ impl World {
     }
 
     pub(crate) fn with(limits: Limits, seed: u32) -> Self {
-        let policy = Arc::new(Policy::new(rules(POLICY, "30-test.policy").unwrap()));
+        Self::with_policy(limits, seed, POLICY)
+    }
+
+    pub(crate) fn with_policy(limits: Limits, seed: u32, policy: &str) -> Self {
+        let policy = Arc::new(Policy::new(rules(policy, "30-test.policy").unwrap()));
         let mut world = Self {
             broker: Broker::new(limits, move || Current::Policy(policy.clone()), seed),
             now: Instant::now(),
@@ -129,6 +140,8 @@ impl World {
             asked: Vec::new(),
             made: Vec::new(),
             destroyed: Vec::new(),
+            started: Vec::new(),
+            notices: Vec::new(),
         };
         world.broker.set_system(system());
         for (name, domain) in [("work", WORK), ("vault", VAULT), ("untrusted", UNTRUSTED)] {
@@ -231,6 +244,8 @@ impl World {
                 Effect::Ask(asking) => self.asked.push(asking),
                 Effect::Make { base, name } => self.made.push((base, name)),
                 Effect::Destroy { name } => self.destroyed.push(name),
+                Effect::Start { name } => self.started.push(name),
+                Effect::Notify(notice) => self.notices.push(notice),
                 Effect::Record(Record::Decision(decision)) => self.decisions.push(decision),
                 Effect::Record(Record::End(end)) => self.ends.push(end),
             }
@@ -249,7 +264,10 @@ impl World {
 
     #[track_caller]
     pub(crate) fn refused(&mut self, domain: u16, ident: &str, outcome: Outcome, reason: &str) {
-        assert_eq!(self.heard(domain), [Got::Refused(ident.to_owned())]);
+        match self.heard(domain).as_slice() {
+            [Got::Refused(found) | Got::Failed(found, _)] => assert_eq!(found, ident),
+            other => panic!("{other:?}"),
+        }
         let last = self.last();
         assert_eq!(last.verdict, outcome, "{last:?}");
         assert!(last.reason.as_ref().is_some_and(|found| found.contains(reason)), "{last:?}");

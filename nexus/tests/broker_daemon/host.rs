@@ -1,7 +1,8 @@
 //! A simulated host with nexusd in dom0, and agents that say what a test wants them to.
 
-use nexus::broker::{AGENT_PATH, Entry};
-use nexus::wire::{Channel, Decoder, Ident, Message, Source, Trigger};
+use nexus::broker::Entry;
+use nexus::wire::control::{Ended, Role};
+use nexus::wire::{CONTROL_PATH, Channel, Decoder, Ident, Message, Source, Trigger};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -44,6 +45,7 @@ impl Host {
             "log": path("log/calls.jsonl"),
             "metrics": path("metrics.sock"),
             "made": path("made"),
+            "start": [],
             "calls": 50,
         });
         let host = Self { root, settings, nexusd: None };
@@ -161,6 +163,10 @@ impl Host {
     }
 
     pub(crate) fn log(&self) -> Vec<Entry> {
+        // Agents are told first, and the log is written in the same turn. Who is served next is served after that.
+        if self.nexusd.is_some() {
+            self.figures();
+        }
         let text = fs::read_to_string(self.path("log/calls.jsonl")).expect("a log");
         text.lines().map(|line| serde_json::from_str(line).expect("a line of the log")).collect()
     }
@@ -277,12 +283,19 @@ impl Agent {
 
     #[track_caller]
     pub(crate) fn refused(&mut self) {
-        self.hear(|message| assert!(matches!(message, Message::ServiceRefused(_)), "{message:?}"));
+        let refused =
+            |message: &Message<'_>| matches!(message, Message::ServiceRefused(_) | Message::Failed(..));
+        self.hear(|message| assert!(refused(message), "{message:?}"));
     }
 
     #[track_caller]
     pub(crate) fn runs(&mut self, call: u64) {
         self.hear(|message| assert!(matches!(message, Message::Run(run) if run.call == call), "{message:?}"));
+    }
+
+    /// Says that its end of a call is no more.
+    pub(crate) fn ends(&mut self, call: u64, role: Role, exit: i32) {
+        self.say(&Message::Ended(Ended { call, exit, role, to_service: 1, to_caller: 2 }));
     }
 
     pub(crate) fn kill(&mut self) {
@@ -317,7 +330,7 @@ fn the_process_of_an_agent() {
     let store = host::Host.xenstore().expect("a simulated host");
     store.write(Transaction::NONE, "name", name.as_bytes()).expect("a name");
     let options = ListenOptions { read_min: 4096, write_min: 4096, ..ListenOptions::default() };
-    let listener = Listener::open(&host::Host, DomId(0), AGENT_PATH, &options).expect("a vchan");
+    let listener = Listener::open(&host::Host, DomId(0), CONTROL_PATH, &options).expect("a vchan");
     let mut socket = UnixStream::connect(socket).expect("the test");
     let channel = loop {
         match listener.wait(Some(Duration::from_millis(200))) {

@@ -6,7 +6,7 @@ use nexus::policy::parser::{Language, Statement, parse};
 use nexus::policy::service::{ArgumentColumn, ServiceColumn};
 use nexus::policy::{Call, Current, Place, Policy, Principal, Service, System, Verdict, rules};
 use nexus::wire::control::{Ended, OpenCall, Role, Via};
-use nexus::wire::{Channel, Decoder, Frame, Ident, Link, Message, Source, Trigger, WireError, pair};
+use nexus::wire::{Channel, Decoder, Frame, Header, Ident, Link, Message, Source, Trigger, WireError, pair};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -86,6 +86,12 @@ pub(crate) fn messages(bytes: &[u8]) {
         Channel::ToClient,
     ];
     let channel = channels[usize::from(*way) % channels.len()];
+    for bytes in stream.as_chunks().0 {
+        if let Ok(header) = Header::parse(*bytes, channel, Some(channel.version())) {
+            assert_eq!(header.encode(), *bytes);
+            assert!(header.length <= 65_543);
+        }
+    }
     let mut whole = Decoder::new(channel);
     let mut pieces = Decoder::new(channel);
     let (seen, ended) = read(&mut whole, &mut std::iter::once(stream));
@@ -163,6 +169,8 @@ pub(crate) fn broker(bytes: &[u8]) {
     let limits = Limits {
         calls: CALLS,
         asks: true,
+        notifies: true,
+        start: Some(Duration::from_secs(60)),
         default_user: "user".to_owned(),
         disposables: [(Name::new("dvm").expect("a name"), Duration::from_secs(60))].into(),
     };
@@ -173,7 +181,7 @@ pub(crate) fn broker(bytes: &[u8]) {
     broker.set_system(SYSTEM.clone());
     broker.set_running(running.clone(), now);
     let mut agents = [const { None }; DOMAINS.len()];
-    let (mut asked, mut made) = (Vec::new(), Vec::new());
+    let (mut asked, mut made, mut starting) = (Vec::new(), Vec::new(), Vec::new());
     let mut input = bytes;
     let mut next = |count: usize| {
         let (taken, left) = input.split_at_checked(count)?;
@@ -189,7 +197,7 @@ pub(crate) fn broker(bytes: &[u8]) {
             Via { domain: u16::from(number % 5), port: (number > 127).then(|| 400 + u32::from(number)) };
         let call = 1 << 32 | u64::from(number);
         let role = if number % 2 == 0 { Role::Caller } else { Role::Service };
-        match what % 14 {
+        match what % 15 {
             0 => {
                 agents[index] = broker
                     .connected(domain, now)
@@ -211,7 +219,7 @@ pub(crate) fn broker(bytes: &[u8]) {
                     target: targets[usize::from(number) % targets.len()].as_bytes(),
                     service: services[usize::from(number) % services.len()].as_bytes(),
                 };
-                match what % 14 {
+                match what % 15 {
                     4 => say(Message::TriggerService(trigger)),
                     5 => say(Message::TriggerService3(trigger)),
                     _ => {
@@ -243,6 +251,15 @@ pub(crate) fn broker(bytes: &[u8]) {
                     broker.set_running(running.clone(), now);
                 }
             }
+            14 => {
+                if let Some(name) = starting.pop() {
+                    broker.started(
+                        &name,
+                        if number % 2 == 0 { Ok(()) } else { Err("broken".to_owned()) },
+                        now,
+                    );
+                }
+            }
             12 => {
                 now += Duration::from_secs(u64::from(number));
                 broker.tick(now);
@@ -269,6 +286,7 @@ pub(crate) fn broker(bytes: &[u8]) {
                 Effect::Ask(asking) => asked.push(asking.call),
                 Effect::Make { name, .. } => made.push(name),
                 Effect::Destroy { name } => broker.unmade(&name),
+                Effect::Start { name } => starting.push(name),
                 Effect::Record(Record::Decision(decision)) if decision.verdict == Outcome::Allow => {
                     // Nothing but what the policy's five lines let through.
                     let of = |rule: usize| decision.rule.as_deref() == Some(&*format!("fuzz.policy:{rule}"));
@@ -280,7 +298,7 @@ pub(crate) fn broker(bytes: &[u8]) {
                     };
                     assert!(good, "{decision:?}");
                 }
-                Effect::Wake(_) | Effect::Record(_) => {}
+                Effect::Wake(_) | Effect::Notify(_) | Effect::Record(_) => {}
             }
         }
         for (connection, decoder) in agents.iter_mut().flatten() {

@@ -55,24 +55,18 @@ fn is_left_soon(mut socket: UnixStream) {
 fn an_agent_that_is_killed_takes_its_calls_along_and_no_others() {
     let mut stage = Stage::new("agent-dies", allow);
     let sockets = held(&stage);
-    let (process, socket) = hold(&stage, &sockets);
-    // The service's.
-    stage.kill_agent(VAULT.1);
-    ends_soon(process, 125);
-    is_left_soon(socket);
-    // It comes back, and so do calls.
-    stage.broker.listen(VAULT.0, VAULT.1);
-    stage.start(VAULT.0, VAULT.1);
-    stage.until(|| stage.broker.has(VAULT.0));
-    let (process, socket) = hold(&stage, &sockets);
-    // The caller's.
-    stage.kill_agent(WORK.1);
-    ends_soon(process, 125);
-    is_left_soon(socket);
-    stage.broker.listen(WORK.0, WORK.1);
-    stage.start(WORK.0, WORK.1);
-    stage.until(|| stage.broker.has(WORK.0));
-    let (process, socket) = hold(&stage, &sockets);
+    let (mut process, mut socket) = hold(&stage, &sockets);
+    // The service's, and the caller's.
+    for (qube, domid) in [VAULT, WORK] {
+        stage.kill_agent(domid);
+        ends_soon(process, 125);
+        is_left_soon(socket);
+        // It comes back, and so do calls.
+        stage.broker.listen(qube, domid);
+        stage.start(qube, domid);
+        stage.until(|| stage.broker.has(qube));
+        (process, socket) = hold(&stage, &sockets);
+    }
     drop(socket);
     ends_soon(process, 0);
 }

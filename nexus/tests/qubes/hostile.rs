@@ -79,7 +79,7 @@ fn a_service_that_breaks_the_rules_loses_its_channel() {
 
 #[test]
 fn a_caller_that_breaks_the_rules_loses_its_channel() {
-    for misdeed in ["early", "twice", "kind"] {
+    for misdeed in ["early", "parked", "twice", "kind"] {
         let stage = stage(&format!("caller-{misdeed}"));
         let honest = Honest::begin(&stage);
         let before = peak(&stage, VAULT.1);

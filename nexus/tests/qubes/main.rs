@@ -3,6 +3,7 @@
 
 mod broker;
 mod calls;
+mod counts;
 mod deaths;
 #[path = "../../../vchan/tests/sim/host.rs"]
 #[allow(dead_code, unreachable_pub, reason = "it is vchan's, whose tests use all of it")]

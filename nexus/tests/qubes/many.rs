@@ -1,7 +1,7 @@
 //! Many calls at once, and what one more costs.
 
 use crate::stage::{Stage, VAULT, WORK};
-use nexus::client::{CallError, OutgoingCall};
+use nexus::client::{CallError, Failure, OutgoingCall};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -41,7 +41,7 @@ fn a_thousand_calls_are_open_at_once_and_one_more_is_refused() {
     let calls: Vec<_> = (0..1000).map(|_| start()).collect();
     stage.until(|| callers.lock().unwrap().len() == 1000);
     let refused = start().run(io::empty(), &mut io::sink(), &mut io::sink());
-    assert!(matches!(refused, Err(CallError::Refused)), "{refused:?}");
+    assert!(matches!(refused, Err(CallError::Failed(Failure::Limit))), "{refused:?}");
     assert!(stage.log(WORK.0).contains("as many calls open as it may"));
     // All are served, whatever the order.
     for (number, mut caller) in callers.lock().unwrap().drain(..).enumerate() {
@@ -93,7 +93,12 @@ fn threads_and_children(agent: u32) -> (usize, u64) {
 #[test]
 fn a_warm_call_makes_no_vchan_no_grant_no_request_to_xenstore_and_no_process() {
     let stage = Stage::new("warm", allow);
-    fs::write(stage.path("vault/rpc-config/q.Wait"), "exit-on-service-eof=true\n").unwrap();
+    // With a descriptor, a service that hangs up before it has it would be one that failed.
+    fs::write(
+        stage.path("vault/rpc-config/q.Wait"),
+        "skip-service-descriptor=true\nexit-on-service-eof=true\n",
+    )
+    .unwrap();
     let callers = waiting_room(&stage.path("vault/gpg/q.Wait"));
     let call = || {
         let call = OutgoingCall::start(&stage.path("work/mail.sock"), "vault:gpg", "q.Wait").unwrap();

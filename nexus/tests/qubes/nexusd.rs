@@ -213,3 +213,50 @@ fn a_qube_that_has_as_many_calls_as_it_may_is_refused_one_more() {
         !next.has_ended()
     });
 }
+
+#[test]
+fn dom0_runs_commands_in_qubes_and_containers_and_nobody_else_does() {
+    let policy = include_str!("../../policy.d/90-nexus.policy");
+    let whole = Whole::new("administration", &format!("{policy}qubes.VMExec * @adminvm vault:gpg allow\n"));
+    let service = env!("CARGO_BIN_EXE_nexus-service");
+    // A program of the qube's, and a socket of the container's, for which systemd starts a process each time.
+    std::os::unix::fs::symlink(service, whole.path("vault/services/qubes.VMExec")).unwrap();
+    fs::write(whole.path("vault/rpc-config/qubes.VMExec"), "service-messages=true\n").unwrap();
+    serve(whole.path("vault/gpg/qubes.VMExec"), move |socket| {
+        let socket = std::os::fd::OwnedFd::from(socket);
+        let mut answering = Command::new(service);
+        answering.args(["answer", "qubes.VMExec"]).stdin(socket).status().unwrap();
+    });
+    let exec = |from: &str, target: &str, words: &[&str]| {
+        let service = nexus::command::service(None, words).unwrap().to_string();
+        whole.caller_of(from, "qube", target, &service)
+    };
+    for target in ["vault", "vault:gpg"] {
+        let said =
+            run(&mut exec("dom0", target, &["sh", "-c", "cat; echo \"$1\"; exit 5", "sh", "a  b"]), b"in ");
+        assert_eq!(said, (Some(5), "in a  b\n".to_owned()), "{target}");
+        let bytes = vec![b'x'; 3 << 20];
+        assert_eq!(run(&mut exec("dom0", target, &["wc", "-c"]), &bytes).1, "3145728\n", "{target}");
+        let back = run(&mut exec("dom0", target, &["head", "-c", "3145728", "/dev/zero"]), b"").1;
+        assert_eq!(back.len(), 3 << 20, "{target}");
+        assert_eq!(run(&mut exec("dom0", target, &["no.such.command"]), b"").0, Some(127), "{target}");
+        assert_eq!(run(&mut exec("work", target, &["true"]), b"").0, Some(126), "{target}");
+        // Who called and goes takes the command along.
+        let mark = whole.path("pid");
+        let script = format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000", mark.display());
+        let mut caller = exec("dom0", target, &["sh", "-c", &script]).spawn().unwrap();
+        whole.until(|| mark.exists());
+        let command =
+            std::path::PathBuf::from(format!("/proc/{}", fs::read_to_string(&mark).unwrap().trim()));
+        assert!(command.exists());
+        caller.kill().unwrap();
+        caller.wait().unwrap();
+        whole.until(|| !command.exists());
+        fs::remove_file(mark).unwrap();
+    }
+    assert_eq!(
+        run(&mut exec("dom0", "work:mail", &["true"]), b"").0,
+        Some(126),
+        "a container of another qube"
+    );
+}

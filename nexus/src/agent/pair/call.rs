@@ -2,7 +2,8 @@
 
 use super::{Broken, FIRST_WINDOW, Pair};
 use crate::wire::control::{CallId, Role};
-use crate::wire::pair::{HEADER, Header, Kind, MAX_CREDIT, Reset};
+use crate::wire::pair::{EARLY, HEADER, Header, Kind, MAX_CREDIT, Reset};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
@@ -11,6 +12,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use vchan::ReadChunk;
+
+/// A call whose credit grows beyond this is a stream.
+const STREAM: u32 = 2 * FIRST_WINDOW;
 
 /// Why a call has no more to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +60,8 @@ pub(in crate::agent) enum Taken {
     /// Bytes that belong to the last message.
     Raw,
     End(Kind),
-    Exit(i32),
+    /// How it ended, and whether stdout and stderr did with it.
+    Exit(i32, [bool; 2]),
 }
 
 /// One call.
@@ -125,13 +130,13 @@ impl Pair {
         let call = Rc::new(PairCall {
             id,
             pair: self.clone(),
-            credit: Cell::new(0),
+            credit: Cell::new(if self.role == Role::Caller { EARLY } else { 0 }),
             sender: Cell::default(),
             arrived: RefCell::default(),
             receiver: Cell::default(),
             watcher: Cell::default(),
             window: Cell::new(FIRST_WINDOW),
-            lent: Cell::new(0),
+            lent: Cell::new(if self.role == Role::Service { EARLY } else { 0 }),
             due: Cell::new(0),
             queued: Cell::new(false),
             straight: Cell::new(0),
@@ -144,6 +149,12 @@ impl Pair {
         if let Some(parked) = self.parked.borrow_mut().remove(&id) {
             call.credit.set(parked.credit);
             call.opened.set(true);
+            // What is still to come of it was paid for when it began.
+            let came = parked.early.len() + parked.to_come;
+            call.lent.set(EARLY.saturating_sub(came as u32));
+            let mut arrived = call.arrived.borrow_mut();
+            let index = stream(Kind::Stdin);
+            (arrived.streams[index], arrived.ended[index]) = (parked.early, parked.ended);
         }
         Ok(End(call))
     }
@@ -297,8 +308,19 @@ impl PairCall {
         if at_once && window < MAX_CREDIT && self.pair.windows.take(window) {
             self.window.set(2 * window);
             self.due.set(self.due.get() + window);
+            if window == STREAM {
+                self.widen();
+            }
         }
         self.queue_credit();
+    }
+
+    /// A stream: the more its socket takes at once, the fewer are the turns that this end and the reader take.
+    fn widen(&self) {
+        if let Some(Straight::Plain(socket) | Straight::Framed(socket)) = &self.arrived.borrow().straight {
+            // As much as whoever is not privileged may have; what it had is as good as that otherwise.
+            let _ = set_socket_send_buffer_size(socket, MAX_CREDIT as usize);
+        }
     }
 
     fn queue_credit(self: &PairCall) {
@@ -335,9 +357,12 @@ impl PairCall {
         .await
     }
 
-    /// The target's first frame: the caller may send.
+    /// The target's first frame: the caller may send. One that has said all needs no credit for more.
     pub(in crate::agent) fn welcome(&self) {
-        self.due.set(self.window.get());
+        if self.arrived.borrow().ended[stream(Kind::Stdin)] {
+            return;
+        }
+        self.due.set(self.due.get() + self.window.get() - EARLY);
         self.queue_credit();
     }
 
@@ -396,6 +421,12 @@ impl PairCall {
             return Poll::Ready(Ok(Taken::Raw));
         }
         if arrived.raw_left == 0 {
+            // What came together goes together.
+            if arrived.streams.iter().all(Vec::is_empty)
+                && let Some(code) = arrived.exit.take()
+            {
+                return Poll::Ready(Ok(Taken::Exit(code, std::mem::take(&mut arrived.ended))));
+            }
             for (index, kind) in [first, second].into_iter().enumerate() {
                 if !arrived.streams[index].is_empty() {
                     std::mem::swap(buffer, &mut arrived.streams[index]);
@@ -403,11 +434,9 @@ impl PairCall {
                     return Poll::Ready(Ok(Taken::Data(kind)));
                 }
                 if std::mem::take(&mut arrived.ended[index]) {
+                    arrived.in_hand = Some(0);
                     return Poll::Ready(Ok(Taken::End(kind)));
                 }
-            }
-            if let Some(code) = arrived.exit.take() {
-                return Poll::Ready(Ok(Taken::Exit(code)));
             }
         }
         if let Some(error) = self.ended() {
@@ -491,12 +520,14 @@ impl PairCall {
         Ok(())
     }
 
-    /// Reads once from a socket straight into the ring, at most so many bytes. How many; 0 at its end.
+    /// Reads once from a socket straight into the ring, at most so many bytes; and, if it were all of them, what follows
+    /// into `then`. How many bytes; 0 at its end.
     pub(in crate::agent) async fn data_from(
         &self,
         kind: Kind,
         socket: &UnixStream,
         most: usize,
+        then: &mut [u8],
     ) -> io::Result<usize> {
         loop {
             socket.readable().await?;
@@ -511,17 +542,23 @@ impl PairCall {
                 let mut channel = self.pair.channel.borrow_mut();
                 let channel = channel.as_mut().ok_or(io::ErrorKind::ConnectionReset)?;
                 let mut chunk = channel.reserve(HEADER + room)?;
-                let read = chunk.read_from_fd(HEADER, socket, room).map_err(super::source_of)?;
-                if read > 0 {
-                    chunk.fill(0, &Header { call: self.id, kind, length: read as u32 }.encode());
-                    chunk.commit(HEADER + read)?;
+                let read = if room == most {
+                    chunk.read_from_fd_then(HEADER, socket, room, then)
+                } else {
+                    chunk.read_from_fd(HEADER, socket, room)
+                }
+                .map_err(super::source_of)?;
+                let data = read.min(room);
+                if data > 0 {
+                    chunk.fill(0, &Header { call: self.id, kind, length: data as u32 }.encode());
+                    chunk.commit(HEADER + data)?;
                 }
                 Ok(read)
             });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(read) => {
-                    self.credit.set(self.credit.get() - read as u32);
+                    self.credit.set(self.credit.get() - read.min(room) as u32);
                     self.pair.kick();
                     return Ok(read);
                 }
@@ -538,7 +575,7 @@ fn wake(waker: &Cell<Option<Waker>>) {
 }
 
 /// Copies bytes out of the ring, behind those that wait already.
-fn keep(into: &mut Vec<u8>, chunk: &ReadChunk<'_>, skip: usize, bytes: usize) {
+pub(super) fn keep(into: &mut Vec<u8>, chunk: &ReadChunk<'_>, skip: usize, bytes: usize) {
     let begin = into.len();
     into.resize(begin + bytes, 0);
     chunk.copy_to(skip, &mut into[begin..]);

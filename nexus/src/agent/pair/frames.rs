@@ -1,13 +1,13 @@
 //! The frames that come by a pair channel, and which call gets them.
 
-use super::call::{Over, PairCall};
+use super::call::{Over, PairCall, keep};
 use super::{Broken, PARKED, Pair, Parked};
 use crate::wire::control::{CallId, Role};
-use crate::wire::pair::{HEADER, Header, Kind, MAX_CREDIT, Reset};
+use crate::wire::pair::{EARLY, HEADER, Header, Kind, MAX_CREDIT, Reset};
 use std::rc::Rc;
 use std::task::Context;
 use std::time::Instant;
-use vchan::Channel;
+use vchan::{Channel, ReadChunk};
 
 /// How many bytes, headers among them, are read before others have their turn.
 const TURN: usize = 2 << 20;
@@ -79,8 +79,9 @@ impl Pair {
         let call = self.calls.borrow().get(&header.call).cloned();
         let length = header.length as usize;
         let there = (chunk.len() - HEADER).min(length);
-        if let Some(call) = &call {
-            call.begin_data(header.kind, header.length, &chunk)?;
+        match call {
+            Some(call) => call.begin_data(header.kind, header.length, &chunk)?,
+            None => self.begin_early(header, there, &chunk)?,
         }
         chunk.consume(HEADER + there);
         if there < length {
@@ -93,13 +94,35 @@ impl Pair {
         let chunk = channel.peek(1)?;
         let there = chunk.len().min(current.left);
         let call = self.calls.borrow().get(&current.call).cloned();
-        if let Some(call) = call {
-            call.more_data(current.kind, 0, there, &chunk);
+        match call {
+            Some(call) => call.more_data(current.kind, 0, there, &chunk),
+            None => self.more_early(current.call, 0, there, &chunk),
         }
         chunk.consume(there);
         let left = current.left - there;
         self.current.set((left > 0).then_some(Current { left, ..current }));
         Ok(there)
+    }
+
+    /// Data of a call that is parked is kept with it. Of one that is not known it is nobody's: it ended just now.
+    fn begin_early(&self, header: Header, there: usize, chunk: &ReadChunk<'_>) -> Result<(), Broken> {
+        if let Some(parked) = self.parked.borrow_mut().get_mut(&header.call) {
+            let length = header.length as usize;
+            if parked.early.len() + length > EARLY as usize {
+                return Err(Broken::Overrun(header.call));
+            }
+            parked.ended |= length == 0;
+            parked.to_come = length;
+        }
+        self.more_early(header.call, HEADER, there, chunk);
+        Ok(())
+    }
+
+    fn more_early(&self, call: CallId, skip: usize, bytes: usize, chunk: &ReadChunk<'_>) {
+        if let Some(parked) = self.parked.borrow_mut().get_mut(&call) {
+            keep(&mut parked.early, chunk, skip, bytes);
+            parked.to_come -= bytes;
+        }
     }
 
     /// Whether it is the peer's to send this.
@@ -149,7 +172,8 @@ impl Pair {
                 if parked.len() >= PARKED {
                     self.owe(id, Reset::Unknown);
                 } else {
-                    parked.insert(id, Parked { credit, since: Instant::now() });
+                    let since = Instant::now();
+                    parked.insert(id, Parked { credit, since, early: Vec::new(), to_come: 0, ended: false });
                 }
                 Ok(())
             }

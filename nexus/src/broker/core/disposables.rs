@@ -1,11 +1,11 @@
 //! Disposable qubes: made for one call, and ended with it.
 
+use super::refusal::Refusal;
 use super::requests::Stage;
 use super::{Broker, Effect};
-use crate::broker::record::Outcome;
 use crate::name::Name;
 use crate::policy::{QubeInfo, System};
-use crate::wire::control::CallId;
+use crate::wire::control::{CallId, Failure};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -59,20 +59,20 @@ impl Broker {
         self.combine();
     }
 
-    pub(super) fn make(&mut self, call: CallId, base: &Name, now: Instant) -> Result<Name, String> {
+    pub(super) fn make(&mut self, call: CallId, base: &Name, now: Instant) -> Result<Name, Refusal> {
         let Some(patience) = self.limits.disposables.get(base).copied() else {
-            return Err(format!(
-                "nexusd's configuration does not say how a disposable qube is made from {base}"
-            ));
+            let reason =
+                format!("nexusd's configuration does not say how a disposable qube is made from {base}");
+            return Err(Refusal::failed(Failure::NotStarted, reason));
         };
         if self.disposables.len() >= MOST {
-            return Err(format!("there are {MOST} disposable qubes"));
+            return Err(Refusal::failed(Failure::Limit, format!("there are {MOST} disposable qubes")));
         }
         let first = call as u32;
         let name = (0..NUMBERS)
             .filter_map(|step| Name::new(&format!("disp{}", first.wrapping_add(step) % NUMBERS)).ok())
             .find(|name| !self.system.qubes.contains_key(name) && !self.running.contains_key(name))
-            .ok_or("all names of disposable qubes are taken")?;
+            .ok_or_else(|| Refusal::failed(Failure::Limit, "all names of disposable qubes are taken"))?;
         let state = State::Coming { call, until: now + patience };
         self.disposables.insert(name.clone(), Disposable { base: base.clone(), state });
         self.combine();
@@ -94,7 +94,7 @@ impl Broker {
     }
 
     /// An agent said hello: perhaps somebody waits for it.
-    pub(super) fn greeted(&mut self, domain: u16, now: Instant) {
+    pub(super) fn disposable_greeted(&mut self, domain: u16, now: Instant) {
         let coming = self.disposables.iter().find_map(|(name, disposable)| match disposable.state {
             State::Coming { call, .. } if self.running.get(name) == Some(&domain) => {
                 Some((name.clone(), call))
@@ -116,7 +116,8 @@ impl Broker {
         };
         let call = *call;
         if let Some((request, Stage::Waiting { allowed, .. })) = self.calls.remove(&call) {
-            self.refuse(call, &request, Outcome::Fail, Some(&allowed.target), reason, now);
+            let refusal = Refusal::failed(Failure::NotStarted, reason);
+            self.refuse(call, &request, Some(&allowed.target), refusal, now);
         }
         self.end_disposable(name);
     }
@@ -155,7 +156,7 @@ impl Broker {
     }
 
     /// Ends what was waited for too long.
-    pub(super) fn overdue(&mut self, now: Instant) {
+    pub(super) fn overdue_disposables(&mut self, now: Instant) {
         let overdue: Vec<_> = self
             .disposables
             .iter()

@@ -155,6 +155,7 @@ impl Broker {
                             Outcome::Fail,
                             None,
                             Some("the caller is gone".to_owned()),
+                            now,
                         );
                         if let Stage::Waiting { disposable, .. } = stage {
                             self.end_disposable(&disposable);

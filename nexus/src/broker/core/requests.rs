@@ -1,11 +1,13 @@
 //! A request, until both agents know of the call that comes of it.
 
+use super::refusal::Refusal;
 use super::{ASKED, Agent, Asking, Broker, Connection, Effect, Holder, LINGERING, ROOM_FOR_OTHERS};
 use crate::broker::bucket;
+use crate::broker::metrics::micros;
 use crate::broker::record::{DecisionRecord, Outcome, Record};
 use crate::name::Name;
 use crate::policy::{Allowed, Call, DOM0, Decision, Denial, Place, Principal, Qube, Service, Verdict};
-use crate::wire::control::{CallId, Join, Run, Via};
+use crate::wire::control::{CallId, Failure, Join, Run, Via};
 use crate::wire::{Execute, Ident, Link, Message, Trigger, Version};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ pub(super) struct Request {
     /// Whom the caller named.
     wish: String,
     pub(super) service: Service,
+    /// What its relay is asked for, if it goes to another host.
+    relayed: Option<Service>,
     rule: Option<String>,
     notify: bool,
     asked: bool,
@@ -33,6 +37,8 @@ pub(super) enum Stage {
     Asked(Decision),
     /// It waits for a disposable qube.
     Waiting { disposable: Name, allowed: Allowed },
+    /// It waits for a qube that is being started.
+    Starting { qube: Name, allowed: Allowed },
     /// Both agents know of it.
     Open(Ends),
 }
@@ -55,12 +61,13 @@ pub(super) struct Ends {
 
 /// Where a place is.
 enum Where {
-    Domain { domain: u16, container: Option<Name> },
+    Domain {
+        domain: u16,
+        container: Option<Name>,
+    },
     Disposable(Name),
-}
-
-fn number(call: CallId) -> String {
-    format!("{call:016x}")
+    /// It does not run, or not yet.
+    Asleep(Name),
 }
 
 impl Broker {
@@ -72,11 +79,10 @@ impl Broker {
         now: Instant,
     ) {
         let begin = Instant::now();
-        let Some(agent) = self.agents.get_mut(&connection) else { return };
+        let Some(agent) = self.agents.get(&connection) else { return };
         let itself = agent.itself();
         let domain = agent.domain;
         let full = agent.open >= self.limits.calls;
-        let agent = &self.agents[&connection];
         let understood = self.caller(agent, claim).and_then(|source| {
             let target = trigger.target().map_err(|error| error.to_string())?;
             let service = trigger.service().map_err(|error| error.to_string())?;
@@ -98,6 +104,7 @@ impl Broker {
             source,
             wish,
             service: call.service.clone(),
+            relayed: None,
             rule: None,
             notify: true,
             asked: false,
@@ -108,7 +115,7 @@ impl Broker {
         }
         if full {
             let reason = format!("{} calls of this qube are open, and no more may be", self.limits.calls);
-            return self.refuse(id, &request, Outcome::Fail, None, &reason, now);
+            return self.refuse(id, &request, None, Refusal::failed(Failure::Limit, reason), now);
         }
         let decision = (self.policy)().decide(&call, &self.system);
         request.rule = decision.rule.as_ref().map(ToString::to_string);
@@ -120,7 +127,8 @@ impl Broker {
                 self.begin(id, request, allowed, now);
             }
             Verdict::Deny(denial) => {
-                self.refuse(id, &request, Outcome::Deny, None, &denial.to_string(), now);
+                let refusal = Refusal::denied(denial, decision.rule.is_some());
+                self.refuse(id, &request, None, refusal, now);
             }
             Verdict::Ask(question) => {
                 request.asked = true;
@@ -145,7 +153,7 @@ impl Broker {
                         return self.effects.push_back(Effect::Ask(asking));
                     }
                 };
-                self.refuse(id, &request, Outcome::Deny, None, reason, now);
+                self.refuse(id, &request, None, Refusal::unasked(reason), now);
             }
         }
     }
@@ -194,18 +202,23 @@ impl Broker {
         match decision.answered(answer).verdict {
             Verdict::Allow(allowed) => self.begin(call, request, allowed, now),
             Verdict::Deny(denial) => {
-                self.refuse(call, &request, Outcome::Deny, None, &denial.to_string(), now);
+                self.refuse(call, &request, None, Refusal::denied(&denial, true), now);
             }
             // An answered question is none.
             Verdict::Ask(_) => {
-                self.refuse(call, &request, Outcome::Deny, None, &Denial::Refused.to_string(), now);
+                self.refuse(call, &request, None, Refusal::denied(&Denial::Refused, true), now);
             }
         }
     }
 
-    /// A call that is allowed: goes on at once, or when its disposable qube is there.
-    fn begin(&mut self, id: CallId, request: Request, allowed: Allowed, now: Instant) {
-        match self.find(&allowed.target) {
+    /// A call that is allowed: goes on at once, or when its qube is there.
+    pub(super) fn begin(&mut self, id: CallId, mut request: Request, allowed: Allowed, now: Instant) {
+        let found = self.relayed(&allowed, &request.service).and_then(|relayed| {
+            let Some((relay, service)) = relayed else { return self.find(&allowed.target) };
+            request.relayed = Some(service);
+            self.find(&Place::Qube(Qube::Name(relay)))
+        });
+        match found {
             Ok(Where::Domain { domain, container }) => {
                 self.open(id, request, &allowed, domain, container, None, now);
             }
@@ -213,26 +226,53 @@ impl Broker {
                 Ok(disposable) => {
                     self.calls.insert(id, (request, Stage::Waiting { disposable, allowed }));
                 }
-                Err(reason) => {
-                    self.refuse(id, &request, Outcome::Fail, Some(&allowed.target), &reason, now);
-                }
+                Err(refusal) => self.refuse(id, &request, Some(&allowed.target), refusal, now),
             },
-            Err(reason) => self.refuse(id, &request, Outcome::Fail, Some(&allowed.target), &reason, now),
+            Ok(Where::Asleep(qube)) => self.start(id, request, allowed, &qube, now),
+            Err(refusal) => self.refuse(id, &request, Some(&allowed.target), refusal, now),
         }
     }
 
-    fn find(&self, place: &Place) -> Result<Where, String> {
-        let domain =
-            |name: &Name| self.running.get(name).copied().ok_or_else(|| format!("{name} does not run"));
+    /// A call to a qube of another host goes to its relay, as a call of the relay's `transport_rpc` with all of the request
+    /// in its argument (qrexec's doc/qrexec-remotevm.rst): which relay, and which service.
+    fn relayed(&self, allowed: &Allowed, service: &Service) -> Result<Option<(Name, Service)>, Refusal> {
+        let target = &allowed.target;
+        let name = match target {
+            Place::Qube(Qube::Name(name)) | Place::Container { qube: name, .. } => name,
+            _ => return Ok(None),
+        };
+        let Some(info) = self.system.qubes.get(name).filter(|info| info.is_remote()) else { return Ok(None) };
+        let fail = |reason: String| Err(Refusal::failed(Failure::Problem, reason));
+        if allowed.user.is_some() {
+            return fail(format!("{target} is on another host, where nobody heeds user= of this policy"));
+        }
+        let here = |relay: &&Name| self.system.qubes.get(*relay).is_some_and(|info| !info.is_remote());
+        let relay = info.relayvm.as_ref().filter(here);
+        let (Some(relay), Some(transport), Place::Qube(_)) = (relay, &info.transport_rpc, target) else {
+            return fail(format!(
+                "{target} is on another host, and there is no relayvm and transport_rpc to it"
+            ));
+        };
+        match Service::parse(&format!("{transport}+{name}+{service}")) {
+            Ok(service) => Ok(Some((relay.clone(), service))),
+            Err(error) => fail(format!("{target} is on another host: {error}")),
+        }
+    }
+
+    fn find(&self, place: &Place) -> Result<Where, Refusal> {
+        let in_qube = |qube: &Name, container| match self.running.get(qube) {
+            Some(domain) if !self.is_coming(qube) => Where::Domain { domain: *domain, container },
+            _ => Where::Asleep(qube.clone()),
+        };
         match place {
             Place::AdminVm => Ok(Where::Domain { domain: 0, container: None }),
-            Place::Qube(Qube::Name(name)) => Ok(Where::Domain { domain: domain(name)?, container: None }),
-            Place::Container { qube, container } => {
-                Ok(Where::Domain { domain: domain(qube)?, container: Some(container.clone()) })
-            }
+            Place::Qube(Qube::Name(name)) => Ok(in_qube(name, None)),
+            Place::Container { qube, container } => Ok(in_qube(qube, Some(container.clone()))),
             Place::DispVmOf(Qube::Name(base)) => Ok(Where::Disposable(base.clone())),
             // Decisions name qubes by their names.
-            Place::Qube(_) | Place::DispVm | Place::DispVmOf(_) => Err(format!("{place} is nowhere")),
+            Place::Qube(_) | Place::DispVm | Place::DispVmOf(_) => {
+                Err(Refusal::failed(Failure::NoTarget, format!("{place} is nowhere")))
+            }
         }
     }
 
@@ -252,18 +292,18 @@ impl Broker {
         let told = self.tell(id, &request, allowed, domain, container.as_ref(), now);
         let (service, port) = match told {
             Ok(told) => told,
-            Err(reason) => {
+            Err(refusal) => {
                 if let Some(name) = disposable {
                     self.end_disposable(&name);
                 }
-                return self.refuse(id, &request, Outcome::Fail, Some(to), &reason, now);
+                return self.refuse(id, &request, Some(to), refusal, now);
             }
         };
         let place = match &disposable {
             Some(name) => Place::Qube(Qube::Name(name.clone())),
             None => to.clone(),
         };
-        self.decided(id, &request, Outcome::Allow, Some(&place), None);
+        self.decided(id, &request, Outcome::Allow, Some(&place), None, now);
         let via = Via { domain, port };
         let caller = request.connection;
         let stock = self.agents.get(&caller).is_some_and(|agent| agent.version != Some(Version::Nexus));
@@ -298,37 +338,43 @@ impl Broker {
         domain: u16,
         container: Option<&Name>,
         now: Instant,
-    ) -> Result<(Connection, Option<u32>), String> {
+    ) -> Result<(Connection, Option<u32>), Refusal> {
         let to = &allowed.target;
+        let fail = |failure, reason| Err(Refusal::failed(failure, reason));
         if domain == request.domain {
-            return Err(format!("{to} is in the domain that calls"));
+            return fail(Failure::NoTarget, format!("{to} is in the domain that calls"));
         }
         let service = self.of_domain.get(&domain).copied();
         let agent = service.and_then(|connection| self.agents.get(&connection));
         let (Some(service), Some(agent), Some(version)) = (service, agent, agent.and_then(|a| a.version))
         else {
-            return Err(format!("{to} runs, but its agent does not answer"));
+            return fail(Failure::NoAgent, format!("{to} runs, but its agent does not answer"));
         };
         // One message more is not more than there is room for: the target is not hung up on for what others want of it.
         if agent.outgoing.len() > ROOM_FOR_OTHERS {
-            return Err(format!("the agent of {to} does not read"));
+            return fail(Failure::NoAgent, format!("the agent of {to} does not read"));
         }
         if container.is_some() && version != Version::Nexus {
-            return Err(format!("{to} has a stock agent, which knows no containers"));
+            return fail(Failure::Problem, format!("{to} has a stock agent, which knows no containers"));
         }
-        let (least, most) = (request.domain, domain);
-        if self.lingering.get(&(least, most)).is_some_and(|count| *count >= LINGERING) {
-            return Err(format!("{LINGERING} calls to {to} go on without their callers"));
+        if container.is_some() && allowed.user.is_some() {
+            let reason =
+                format!("{to} is a container, whose services run as it says, and the rule has user=");
+            return fail(Failure::Problem, reason);
+        }
+        if self.lingering.get(&(request.domain, domain)).is_some_and(|count| *count >= LINGERING) {
+            return fail(Failure::Limit, format!("{LINGERING} calls to {to} go on without their callers"));
         }
         let caller = self.agents.get(&request.connection).and_then(|agent| agent.version);
         let port = if version == Version::Nexus && caller == Some(Version::Nexus) {
             None
         } else {
             let port = self.ports.allot(request.domain, domain, Holder::Call(id));
-            Some(port.ok_or_else(|| format!("all ports for data between the caller and {to} are in use"))?)
+            let taken = || format!("all ports for data between the caller and {to} are in use");
+            Some(port.ok_or_else(|| Refusal::failed(Failure::Limit, taken()))?)
         };
         let source = request.source.to_string();
-        let called = request.service.to_string();
+        let called = request.relayed.as_ref().unwrap_or(&request.service).to_string();
         match port {
             Some(port) if version != Version::Nexus => {
                 let user = allowed.user.as_deref().unwrap_or(&self.limits.default_user);
@@ -359,22 +405,26 @@ impl Broker {
         Ok((service, port))
     }
 
-    /// Tells the agent that its request came to nothing.
+    /// Tells the agent that its request came to nothing. Only those of ours can be told why.
     pub(super) fn refuse(
         &mut self,
         id: CallId,
         request: &Request,
-        outcome: Outcome,
         to: Option<&Place>,
-        reason: &str,
+        refusal: Refusal,
         now: Instant,
     ) {
-        self.decided(id, request, outcome, to, Some(reason.to_owned()));
+        let Refusal { outcome, reason, failure } = refusal;
+        self.decided(id, request, outcome, to, Some(reason), now);
+        let mut message = Message::ServiceRefused(request.ident);
         if let Some(agent) = self.agents.get_mut(&request.connection) {
             agent.open -= 1;
             agent.bucket.spend(bucket::REFUSED, now);
+            if let Some(failure) = failure.filter(|_| agent.version == Some(Version::Nexus)) {
+                message = Message::Failed(request.ident, failure);
+            }
         }
-        self.send(request.connection, &Message::ServiceRefused(request.ident), now);
+        self.send(request.connection, &message, now);
     }
 
     /// The same for a request that is none.
@@ -395,8 +445,8 @@ impl Broker {
             let text = String::from_utf8_lossy(bytes);
             crate::name::shown(&text)
         };
-        self.effects.push_back(Effect::Record(Record::Decision(DecisionRecord {
-            call: number(id),
+        let decision = DecisionRecord {
+            call: call_number(id),
             source: source.to_string(),
             target: shown(trigger.target),
             service: shown(trigger.service),
@@ -407,7 +457,9 @@ impl Broker {
             asked: false,
             notify: true,
             microseconds: micros(took),
-        })));
+        };
+        self.notify(connection, &decision, now);
+        self.effects.push_back(Effect::Record(Record::Decision(decision)));
         if let Some(agent) = self.agents.get_mut(&connection) {
             agent.bucket.spend(bucket::REFUSED, now);
         }
@@ -421,10 +473,11 @@ impl Broker {
         verdict: Outcome,
         to: Option<&Place>,
         reason: Option<String>,
+        now: Instant,
     ) {
         self.metrics.decided(verdict, request.took);
-        self.effects.push_back(Effect::Record(Record::Decision(DecisionRecord {
-            call: number(id),
+        let decision = DecisionRecord {
+            call: call_number(id),
             source: request.source.to_string(),
             target: request.wish.clone(),
             service: request.service.to_string(),
@@ -435,12 +488,10 @@ impl Broker {
             asked: request.asked,
             notify: request.notify,
             microseconds: micros(request.took),
-        })));
+        };
+        self.notify(request.connection, &decision, now);
+        self.effects.push_back(Effect::Record(Record::Decision(decision)));
     }
-}
-
-fn micros(took: Duration) -> u64 {
-    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// In the log, dom0 has its name.
@@ -448,6 +499,7 @@ pub(super) fn place(place: &Place) -> String {
     if *place == Place::AdminVm { DOM0.to_owned() } else { place.to_string() }
 }
 
+/// A call's number, as it stands in the log.
 pub(super) fn call_number(call: CallId) -> String {
-    number(call)
+    format!("{call:016x}")
 }

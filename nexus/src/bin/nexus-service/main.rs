@@ -1,0 +1,160 @@
+//! `nexus-service`: what every qube and container does for whoever administers it.
+
+mod container;
+mod exec;
+mod logs;
+
+use clap::{Parser, Subcommand};
+use nexus::agent::Settings;
+use nexus::answer::{Asked, answer, asked, refuse};
+use nexus::client::ConversationError;
+use nexus::command::{CONTAINER, EXEC, EXEC_AS, LOGS};
+use nexus::wire::{EXIT_NO_SERVICE, EXIT_PROBLEM};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+/// Runs commands, shows the journal, and looks after containers: the services qubes.VMExec, nexus.ExecAs, nexus.Logs and
+/// nexus.Container of a qube or container.
+///
+/// Under the name of one of them it is that service, with its argument as the only one.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The agent's settings, which say what containers there are.
+    #[arg(long, value_name = "FILE", default_value = SETTINGS)]
+    config: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+const SETTINGS: &str = "/etc/nexus/agent.json";
+
+#[derive(Subcommand)]
+enum What {
+    /// Be this service.
+    Be {
+        /// Which.
+        #[arg(value_parser = SERVICES)]
+        service: String,
+        /// Its argument, without the +.
+        #[arg(default_value = "", allow_hyphen_values = true)]
+        argument: String,
+    },
+    /// Answer a call on the socket that stdin is, in messages: stdout, stderr and exit code are the service's.
+    #[command(after_help = "Examples:
+  nexus-service answer qubes.VMExec
+  nexus-service answer nexus.Query /run/current-system/sw/bin/query")]
+    Answer {
+        /// Of which service. A call of another one is refused.
+        service: String,
+        /// The program that it is, which gets the service's argument as its last one. Without it, the service is one of
+        /// nexus-service's own.
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        program: Vec<OsString>,
+    },
+}
+
+const SERVICES: [&str; 4] = [EXEC, EXEC_AS, LOGS, CONTAINER];
+
+fn main() -> ExitCode {
+    let mut line = std::env::args_os();
+    let called = line.next().unwrap_or_default();
+    let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    if SERVICES.contains(&name) {
+        let argument = line.next().unwrap_or_default();
+        return finish(be(name, &argument.to_string_lossy(), Path::new(SETTINGS)));
+    }
+    let Arguments { config, what } = Arguments::parse();
+    match what {
+        What::Be { service, argument } => finish(be(&service, &argument, &config)),
+        What::Answer { service, program } => match reply(&service, &program, &config) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error.to_string());
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+/// Why a service does not do what it is for: an exit code, and what is said on stderr.
+struct Failure {
+    code: u8,
+    what: String,
+}
+
+impl Failure {
+    /// What was asked for is wrong, or cannot be had.
+    fn of(what: impl ToString) -> Self {
+        Self { code: 1, what: what.to_string() }
+    }
+}
+
+fn finish(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, what }) => {
+            complain(&what);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn complain(what: &str) {
+    // There is nobody left to tell when stderr is gone, too.
+    let _ = writeln!(io::stderr(), "nexus-service: {what}");
+}
+
+fn be(service: &str, argument: &str, config: &Path) -> Result<(), Failure> {
+    match service {
+        EXEC => exec::exec(argument),
+        EXEC_AS => exec::exec_as(argument),
+        LOGS => logs::logs(argument),
+        _ => container::container(argument, || settings(config)),
+    }
+}
+
+fn settings(path: &Path) -> Result<Settings, Failure> {
+    fs::read_to_string(path)
+        .and_then(|text| serde_json::from_str(&text).map_err(Into::into))
+        .map_err(|error| Failure::of(format!("{}: {error}", path.display())))
+}
+
+/// Answers the call on stdin.
+fn reply(service: &str, program: &[OsString], config: &Path) -> io::Result<i32> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let Asked { service: wanted, source } = asked(&socket)?;
+    if wanted.name().as_str() != service {
+        let why = format!("nexus-service: this is {service}, and not {}", wanted.name());
+        return refuse(socket, EXIT_NO_SERVICE, &why).map_err(io::Error::other);
+    }
+    let mut command = match program.split_first() {
+        Some((program, rest)) => {
+            let mut command = Command::new(program);
+            command.args(rest);
+            if !wanted.argument().is_empty() {
+                command.arg(wanted.argument());
+            }
+            command
+        }
+        None => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("--config").arg(config).args(["be", service, wanted.argument()]);
+            command
+        }
+    };
+    command
+        .env("QREXEC_REMOTE_DOMAIN", source)
+        .env("QREXEC_SERVICE_FULL_NAME", wanted.to_string())
+        .env("QREXEC_SERVICE_ARGUMENT", wanted.argument());
+    match answer(socket, &mut command) {
+        // The caller wanted no more of it, and its program is over.
+        Err(ConversationError::HungUp) => Ok(EXIT_PROBLEM.into()),
+        ended => ended.map_err(io::Error::other),
+    }
+}
