@@ -27,7 +27,22 @@
     };
 
     containers.orders = {
-      config = { pkgs, ... }: { environment.systemPackages = [ pkgs.sqlite ]; };
+      config = { pkgs, ... }: {
+        environment.systemPackages = [
+          pkgs.sqlite
+          # How many are ordered of what the caller names.
+          (pkgs.writeShellScriptBin "query-orders" ''
+            PATH=/run/current-system/sw/bin
+            orders=/var/lib/orders/orders.db
+            [ -e $orders ] || sqlite3 $orders "create table orders (item text, amount integer); insert into orders values ('cups', 12), ('tea', 3);"
+            read -r item
+            case $item in
+              "" | *[!a-z]*) echo "no item has such a name"; exit 1 ;;
+            esac
+            sqlite3 $orders "select amount from orders where item = '$item';"
+          '')
+        ];
+      };
       services."nexus.Query".program = "/run/current-system/sw/bin/query-orders";
       persist = [ "/var/lib/orders" ];
     };
@@ -38,7 +53,17 @@
     private.size = 256;
 
     containers.gpg = {
-      config = { pkgs, ... }: { environment.systemPackages = [ pkgs.gnupg ]; };
+      config = { pkgs, ... }: {
+        environment.systemPackages = [
+          pkgs.gnupg
+          # Signs what the caller sends, by a key that was made here and does not leave.
+          (pkgs.writeShellScriptBin "sign" ''
+            export PATH=/run/current-system/sw/bin GNUPGHOME=/var/lib/gpg
+            [ -d $GNUPGHOME/private-keys-v1.d ] || gpg --batch --quiet --passphrase "" --quick-generate-key shop ed25519 sign never
+            exec gpg --batch --quiet --clear-sign
+          '')
+        ];
+      };
       services."nexus.Sign".program = "/run/current-system/sw/bin/sign";
       persist = [ "/var/lib/gpg" ];
     };

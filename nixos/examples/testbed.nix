@@ -5,24 +5,27 @@
 let
   nexus = import ../lib;
 
-  # Policy and containers are declared; the testing guests have neither an agent nor containers.
+  # Policy and containers are declared; the testing guests have neither an agent nor containers,
+  # and their store in the initrd.
   desk = {
     system = systems.work;
+    store = null;
     type = "pv";
     memory = 160;
     maxmem = 224;
-    private = { size = 16; target = "/run/img/desk.img"; };
+    private.size = 16;
     containers.mail.calls = [ { service = "nexus.Sign"; argument = "key"; target = "safe:gpg"; } ];
     containers.web = { };
   };
   safe = {
     system = systems.vault;
+    store = null;
     type = "pv";
     memory = 160;
     containers.gpg.services."nexus.Sign".program = "/bin/sign";
   };
   # Declared, and not started.
-  spare = { system = systems.office; autostart = false; };
+  spare = { system = systems.office; store = null; autostart = false; };
 in
 {
   first = nexus.spec { qubes = { inherit desk safe spare; }; };

@@ -29,9 +29,11 @@ let
       here = path name;
       maxmem = if qube.maxmem == null then qube.memory else qube.maxmem;
       maxvcpus = if qube.maxvcpus == null then qube.vcpus else qube.maxvcpus;
-      vdevs = map (disk: disk.vdev) qube.disks ++ (if qube.private == null then [ ] else [ qube.private.vdev ]);
+      vdevs = map (disk: disk.vdev) qube.disks ++ (if qube.private == null then [ ] else [ qube.private.vdev ])
+        ++ (if qube.system == null || qube.store == null then [ ] else [ qube.store ]);
     in
     when (elem name [ "dom0" "Domain-0" "default" "none" ]) "${here}: ${toJSON name} is no name for a qube: it means something else"
+    ++ when (match ".*-[0-9]+-link" name != null) "${here}: ${toJSON name} is no name for a qube: it ends like the link of a generation"
     ++ when (qube.class == "nixos" && qube.system == null)
       "${here}.system: is missing: a qube of class \"nixos\" runs the toplevel of a NixOS (of a qube that is not NixOS, class is \"whonix\")"
     ++ when (qube.class == "nixos" && qube.boot != null)

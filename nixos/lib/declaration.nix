@@ -83,12 +83,20 @@ rec {
     netvm = optional null (nullOr words.name) "The qube that its network interface leads to; null for none.";
     bridges = optional [ ] (listOf words.bridge) "Bridges of dom0 that it has an interface on.";
     disks = optional [ ] (listOf disk) "Its disks.";
+    store = optional "xvda" (nullOr words.vdev)
+      "What the qube sees the image of its system's closure as, its /nix/store; null for a system that has it otherwise.";
     private = optional null
       (nullOr (record {
         size = required (mebibytes 16) "Its size, in MiB.";
-        target = optional null (nullOr words.target) "Its image; null for /var/lib/nexus/private/QUBE.img.";
+        target = optional null (nullOr words.volume) "The volume: FOLDER/NAME.raw, or a block device of dom0; null for /var/lib/nxl/volumes/QUBE.raw, the volume of the qube's name of `nxl volume`.";
         vdev = optional "xvdb" words.vdev "What the qube sees it as.";
+        format = optional null (nullOr words.fileSystem)
+          "The file system that dom0 makes when the volume is new; null where the qube makes it at its first start, as ours do.";
       })) "The volume for what the qube keeps.";
+    ready = optional { timeout = 300; }
+      (nullOr (record {
+        timeout = optional 300 (int 1 86400) "Seconds that a new generation may take to say that it is up. One that takes longer is ended, and the one before is booted.";
+      })) "Whether the qube says that it is up, as its agent does; null for one that never does, which is never taken back by itself.";
     pci = optional [ ] (listOf words.pci) "The host's PCI devices that it gets.";
     tags = optional [ ] (listOf words.tag) "Tags, for the policy.";
     disposableTemplate = optional false bool "Whether disposable qubes are made from it.";

@@ -8,7 +8,7 @@ let
   inherit (shape) int bool oneOf nullOr listOf attrsOf record required;
 
   # Raised by a change that a reader of the version before would misunderstand.
-  version = 1;
+  version = 2;
 
   mebibytes = int 1 16777216;
 
@@ -77,12 +77,18 @@ let
         vdev = required words.vdev "What the qube sees it as.";
         access = required (oneOf [ "r" "w" ]) "Whether it may write it.";
       })) "Its disks, without the private one.";
+    store = required (nullOr words.vdev) "What the qube sees the image of its system's closure as; null where it gets none.";
     private = required
       (nullOr (record {
         size = required mebibytes "Its size, in MiB.";
-        target = required words.target "Its image, in dom0.";
+        target = required words.volume "The volume, FOLDER/NAME.raw, or a block device of dom0.";
         vdev = required words.vdev "What the qube sees it as.";
+        format = required (nullOr words.fileSystem) "The file system that it has from the beginning; null where the qube makes it.";
       })) "The volume for what it keeps.";
+    ready = required
+      (nullOr (record {
+        timeout = required (int 1 86400) "Seconds that it may take.";
+      })) "How long it may take to say that it is up; null for one that never does.";
     pci = required (listOf words.pci) "The host's PCI devices that it gets.";
     tags = required (listOf words.tag) "Its tags.";
     disposable_template = required bool "Whether disposable qubes are made from it.";
@@ -158,11 +164,13 @@ let
         (if qube.netvm == null then [ ] else [ { backend = qube.netvm; bridge = null; } ])
         ++ map (bridge: { backend = null; inherit bridge; }) qube.bridges
       ));
+    store = if qube.system == null then null else qube.store;
     private =
       if qube.private == null then null
       else qube.private // {
-        target = if qube.private.target == null then "/var/lib/nexus/private/${name}.img" else qube.private.target;
+        target = if qube.private.target == null then "/var/lib/nxl/volumes/${name}.raw" else qube.private.target;
       };
+    ready = if qube.ready == null || qube.class != "nixos" then null else qube.ready;
     disposable_template = qube.disposableTemplate;
     default_disposable = qube.defaultDisposable;
     services = attrNames qube.services;

@@ -55,10 +55,25 @@ let
     ++ concatMap (container: map (callRule name "${name}:${container}") qube.containers.${container}.calls)
       (attrNames qube.containers);
 
-  file = lines: if lines == [ ] then { } else { ${fileName} = concatStringsSep "\n" lines + "\n"; };
+  fileOf = name: lines: if lines == [ ] then { } else { ${name} = concatStringsSep "\n" lines + "\n"; };
+  file = fileOf fileName;
+
+  # What dom0 does in qubes and containers by `nxl exec', `logs', `container' and `tree': behind all that is declared, so that whoever denies
+  # some of it can. Containers are nobody whom @anyvm means. (The lines for qubes are nexus/policy.d/90-nexus.policy's.)
+  administration = qubes:
+    let
+      allow = target: service: "${service} * @adminvm ${target} allow";
+      containers = map (name: "${name}:*") (filter (name: qubes.${name}.containers != { }) (attrNames qubes));
+    in
+    if qubes == { } then [ ]
+    else map (allow "@anyvm") (inContainers ++ [ "nexus.Container" ])
+      ++ concatMap (target: map (allow target) inContainers) containers;
+
+  # The services of administration that a container has, too.
+  inContainers = [ "qubes.VMExec" "nexus.ExecAs" "nexus.Logs" ];
 in
 {
-  inherit callee containerOf fileName qubeOf rulesOf;
+  inherit inContainers callee containerOf fileName qubeOf rulesOf;
 
   # What the agent of a qube decides by: { FILE = TEXT; }.
   ofQube = name: qube: file (map line (filter (isWithin name) (rulesOf name qube)));
@@ -74,5 +89,5 @@ in
         ++ map line nexus.policy.rules
         ++ concatMap (name: map line (between name)) (attrNames nexus.qubes);
     in
-    file lines // nexus.policy.files;
+    file lines // fileOf "90-nexus.policy" (administration nexus.qubes) // nexus.policy.files;
 }

@@ -32,6 +32,8 @@ in
   vdev = matching "xvd[a-z]" "a virtual disk: xvda to xvdz";
   # A target stands in a list of the configuration, between commas.
   target = matching "/[^\n\r\t,\"'\\\\]*" "an absolute path without commas, quotes and backslashes";
+  volume = matching "(/[^\n\r\t,\"'\\\\]*)?/[A-Za-z0-9][A-Za-z0-9._-]*[.]raw|/dev/[^\n\r\t,\"'\\\\]+" "a volume, FOLDER/NAME.raw, or a block device below /dev";
+  fileSystem = matching "ext4|xfs|btrfs" "a file system: ext4, xfs or btrfs";
   bridge = matching "[A-Za-z][A-Za-z0-9_.-]{0,14}" "the name of an interface: at most 15 letters, digits, '_', '.' and '-'";
   mac = matching "00:16:3e(:[0-9a-f]{2}){3}" "a MAC address of Xen's: 00:16:3e:xx:xx:xx";
   pci = matching "([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}[.][0-7]" "a PCI address: 0000:03:00.0";

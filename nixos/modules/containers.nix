@@ -2,9 +2,14 @@
 # `systemd` of the qube, and into the container's own configuration. Here is what keeps it apart from everybody else.
 let
   inherit (builtins) attrNames concatMap concatStringsSep elem filter listToAttrs map;
+  inherit (import ../lib/policy.nix) inContainers;
 
-  # Where the agent has the socket that a container calls on, and the folder of its services (../lib/document.nix).
+  # Where the agent has the socket that a container calls on, and the folder of its services (../lib/document.nix): that and
+  # nothing else, as the container sees all of it.
   folder = name: "/run/nexus/containers/${name}";
+  # Its root, which has mount points and nothing else. It is outside of what the agent's user owns: systemd-tmpfiles would make nothing
+  # of root's there.
+  root = name: "/run/nexus-roots/${name}";
   # Where what it keeps lies, on the qube's private volume.
   kept = name: path: "/var/lib/nexus/containers/${name}${path}";
 
@@ -27,15 +32,25 @@ let
   dropped = container:
     filter (capability: !(elem capability ofInit) && !(elem capability container.capabilities)) given;
 
-  # Folders that are the container's own to write, and gone with it.
-  fleeting = [ "/bin" "/etc" "/home" "/root" "/srv" "/tmp" "/usr" "/var" ];
+  # Folders that are the container's own to write, and gone with it. In /lib and /lib64 NixOS has something to say to programs that
+  # were not built for it.
+  fleeting = [ "/bin" "/etc" "/home" "/lib" "/lib64" "/root" "/srv" "/tmp" "/usr" "/var" ];
+
+  # And the folders in which what it keeps is mounted: those that systemd-nspawn makes on the way are nobody's inside.
+  above = path:
+    let parts = filter (part: builtins.isString part && part != "") (builtins.split "/" path); in
+    builtins.genList
+      (last: concatStringsSep "" (builtins.genList (n: "/${builtins.elemAt parts n}") (last + 1)))
+      (builtins.length parts - 1);
+  fleetingOf = container:
+    fleeting ++ attrNames (removeAttrs (listToAttrs (map (name: { inherit name; value = null; }) (concatMap above container.persist))) fleeting);
 
   # systemd-nspawn's arguments, without the paths of the closure.
   arguments = name: container:
     [
       "--keep-unit"
       "--machine=${name}"
-      "--directory=${folder name}/root"
+      "--directory=${root name}"
       "--notify-ready=yes"
       "--kill-signal=SIGRTMIN+3"
       "--link-journal=no"
@@ -48,11 +63,12 @@ let
     ++ (if container.capabilities == [ ] then [ ] else [ "--capability=${concatStringsSep "," container.capabilities}" ])
     ++ (if container.privateNetwork then [ "--private-network" ] else [ ])
     ++ [ "--read-only" ]
-    ++ map (path: "--tmpfs=${path}:mode=${if path == "/tmp" then "1777" else "0755"}") fleeting
-    # Its own socket, and no other's. Whoever owns a folder outside (the agent's user of the services, root of what is kept) is the
+    ++ map (path: "--tmpfs=${path}:mode=${if path == "/tmp" then "1777" else "0755"}") (fleetingOf container)
+    # The folder with its own socket, and no other's: the folder and not the socket, since an agent that comes back makes a new
+    # one. It cannot put another in its place. Whoever owns a folder outside (the agent's user of the services, root of what is kept) is the
     # container's root inside: so it can write there, and the agent can connect to what it finds there.
     ++ [
-      "--bind=${folder name}/call.sock:/run/nexus/call.sock"
+      "--bind-ro=${folder name}:/run/nexus"
       "--bind=${folder name}/services:/run/nexus/services:rootidmap"
     ]
     ++ map (path: "--bind=${kept name path}:${path}:rootidmap") container.persist;
@@ -65,13 +81,39 @@ let
     until [ -S ${folder name}/call.sock ]; do sleep 0.1; done
     flags=()
     while read -r path; do
+      # A mount point, as systemd-nspawn makes none in a root that is read-only.
+      if [ -d "$path" ]; then mkdir -p "${root name}$path"; else : > "${root name}$path"; fi
       flags+=("--bind-ro=$path")
     done < ${closure}
+    # What is in the root does not tell it that systemd in there knows no other.
+    export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
     exec ${nspawn} ${concatStringsSep " " (map (argument: "'${argument}'") (arguments name container))} "''${flags[@]}" ${system}/init
   '';
+
+  # { SERVICE = command line; }, and where each one's stdout goes.
+  units = output: programs:
+    let of = make: listToAttrs (map make (attrNames programs)); in
+    {
+      sockets = of (service: {
+        name = socketUnit service;
+        value = {
+          wantedBy = [ "sockets.target" ];
+          socketConfig = { ListenStream = "/run/nexus/services/${service}"; Accept = true; RemoveOnStop = true; };
+        };
+      });
+      services = of (service: {
+        name = "${socketUnit service}@";
+        value.serviceConfig = {
+          ExecStart = programs.${service};
+          StandardInput = "socket";
+          StandardOutput = output;
+          StandardError = "journal";
+        };
+      });
+    };
 in
 {
-  inherit folder kept socketUnit dropped arguments script;
+  inherit folder root kept socketUnit dropped arguments script;
 
   # For `containers.NAME` of NixOS: what builds its configuration.
   nixos = container: {
@@ -91,37 +133,21 @@ in
       // (if container.resources.tasks == null then { } else { TasksMax = container.resources.tasks; });
   };
 
-  # What must be there before it starts, for systemd-tmpfiles: its root has mount points and nothing else. The agent, which runs as
-  # `user`, makes the socket, and reads the services.
-  folders = user: name: container:
-    let of = owner: path: "d ${folder name}${path} 0755 ${owner} root -"; in
-    map (of user) [ "" "/services" ]
-    ++ map (of "root") ([ "/root" "/root/nix" "/root/nix/store" "/root/dev" "/root/proc" "/root/run" "/root/sys" ]
-      ++ map (path: "/root${path}") fleeting)
+  # What must be there before it starts, for systemd-tmpfiles. The agent, which runs as `user`, makes the socket, and reads the
+  # services. rootidmap maps the owner's number as that of the group, too, and nobody may write where one of the two is not mapped.
+  folders = { user, uid }: name: container:
+    map (path: "d ${folder name}${path} 0755 ${user} ${toString uid} -") [ "" "/services" ]
+    ++ map (path: "d ${root name}${path} 0755 root root -")
+      ([ "" "/nix" "/nix/store" "/dev" "/proc" "/run" "/sys" ] ++ fleetingOf container ++ container.persist)
     ++ map (path: "d ${kept name path} 0700 root root -") container.persist;
 
   # Inside: sockets that start a program for each call. { sockets, services } of systemd.
   execUnits = services:
-    let
-      execs = filter (service: services.${service}.kind == "exec") (attrNames services);
-      of = make: listToAttrs (map make execs);
-    in
-    {
-      sockets = of (service: {
-        name = socketUnit service;
-        value = {
-          wantedBy = [ "sockets.target" ];
-          socketConfig = { ListenStream = "/run/nexus/services/${service}"; Accept = true; RemoveOnStop = true; };
-        };
-      });
-      services = of (service: {
-        name = "${socketUnit service}@";
-        value.serviceConfig = {
-          ExecStart = services.${service}.program;
-          StandardInput = "socket";
-          StandardOutput = "socket";
-          StandardError = "journal";
-        };
-      });
-    };
+    units "socket" (listToAttrs (map (name: { inherit name; value = services.${name}.program; })
+      (filter (service: services.${service}.kind == "exec") (attrNames services))));
+
+  # The same of what every container offers to dom0: commands and its journal. They run inside, as its root and by its own systemd;
+  # the agent has a socket of each, which speaks in messages (docs/calls.md).
+  ownUnits = package:
+    units "journal" (listToAttrs (map (name: { inherit name; value = "${package}/bin/nexus-service answer ${name}"; }) inContainers));
 }

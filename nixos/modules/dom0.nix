@@ -16,7 +16,11 @@ let
   # For the systems, which do not depend on what they are called in the store.
   withSystems = system: {
     inherit (cfg) host policy;
-    qubes = lib.mapAttrs (name: qube: plainQube qube // { system = system name qube; }) cfg.qubes;
+    qubes = lib.mapAttrs
+      (name: qube: plainQube qube // { system = system name qube; }
+        # Without the agent nobody says that it is up: what is built here would be taken back each time.
+        // (if cfg.package == null && qube.system == null then { ready = null; } else { }))
+      cfg.qubes;
   };
   placeholder = "/nix/store/00000000000000000000000000000000-to-be-built";
   declaration = withSystems (_: qube: if qube.class != "nixos" then null else if qube.system != null then qube.system else placeholder);
@@ -84,7 +88,7 @@ in
     policy = make.option fields.policy;
   };
 
-  config = lib.mkIf cfg.enable {
+  config = lib.mkIf cfg.enable (lib.mkMerge [ {
     virtualisation.xen.enable = true;
     environment.systemPackages = lib.optional (cfg.package != null) cfg.package;
     environment.etc."nexus/qubes.json".source = cfg.spec;
@@ -102,5 +106,74 @@ in
         ExecStart = "${if cfg.package == null then "/usr" else cfg.package}/${if cfg.package == null then "sbin" else "bin"}/nxl apply ${cfg.spec}";
       };
     };
-  };
+  } (lib.mkIf (cfg.package != null) {
+    # --- calls: nexusd decides, and dom0's own agent calls for `nxl exec' and its like. Neither is root once it runs.
+    users.users.nexus = { isSystemUser = true; group = "nexus"; };
+    users.groups.nexus = { };
+    services.udev.extraRules = ''
+      SUBSYSTEM=="misc", KERNEL=="xen/evtchn|xen/gntalloc|xen/gntdev|xen/xenbus", GROUP="nexus", MODE="0660"
+    '';
+    environment.etc."nexus/nexusd.json".source = pkgs.writeText "nexusd.json" (builtins.toJSON {
+      system = "/run/nxl/system.json";
+      user = "nexus";
+    });
+    environment.etc."nexus/dom0.json".source = pkgs.writeText "dom0.json" (builtins.toJSON {
+      qube = "dom0";
+      user = "nexus";
+      socket = "/run/nexus/call.sock";
+      services = [ "/etc/nexus/dom0-rpc" ];
+      rpc_config = "/etc/nexus/dom0-rpc-config";
+      policy = [ "/etc/nexus/dom0-policy.d" ];
+      control.socket = "/run/nexus/control.sock";
+    });
+    systemd.sockets.nexusd = {
+      wantedBy = [ "sockets.target" ];
+      socketConfig = {
+        ListenStream = [ "/run/nexus/control.sock" "/run/nexus/metrics.sock" ];
+        SocketGroup = "nexus";
+        SocketMode = "0660";
+      };
+    };
+    systemd.services.nexusd = {
+      description = "Decides calls between qubes";
+      wantedBy = [ "multi-user.target" ];
+      requires = [ "nexusd.socket" "xenstored.service" ];
+      after = [ "nexusd.socket" "xenstored.service" ];
+      serviceConfig = {
+        ExecStart = "${cfg.package}/bin/nexusd";
+        Type = "notify";
+        Restart = "on-failure";
+        # What it has started for a qube does not end with it.
+        KillMode = "process";
+        RuntimeDirectory = "nexus";
+        RuntimeDirectoryPreserve = true;
+        StateDirectory = "nexus";
+        LogsDirectory = "nexus";
+        NoNewPrivileges = true;
+      };
+    };
+    systemd.services.nexus-agent-dom0 = {
+      description = "Calls of dom0";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "nexusd.service" ];
+      after = [ "nexusd.service" ];
+      # xenstored's socket is root's. The kernel's device is as good.
+      environment.XENSTORED_PATH = "/dev/xen/xenbus";
+      serviceConfig = {
+        ExecStart = "${cfg.package}/bin/nexus-agent --config /etc/nexus/dom0.json";
+        Type = "notify";
+        Restart = "always";
+        User = "nexus";
+        RuntimeDirectory = "nexus";
+        RuntimeDirectoryPreserve = true;
+        LimitNOFILE = 65536;
+        NoNewPrivileges = true;
+        CapabilityBoundingSet = "";
+        ProtectSystem = "strict";
+        ProtectHome = true;
+        PrivateTmp = true;
+        RestrictAddressFamilies = "AF_UNIX";
+      };
+    };
+  }) ]);
 }

@@ -15,6 +15,10 @@ let
   files = folder: set: lib.mapAttrs' (name: contents: lib.nameValuePair "${folder}/${name}" { text = contents; }) set;
   execs = lib.filterAttrs (_: service: service.kind == "exec") qube.services;
   sockets = lib.filterAttrs (_: service: service.kind == "socket") qube.services;
+  # The services of administration that are programs of the qube, and sockets of a container.
+  administration = (import ../lib/policy.nix).inContainers;
+  controlSocket = "/run/nexus-container.sock";
+  inMessages = "service-messages=true\n";
   settings = name: files "nexus/containers/${name}/rpc-config" made.containers.${name}.rpcConfig;
 in
 {
@@ -58,7 +62,6 @@ in
 
       # --- its root: nothing but the private volume is kept
       fileSystems."/" = { device = "tmpfs"; fsType = "tmpfs"; options = [ "mode=0755" "size=50%" ]; };
-      fileSystems."/nix/store" = { device = "/dev/xvda"; fsType = "erofs"; options = [ "ro" ]; neededForBoot = true; };
       nix.enable = lib.mkDefault false;
 
       # --- nobody logs in unless that is asked for
@@ -68,7 +71,7 @@ in
 
       # --- calls
       systemd.tmpfiles.rules = [ "d /run/nexus 0755 ${qube.user} root -" ];
-      users.users.${qube.user} = { isNormalUser = lib.mkDefault true; };
+      users.users.${qube.user} = { isNormalUser = lib.mkDefault true; uid = lib.mkDefault 1000; };
       environment.etc = lib.mkMerge ([
         { "nexus/agent.json".source = text "agent.json" (builtins.toJSON made.agent); }
         (files "nexus/policy.d" made.policy)
@@ -77,6 +80,10 @@ in
         (lib.mapAttrs' (name: service: lib.nameValuePair "nexus-rpc/${name}" { source = service.socket; }) sockets)
       ] ++ map settings (lib.attrNames qube.containers));
     }
+
+    (lib.mkIf (qube.store != null) {
+      fileSystems."/nix/store" = { device = "/dev/${qube.store}"; fsType = "erofs"; options = [ "ro" ]; neededForBoot = true; };
+    })
 
     (lib.mkIf (qube.private != null) {
       fileSystems."/var/lib" = {
@@ -89,27 +96,87 @@ in
     })
 
     (lib.mkIf (cfg.agent != null) {
+      # What dom0 does here by `nxl exec', `logs' and `container'. Commands run as the agent's user. Containers are root's: its
+      # part is behind a socket that the agent's user may connect to, and does nothing but start and stop those that are declared.
+      environment.etc = lib.mkMerge ([
+        (builtins.listToAttrs (map
+          (name: lib.nameValuePair "nexus-rpc/${name}" { source = "${cfg.agent}/bin/nexus-service"; })
+          administration))
+        {
+          "nexus-rpc/nexus.Container".source = controlSocket;
+          "nexus/rpc-config/nexus.Container".text = inMessages;
+        }
+      ] ++ map
+        (container: builtins.listToAttrs (map
+          (name: lib.nameValuePair "nexus/containers/${container}/rpc-config/${name}" { text = inMessages; })
+          administration))
+        (lib.attrNames qube.containers));
+      systemd.sockets.nexus-container = {
+        description = "dom0's wishes for the containers of this qube";
+        wantedBy = [ "sockets.target" ];
+        socketConfig = { ListenStream = controlSocket; Accept = true; SocketUser = qube.user; SocketMode = "0600"; };
+      };
+      systemd.services."nexus-container@" = {
+        description = "One of dom0's wishes for the containers of this qube";
+        serviceConfig = {
+          ExecStart = "${cfg.agent}/bin/nexus-service answer nexus.Container";
+          StandardInput = "socket";
+          StandardOutput = "journal";
+          StandardError = "journal";
+        };
+      };
+      # The agent is no root, and speaks to Xen: grants, event channels, xenstore.
+      users.groups = { nexus = { }; systemd-journal = { }; };
+      environment.systemPackages = [ cfg.agent ];
+      services.udev.extraRules = ''
+        SUBSYSTEM=="misc", KERNEL=="xen/evtchn|xen/gntalloc|xen/gntdev|xen/xenbus", GROUP="nexus", MODE="0660"
+      '';
+      # The same for those that are there before udev is.
+      systemd.tmpfiles.rules = map (device: "z /dev/xen/${device} 0660 root nexus -") [ "evtchn" "gntalloc" "gntdev" "xenbus" ];
       systemd.services.nexus-agent = {
         description = "Calls of this qube and its containers";
         wantedBy = [ "multi-user.target" ];
+        # When the rule above was followed.
+        wants = [ "systemd-udev-settle.service" ];
+        after = [ "systemd-udev-settle.service" ];
         serviceConfig = {
           ExecStart = "${cfg.agent}/bin/nexus-agent --config /etc/nexus/agent.json";
+          # Its sockets are there.
+          Type = "notify";
           User = qube.user;
+          # The second reads the journal, for nexus.Logs.
+          SupplementaryGroups = "nexus systemd-journal";
           Restart = "always";
+          RestartSec = "200ms";
+          LimitNOFILE = 65536;
           NoNewPrivileges = true;
+        };
+      };
+      # dom0 takes a new generation back that does not say this in time.
+      systemd.services.nexus-ready = {
+        description = "Tell dom0 that this qube is up";
+        wantedBy = [ "multi-user.target" ];
+        after = [ "multi-user.target" "nexus-agent.service" ];
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          ExecStart = "${cfg.agent}/bin/nexus-agent --ready";
         };
       };
     })
 
     (lib.mkIf (qube.containers != { }) {
       systemd.slices.nexus-containers.description = "The containers of this qube";
-      systemd.tmpfiles.rules = [ "d /run/nexus/containers 0755 root root -" ]
-        ++ lib.concatLists (lib.mapAttrsToList (containers.folders qube.user) qube.containers);
+      systemd.tmpfiles.rules = [ "d /run/nexus/containers 0755 ${qube.user} root -" "d /run/nexus-roots 0755 root root -" ]
+        ++ lib.concatLists (lib.mapAttrsToList (containers.folders { inherit (qube) user; inherit (config.users.users.${qube.user}) uid; }) qube.containers);
       containers = lib.mapAttrs
         (name: container: containers.nixos container // {
           config = {
             imports = [ ./container.nix ] ++ lib.optional (cfg.containers ? ${name}) cfg.containers.${name};
             nexus.services = container.services;
+            nexus.package = cfg.agent;
+            # Who may call finds what calls by its name.
+            environment.systemPackages = lib.optional (cfg.agent != null && container.calls != [ ]) cfg.agent;
           };
         })
         qube.containers;

@@ -5,9 +5,11 @@
 #   busybox   file: a static busybox
 #   kernels   folder: NAME/vmlinuz, NAME/version, NAME/modules/*.ko, one NAME for each codec
 #   tools     folder: bin/ and lib/, what the guests run beside busybox
+#   packages  folder: NAME/bin, NAME/lib …, what guests with systemd are made of (./packages.nix)
 #
-# `nix-build -A work` yields /nix/store/…-nixos-system-work-….
-{ busybox, kernels, tools }:
+# `nix-build -A work` yields /nix/store/…-nixos-system-work-…; `-A demo` and `-A demo-next` the qubes.json of nixos/examples/demo.nix and demo-next.nix, whose systems
+# are built with it.
+{ busybox, kernels, tools, packages }:
 
 let
   shell = import ./shell.nix { inherit busybox; };
@@ -18,8 +20,42 @@ let
     kernel = import ./kernel.nix { inherit shell; name = kernel; source = kernels + "/${kernel}"; };
     tools = guestTools;
   };
+
+  # The 6.12 kernel: a container's root and the folders that it shares with its qube are tmpfs, which Linux shows it with its own
+  # users from 6.3 on.
+  nixos = import ./systemd {
+    inherit shell;
+    pkgs = pkgs // { lib = import ../tests/module-system.nix; };
+    kernel = import ./kernel.nix { inherit shell; name = "zstd"; source = kernels + "/zstd"; };
+  };
+  pkgs = import ./packages.nix { inherit shell packages; };
+
+  # A declaration as dom0's module evaluates it, with what stands for NixOS here.
+  declared = declaration: import ../outside.nix {
+    nixpkgs = null;
+    pkgs = pkgs // { lib = import ../tests/module-system.nix; };
+    declaration = declaration // { inherit (nixos) evalConfig; package = pkgs.nexus; };
+  };
+
+  # What the testbed adds to each qube: that it serves jobs. And for a machine without hardware virtualisation it is PV, which takes
+  # less than half as long, and has one vCPU: two of Linux 6.12 on one emulated processor wait for each other for ever, now and then
+  # (stop_machine).
+  serving = declaration: declaration // {
+    qubes = builtins.mapAttrs
+      (_: qube: qube // {
+        type = "pv";
+        vcpus = 1;
+        # An emulated processor that others use, too, takes its time.
+        ready.timeout = 1200;
+        config = { imports = [ ./systemd/jobs.nix qube.config or { } ]; };
+      })
+      declaration.qubes;
+  };
 in
 {
+  demo = declared (serving (import ../examples/demo.nix));
+  demo-next = declared (serving (import ../examples/demo-next.nix));
+
   # The names say what the guest is for in the demo; the kernel's codec is what tells them apart.
   work = system { name = "work"; kernel = "xz"; };
   vault = system { name = "vault"; kernel = "zstd"; };

@@ -19,6 +19,7 @@ let
 
   stage2 = shell.run "stage-2-${name}" {
     script = ./stage-2.sh;
+    jobs = ./jobs.sh;
     shellPath = "${shell.package}/bin/sh";
     inherit tools;
     busybox = shell.package;
@@ -26,7 +27,7 @@ let
   } ''
     mkdir $out
     sed -e "s|@shell@|$shellPath|" -e "s|@busybox@|$busybox|" -e "s|@tools@|$tools|" \
-        -e "s|@hostName@|$hostName|" $script > $out/init
+        -e "s|@hostName@|$hostName|" -e "s|@jobs@|$jobs|" $script > $out/init
     chmod 755 $out/init
   '';
 

@@ -60,7 +60,7 @@ let
     (test "full.json is what full.nix yields" spec (fromJSON (readFile ./full.json)))
     (test "the output has the shape that is published" (lib.documentProblems spec) [ ])
     (test "qubes.schema.json is the schema" (fromJSON (readFile ../qubes.schema.json)) lib.schema)
-    (test "an empty declaration is one" (lib.spec { }) { version = 1; host.memory = null; qubes = { }; policy = { }; })
+    (test "an empty declaration is one" (lib.spec { }) { version = 2; host.memory = null; qubes = { }; policy = { }; })
     (test "problems are errors" (tryEval (deepSeq (lib.spec { qubes.work = { }; }) true)).success false)
     (test "text is the same as attributes" (fromJSON (lib.json full)) spec)
 
@@ -73,7 +73,10 @@ let
       minimal.qubes.work.system)
     (test "the private volume has a place"
       (lib.spec { qubes.work = minimal.qubes.work // { private.size = 64; }; }).qubes.work.private
-      { size = 64; target = "/var/lib/nexus/private/work.img"; vdev = "xvdb"; })
+      { size = 64; target = "/var/lib/nxl/volumes/work.raw"; vdev = "xvdb"; format = null; })
+    (test "a qube has five minutes to come up, and one that is not ours does not say that it did"
+      (map (name: spec.qubes.${name}.ready) [ "shop" "vault" "whonix" ])
+      [ { timeout = 90; } { timeout = 300; } null ])
 
     # --- network
     (test "who is a netvm is a driver domain" (map (name: spec.qubes.${name}.driver_domain) [ "net" "shop" ]) [ true false ])
@@ -94,6 +97,18 @@ let
         nexus.View * shop @dispvm ask
         nexus.Resolve * shop:front net allow
         nexus.Sign +key shop:front vault:gpg ask
+      '';
+      "90-nexus.policy" = ''
+        qubes.VMExec * @adminvm @anyvm allow
+        nexus.ExecAs * @adminvm @anyvm allow
+        nexus.Logs * @adminvm @anyvm allow
+        nexus.Container * @adminvm @anyvm allow
+        qubes.VMExec * @adminvm shop:* allow
+        nexus.ExecAs * @adminvm shop:* allow
+        nexus.Logs * @adminvm shop:* allow
+        qubes.VMExec * @adminvm vault:* allow
+        nexus.ExecAs * @adminvm vault:* allow
+        nexus.Logs * @adminvm vault:* allow
       '';
     })
     (test "calls within a qube are its own" spec.qubes.shop.policy {
@@ -119,7 +134,8 @@ let
     (test "a socket may want to know who calls" (lib.ofQube full "net").rpcConfig { })
   ]
   ++ map (refusal: test "refused: ${head refusal.says}" (lib.problems refusal.declaration) refusal.says) refusals
-  ++ import ./modules.nix { inherit test lib; };
+  ++ import ./modules.nix { inherit test lib; }
+  ++ import ./guests.nix { inherit test; };
 
   failures = filter (one: one.found != one.expected) tests;
 in

@@ -28,7 +28,9 @@ in
       { target = "/var/lib/images/catalogue.img"; vdev = "xvdc"; }
       { target = "/var/lib/images/orders.img"; vdev = "xvdd"; access = "w"; }
     ];
-    private = { size = 2048; target = "/var/lib/images/shop.img"; vdev = "xvde"; };
+    store = "xvdf";
+    private = { size = 2048; target = "/var/lib/images/shop.raw"; vdev = "xvde"; format = "xfs"; };
+    ready.timeout = 90;
     tags = [ "office" ];
     defaultDisposable = "viewer";
     user = "clerk";

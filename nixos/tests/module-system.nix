@@ -148,7 +148,7 @@ let
     { inherit config; };
 
   lib = {
-    inherit evalModules mkIf mkMerge types attrNames concatLists;
+    inherit evalModules mkIf mkMerge mkOverride types attrNames concatLists;
     inherit (builtins) mapAttrs;
     mkOption = attributes: property "option" attributes;
     mkEnableOption = what: property "option" { type = types.bool; default = false; description = "Whether to enable ${what}."; };

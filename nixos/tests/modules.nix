@@ -124,6 +124,12 @@ in
   (test "dom0 applies its declaration" ofFull.systemd.services.nexus-apply.serviceConfig.ExecStart
     "${package.outPath}/bin/nxl apply ${ofFull.nexus.spec.outPath}")
   (test "a new declaration is applied" ofFull.systemd.services.nexus-apply.restartTriggers [ ofFull.nexus.spec ])
+  (test "dom0 calls by an agent that is not root" [
+    ofFull.systemd.services.nexus-agent-dom0.serviceConfig.User
+    (fromJSON ofFull.environment.etc."nexus/nexusd.json".source.text)
+    (fromJSON ofFull.environment.etc."nexus/dom0.json".source.text).qube
+  ] [ "nexus" { system = "/run/nxl/system.json"; user = "nexus"; } "dom0" ])
+  (test "without a package there is none" ((dom0 { qubes.work = { system = toplevel; }; }).systemd.services ? nexusd) false)
   (test "without enable nothing is done" ((dom0 { enable = false; }).virtualisation ? xen) false)
   (test "a qube's system is built from its config" (fromJSON ofDemo.nexus.spec.text).qubes.work.system "${toplevel}-work")
   (test "types are checked" (map fails [
@@ -142,7 +148,10 @@ in
   (test "its root is fleeting" [ work.fileSystems."/".fsType work.fileSystems."/nix/store".fsType work.fileSystems."/var/lib".device ] [ "tmpfs" "erofs" "/dev/xvdb" ])
   (test "its agent reads what was made for it" (fromJSON work.environment.etc."nexus/agent.json".source.text)
     (fromJSON ofDemo.nexus.spec.text).qubes.work.agent)
-  (test "its agent runs as its user" [ work.systemd.services.nexus-agent.serviceConfig.User (work.users.users ? user) ] [ "user" true ])
+  (test "it says that it is up when it is"
+    [ work.systemd.services.nexus-ready.after work.systemd.services.nexus-ready.serviceConfig.ExecStart ]
+    [ [ "multi-user.target" "nexus-agent.service" ] "${work.nexus.qube.agent}/bin/nexus-agent --ready" ])
+  (test "its agent runs as its user" [ work.systemd.services.nexus-agent.serviceConfig.User (work.users.users.user.uid) ] [ "user" 1000 ])
   (test "its own policy" work.environment.etc."nexus/policy.d/50-nexus.policy".text "nexus.Query * work:web work:db allow\n")
   (test "its services" [
     work.environment.etc."nexus-rpc/nexus.Open".source
@@ -150,16 +159,39 @@ in
     work.environment.etc."nexus/containers/db/rpc-config/nexus.Query".text
   ] [ "/run/open" "skip-service-descriptor=true\n" "skip-service-descriptor=true\n" ])
 
+  (test "dom0's commands run as the agent's user, and containers are root's" [
+    work.environment.etc."nexus-rpc/qubes.VMExec".source
+    work.environment.etc."nexus-rpc/nexus.Container".source
+    work.environment.etc."nexus/rpc-config/nexus.Container".text
+    work.systemd.sockets.nexus-container.socketConfig.SocketMode
+    work.systemd.services."nexus-container@".serviceConfig.ExecStart
+  ] [
+    "${package.outPath}/bin/nexus-service" "/run/nexus-container.sock" "service-messages=true\n" "0600"
+    "${package.outPath}/bin/nexus-service answer nexus.Container"
+  ])
+
   # --- containers
   (test "containers are NixOS'" (attrNames work.containers) [ "db" "web" ])
-  (test "a package is in one container alone" [
+  (test "a package is in one container alone, and who may call has what calls" [
     work.containers.web.config.environment.systemPackages
-    (work.containers.db.config ? environment)
-  ] [ [ "curl" ] false ])
+    work.containers.db.config.environment.systemPackages
+  ] [ [ "curl" package ] [ ] ])
   (test "a program is started by its socket" [
     work.containers.db.config.systemd.sockets.nexus-service-nexus-Query.socketConfig.ListenStream
     work.containers.db.config.systemd.services."nexus-service-nexus-Query@".serviceConfig.ExecStart
   ] [ "/run/nexus/services/nexus.Query" "/bin/query" ])
+  (test "dom0's commands run inside a container, by its own systemd" [
+    work.containers.web.config.systemd.sockets.nexus-service-qubes-VMExec.socketConfig.ListenStream
+    work.containers.web.config.systemd.services."nexus-service-qubes-VMExec@".serviceConfig
+    work.environment.etc."nexus/containers/web/rpc-config/qubes.VMExec".text
+  ] [
+    "/run/nexus/services/qubes.VMExec"
+    {
+      ExecStart = "${package.outPath}/bin/nexus-service answer qubes.VMExec";
+      StandardInput = "socket"; StandardOutput = "journal"; StandardError = "journal";
+    }
+    "service-messages=true\n"
+  ])
   (test "nobody logs into a container" work.containers.db.config.services.openssh.enable false)
   (test "a container's resources" work.systemd.services."container@db".serviceConfig { Slice = "nexus-containers.slice"; MemoryMax = "64M"; })
   (test "a container sees the paths of its closure, one by one" (map (part: has part script) [
@@ -170,19 +202,20 @@ in
   ]) [ true true true true ])
   (test "and not the store" (has "--bind-ro=/nix/store:" script || has "--bind-ro=/nix/store'" script) false)
   (test "it has its own socket and no other's" (map head (filter (one: !isString one) (split "--bind=([^']*)" script))) [
-    "/run/nexus/containers/db/call.sock:/run/nexus/call.sock"
     "/run/nexus/containers/db/services:/run/nexus/services:rootidmap"
     "/var/lib/nexus/containers/db/var/lib/db:/var/lib/db:rootidmap"
   ])
+  (test "the folder of its socket is its own to look at and not to change"
+    (has "'--bind-ro=/run/nexus/containers/db:/run/nexus'" script) true)
   (test "its root is read-only, its users its own" (map (part: has part script) [ "'--read-only'" "'--private-users=pick'" "'--no-new-privileges=yes'" ]) [ true true true ])
   (test "its network is its own where that is declared" (map (name: has "'--private-network'" work.systemd.services."container@${name}".script) [ "web" "db" ]) [ true false ])
   (test "it has the capabilities that it names" (map (part: has part work.systemd.services."container@web".script) [ "'--capability=CAP_NET_BIND_SERVICE'" "CAP_NET_BIND_SERVICE,CAP_NET_BROADCAST" "CAP_NET_ADMIN,CAP_NET_BROADCAST" ]) [ true false true ])
   (test "and not those that it does not name" (map (capability: elem capability (containers.dropped { capabilities = [ ]; })) [ "CAP_NET_ADMIN" "CAP_NET_RAW" "CAP_SYS_PTRACE" "CAP_MKNOD" "CAP_SETUID" ]) [ true true true true false ])
   (test "the agent's user owns the folder of its socket" (map (rule: elem rule work.systemd.tmpfiles.rules) [
     "d /run/nexus 0755 user root -"
-    "d /run/nexus/containers/db 0755 user root -"
-    "d /run/nexus/containers/db/services 0755 user root -"
-    "d /run/nexus/containers/db/root/nix/store 0755 root root -"
+    "d /run/nexus/containers/db 0755 user 1000 -"
+    "d /run/nexus/containers/db/services 0755 user 1000 -"
+    "d /run/nexus-roots/db/nix/store 0755 root root -"
   ]) [ true true true true ])
   (test "what it keeps has a place" (elem "d /var/lib/nexus/containers/db/var/lib/db 0700 root root -" work.systemd.tmpfiles.rules) true)
 

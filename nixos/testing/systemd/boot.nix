@@ -1,0 +1,56 @@
+# The initrd of a qube with systemd: what its file systems and modules are, it has from the qube's configuration.
+{ shell, pkgs, kernel, config, name, version }:
+
+let
+  inherit (builtins) attrNames concatStringsSep elem filter map;
+
+  # In the order in which they are loaded: the later ones use symbols of the earlier. systemd-modules-load would want the indexes
+  # that depmod makes; so stage 1 loads what `boot.kernelModules` names, too.
+  order = [
+    "xen-privcmd" "xenfs" "xen-evtchn" "xen-gntdev" "xen-gntalloc" "xen-blkfront" "xen-netfront"
+    "crc32c_generic" "libcrc32c" "erofs" "crc16" "mbcache" "jbd2" "ext4"
+  ];
+  unknown = filter (module: !(elem module order)) (config.boot.kernelModules ++ config.boot.initrd.availableKernelModules);
+
+  # A path comes after those above it.
+  mounts = filter (path: path == "/" || config.fileSystems.${path}.neededForBoot or false) (attrNames config.fileSystems);
+  line = path:
+    let fs = config.fileSystems.${path}; flag = name: if fs.${name} or false then name else "-"; in
+    "${path} ${fs.device} ${fs.fsType} ${concatStringsSep "," (fs.options or [ "defaults" ])} ${flag "autoFormat"} ${flag "autoResize"}\n";
+
+  stage1 = shell.run "stage-1-${name}" {
+    script = ./stage-1.sh;
+    inherit (pkgs) busybox e2fsprogs;
+  } ''
+    mkdir $out
+    sed -e "s|@busybox@|$busybox|" -e "s|@e2fsprogs@|$e2fsprogs|" $script > $out/init
+    chmod 755 $out/init
+  '';
+in
+if unknown != [ ] then throw "the testing systems do not know the kernel module ${builtins.head unknown}" else
+{
+  initrd = shell.run "initrd-${name}" {
+    inherit kernel order stage1;
+    exportReferencesGraph = [ "closure" stage1 ];
+    mounts = concatStringsSep "" (map line mounts);
+    options = config.boot.extraModprobeConfig or "";
+    passAsFile = [ "mounts" "options" ];
+  } ''
+    root=$PWD/root
+    mkdir -p $root/nix/store $root/modules $root/proc $root/sys $root/dev $root/run $root/tmp $root/sysroot
+    for module in $order; do
+      test -e $kernel/modules/$module.ko || continue
+      cp $kernel/modules/$module.ko $root/modules/
+      echo $module >> $root/modules/order
+    done
+    cp $mountsPath $root/mounts
+    cp $optionsPath $root/modules/options
+    ln -s $stage1/init $root/init
+    grep '^/nix/store/' closure | sort -u | while read -r path; do
+      cp -a $path $root/nix/store/
+    done
+    mkdir $out
+    cd $root
+    find . | sort | cpio -o -H newc -R 0:0 | gzip -9n > $out/initrd
+  '';
+}
