@@ -2,61 +2,29 @@
 
 use crate::command::CallsOptions;
 use crate::error::Error;
+use crate::log_file::{AGAIN, LogFile};
 use nexus::broker::{DecisionRecord, EndRecord, Entry, Outcome, Record};
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::io::{self, Write};
 use std::thread;
-use std::time::Duration;
-
-/// How often a log is looked at that is followed.
-const AGAIN: Duration = Duration::from_millis(200);
 
 pub(crate) fn calls(options: &CallsOptions) -> Result<(), Error> {
     let mut out = io::stdout();
-    let failed = |source| Error::Read { path: options.log.clone(), source };
-    let mut log = BufReader::new(File::open(&options.log).map_err(failed)?);
+    let mut log = LogFile::open(&options.log)?;
     if !options.json {
         writeln!(out, "{}", row(["TIME", "SOURCE", "TARGET", "SERVICE", "WHAT", "WHY"]))
             .map_err(Error::Output)?;
     }
-    // A line that nexusd has only half written is read when the rest is there.
-    let mut line = String::new();
     loop {
-        while log.read_line(&mut line).map_err(failed)? > 0 && line.ends_with('\n') {
-            if let Some(shown) = show(line.trim_end(), options) {
-                writeln!(out, "{shown}").map_err(Error::Output)?;
-            }
-            line.clear();
-        }
+        log.read(|line| match show(line, options) {
+            Some(shown) => writeln!(out, "{shown}").map_err(Error::Output),
+            None => Ok(()),
+        })?;
         if !options.follow {
             return Ok(());
         }
         out.flush().map_err(Error::Output)?;
         thread::sleep(AGAIN);
-        if is_another(log.get_ref(), &options.log).map_err(failed)? {
-            // The rest of the old one comes first.
-            while log.read_line(&mut line).map_err(failed)? > 0 {
-                if let Some(shown) = show(line.trim_end(), options) {
-                    writeln!(out, "{shown}").map_err(Error::Output)?;
-                }
-                line.clear();
-            }
-            log = BufReader::new(File::open(&options.log).map_err(failed)?);
-        }
     }
-}
-
-/// Whether the log has been renamed, and a new one is there.
-fn is_another(log: &File, path: &Path) -> io::Result<bool> {
-    let (old, new) = match (log.metadata()?, fs::metadata(path)) {
-        (old, Ok(new)) => (old, new),
-        // It has just been renamed.
-        (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        (_, Err(error)) => return Err(error),
-    };
-    Ok((old.dev(), old.ino()) != (new.dev(), new.ino()))
 }
 
 /// A line as it is to be shown, if it is.

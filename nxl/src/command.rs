@@ -2,9 +2,12 @@
 
 use crate::bootloader::BootloaderOptions;
 use crate::diagnose::{DumpOptions, TriggerOptions};
+use crate::doctor::DoctorOptions;
+use crate::events::EventsOptions;
 use crate::memory::MemoryOptions;
 use crate::scheduler::Credit2Options;
 use crate::stock::{self, Stock};
+use crate::top::TopOptions;
 use crate::vcpu::{PinOptions, SetOptions};
 use crate::volume::VolumeOptions;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -124,20 +127,28 @@ pub(crate) enum Command {
         spec: PathBuf,
     },
     /// Show dom0, its qubes, their containers, and the calls that are allowed between them.
-    #[command(
-        after_help = "Examples:\n  nxl tree\n  nxl tree --svg > qubes.svg\n  nxl tree --json qubes.json"
-    )]
-    Tree {
-        /// As JSON.
-        #[arg(long, conflicts_with = "svg")]
-        json: bool,
-        /// As a drawing.
-        #[arg(long)]
-        svg: bool,
-        /// What is declared, instead of what was applied last.
-        #[arg(value_name = "QUBES.JSON")]
-        spec: Option<PathBuf>,
-    },
+    Tree(TreeOptions),
+    /// List the generations of a declared qube: the systems that it was booted from.
+    #[command(after_help = "Examples:
+  nxl generations work
+  nxl generations work --delete 3,4
+  nxl generations work --delete-older-than 30d")]
+    Generations(GenerationsOptions),
+    /// Restart a declared qube with another of its generations; without one, with what is declared.
+    #[command(after_help = "Examples:
+  nxl switch work 7
+  nxl switch work --specialisation rescue
+  nxl switch work")]
+    Switch(SwitchOptions),
+    /// Restart a declared qube with the generation before the one that it runs.
+    Rollback(RollbackOptions),
+    /// Run a command in a qube or container: its stdin, stdout, stderr and exit status are this one's.
+    Exec(ExecOptions),
+    /// Show the end of the journal of a qube or container.
+    Logs(LogsOptions),
+    /// List, start and stop the containers of a qube.
+    #[command(subcommand)]
+    Container(ContainerCommand),
     /// Create a qube from an xl.cfg file, a NixOS system closure, a boot.json or a unified kernel image.
     Create(CreateOptions),
     /// List the domains of this host.
@@ -326,7 +337,10 @@ pub(crate) enum Command {
     PciAttach {
         /// Whose it becomes.
         qube: String,
-        /// The device, as in a configuration's pci: [DOMAIN:]BUS:DEVICE.FUNCTION[@SLOT][,KEY=VALUE...].
+        // No doc comment: rustdoc takes what is in brackets for links.
+        #[arg(
+            help = "The device, as in a configuration's pci: [DOMAIN:]BUS:DEVICE.FUNCTION[@SLOT][,KEY=VALUE...]"
+        )]
         device: String,
     },
     /// Take a PCI device from a qube.
@@ -344,19 +358,13 @@ pub(crate) enum Command {
         /// Whose.
         qube: String,
     },
-    /// Watch the domains as top(1) does processes: xentop.
-    Top,
+    /// Watch the domains as top(1) does processes.
+    Top(TopOptions),
     /// Set what a qube is made of when it restarts.
     ConfigUpdate(UpdateOptions),
-    /// Find what killed programs have left of domains, in Xen, in xenstore and in files.
-    Doctor {
-        /// Remove it.
-        #[arg(short, long)]
-        repair: bool,
-        /// Say it as JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look whether this host is fit for qubes: Xen, its devices and daemons, folders, policy; and find what killed programs
+    /// have left of domains.
+    Doctor(DoctorOptions),
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until a minute after the last of them is
     /// gone. `create` starts it where none runs; a second one ends at once.
     Watch(WatchOptions),
@@ -373,6 +381,8 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     /// Show the calls between qubes: what was decided, and how each ended.
     Calls(CallsOptions),
+    /// Show what happened to qubes: created, unpaused, ended, restarted, devices attached, and so on.
+    Events(EventsOptions),
     /// Pick a NixOS system from a disk or a closure, as `bootloader=' of a configuration wants it; also a program of its
     /// own, nxl-bootloader.
     Bootloader(Box<BootloaderOptions>),
@@ -381,7 +391,7 @@ pub(crate) enum Command {
         /// For which shell.
         shell: Shell,
         /// Of which program.
-        #[arg(default_value = "nxl", value_parser = ["nxl", "nxl-bootloader"])]
+        #[arg(default_value = "nxl", value_parser = crate::manual::PROGRAMS)]
         program: String,
     },
     /// Write the manual pages into a folder.
@@ -390,6 +400,9 @@ pub(crate) enum Command {
         /// Where.
         folder: PathBuf,
     },
+    /// Print the page of the documents that has every command and option.
+    #[command(hide = true)]
+    Reference,
     /// A command of the host's xl. Last: what stands above is ours.
     #[command(flatten)]
     Stock(Stock),
@@ -412,15 +425,12 @@ pub(crate) struct ApplyOptions {
     /// Do so many things at the same time.
     #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = jobs)]
     pub(crate) jobs: usize,
-    /// Give a qube that is to be restarted or removed so many seconds to power off; with 0 it is not asked.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub(crate) timeout: u64,
-    /// Say what was done as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Say nothing but errors.
-    #[arg(short, long, conflicts_with = "json")]
-    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) manner: MannerOptions,
+    /// Wait until all declared qubes that run report ready, so long at most; without SECONDS, as long as each is declared
+    /// to take (ready.timeout). Unasked, only those are waited for that run a new generation.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "no_wait")]
+    pub(crate) wait: Option<u64>,
     /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
     #[arg(value_name = "QUBES.JSON")]
     pub(crate) spec: PathBuf,
@@ -431,6 +441,59 @@ impl ApplyOptions {
     pub(crate) fn wishes(&self) -> Wishes {
         self.wishes.wishes()
     }
+}
+
+/// How qubes are restarted, and what is said of it.
+#[derive(Debug, Args)]
+pub(crate) struct MannerOptions {
+    /// Give a qube that is to be restarted or removed so many seconds to power off; with 0 it is not asked.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout: u64,
+    /// Wait for nobody: whether a new generation came up is judged by the next apply.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Say what was done as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Say nothing but errors.
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerationsOptions {
+    /// Forget these, so that Nix' garbage collector may have their systems.
+    #[arg(long, value_name = "N", value_delimiter = ',', conflicts_with = "delete_older_than")]
+    pub(crate) delete: Vec<u64>,
+    /// Forget those that were no longer the newest so many days ago, but for those that are needed.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) delete_older_than: Option<String>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Which qube.
+    pub(crate) qube: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SwitchOptions {
+    /// Boot this specialisation of it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) specialisation: Option<String>,
+    #[command(flatten)]
+    pub(crate) manner: MannerOptions,
+    /// Which qube.
+    pub(crate) qube: String,
+    /// Its number, as `nxl generations' has it.
+    pub(crate) generation: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackOptions {
+    #[command(flatten)]
+    pub(crate) manner: MannerOptions,
+    /// Which qube.
+    pub(crate) qube: String,
 }
 
 /// What is asked for beyond a document.
@@ -599,6 +662,132 @@ pub(crate) enum CacheCommand {
     },
 }
 
+/// Where the agent of dom0 listens, and where nexusd writes down what it decides.
+pub(crate) const CALL_SOCKET: &str = nexus::client::CALL_SOCKET;
+pub(crate) const CALLS_LOG: &str = "/var/log/nexus/calls.jsonl";
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl tree
+  nxl tree --svg > qubes.svg
+  nxl tree --json qubes.json
+
+What containers do and have is asked of their qubes, by a call of dom0's (service nexus.Container), on which policy decides. A
+qube that does not say within 5 s is shown without.")]
+pub(crate) struct TreeOptions {
+    /// As JSON.
+    #[arg(long, conflicts_with = "svg")]
+    pub(crate) json: bool,
+    /// As a drawing.
+    #[arg(long)]
+    pub(crate) svg: bool,
+    /// Ask no qube what its containers do.
+    #[arg(long)]
+    pub(crate) no_ask: bool,
+    /// What is declared, instead of what was applied last.
+    #[arg(value_name = "QUBES.JSON")]
+    pub(crate) spec: Option<PathBuf>,
+}
+
+/// Whom to call.
+#[derive(Debug, Args)]
+pub(crate) struct Where {
+    /// The socket of dom0's agent.
+    #[arg(long, value_name = "SOCKET", default_value = CALL_SOCKET)]
+    pub(crate) agent: PathBuf,
+    /// Where: a qube, a container of one, or @dispvm:QUBE for a new disposable qube made from that one.
+    #[arg(value_name = "QUBE[:CONTAINER]")]
+    pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl exec work -- uname -r
+  nxl exec work:mail -- cat /etc/hostname
+  nxl exec --user root work -- systemctl --failed
+  nxl exec work -- sh -s < script
+  tar c files | nxl exec work -- tar x -C /home/user
+
+The words of the command reach the qube as they are: no shell takes them apart unless the command is one. There is no
+terminal in the qube; `nxl console' has one.
+
+It is a call of dom0's (service qubes.VMExec, as in Qubes; with --user nexus.ExecAs), and policy decides. Exit status:
+that of the command; 126 refused, 127 the qube has no such service or command, 125 anything else. What ends this
+program ends the command.")]
+pub(crate) struct ExecOptions {
+    /// Run it as this user of the qube's, if commands may be run as others there.
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Let a terminal have the bytes as they come. Otherwise it is shown what is printable ASCII, and the rest as \xNN: what
+    /// a qube writes could make a terminal do things.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) place: Where,
+    /// The command.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl logs work
+  nxl logs -n 20 --follow work:mail
+
+It is a call of dom0's (service nexus.Logs), and policy decides. Exit status as of `nxl exec'.")]
+pub(crate) struct LogsOptions {
+    /// Go on with what comes.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many lines of what there is.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) lines: u32,
+    /// Let a terminal have the bytes as they come.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) place: Where,
+}
+
+/// A container.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerOptions {
+    /// The socket of dom0's agent.
+    #[arg(long, value_name = "SOCKET", default_value = CALL_SOCKET)]
+    pub(crate) agent: PathBuf,
+    /// Which.
+    #[arg(value_name = "QUBE:CONTAINER")]
+    pub(crate) container: String,
+}
+
+/// Calls of dom0's (service nexus.Container), on which policy decides.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// List them, by the qube's own word: name, state and memory.
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  nxl container list work\n  nxl container list --json work:mail"
+    )]
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// The socket of dom0's agent.
+        #[arg(long, value_name = "SOCKET", default_value = CALL_SOCKET)]
+        agent: PathBuf,
+        /// Whose, or which.
+        #[arg(value_name = "QUBE[:CONTAINER]")]
+        qube: String,
+    },
+    /// Start one.
+    #[command(after_help = "Example:\n  nxl container start work:mail")]
+    Start(ContainerOptions),
+    /// Stop one.
+    Stop(ContainerOptions),
+    /// Stop one if it runs, and start it.
+    Restart(ContainerOptions),
+}
+
 /// Which lines of the log of calls, and how.
 #[derive(Debug, Args)]
 pub(crate) struct CallsOptions {
@@ -609,7 +798,7 @@ pub(crate) struct CallsOptions {
     #[arg(long)]
     pub(crate) json: bool,
     /// The log.
-    #[arg(long, value_name = "FILE", default_value = "/var/log/nexus/calls.jsonl")]
+    #[arg(long, value_name = "FILE", default_value = CALLS_LOG)]
     pub(crate) log: PathBuf,
     /// Calls of this qube and its containers, of this container, or of dom0.
     #[arg(long, value_name = "QUBE")]
@@ -943,6 +1132,10 @@ mod tests {
             "nxl diff --json qubes.json",
             "nxl tree",
             "nxl tree --svg qubes.json",
+            "nxl top",
+            "nxl top -b -n 1 -d 0.5 -s memory -f work",
+            "nxl events",
+            "nxl events --follow --json --qube work --event shutdown -n 10",
             "nxl completions bash",
             "nxl completions fish nxl-bootloader",
         ] {

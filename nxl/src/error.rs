@@ -1,9 +1,12 @@
 //! Why a command failed, in one line.
 
 use crate::bootloader::BootError;
+use nexus::wire::{EXIT_PROBLEM, EXIT_REFUSED};
+use nxl_top::terminal::TopError;
 use std::io;
 use std::path::PathBuf;
 use toolstack::CacheError;
+use toolstack::checkup::Machine;
 use toolstack::config::{ClosureError, ConfigError, SyntaxError};
 use toolstack::create::CreateError;
 use toolstack::device::DeviceError;
@@ -16,6 +19,8 @@ pub(crate) enum Error {
         "this is not dom0 of a Xen host, or its daemons do not run ({0}); nxl is to be run there, as root"
     )]
     NotDom0(#[source] xen::Error),
+    #[error("{}", elsewhere(*.0))]
+    NoXenHost(Machine),
     #[error(transparent)]
     Qube(#[from] QubeError),
     #[error(transparent)]
@@ -76,6 +81,8 @@ pub(crate) enum Error {
     Pool(#[from] toolstack::pool::PoolError),
     #[error("{0} left over; `nxl doctor --repair` removes it")]
     LeftOver(usize),
+    #[error("{0} wrong: each line says what to do, and `nxl doctor --repair` does what is safe")]
+    Unwell(usize),
     #[error("{0} could not be removed")]
     NotRepaired(usize),
     #[error("{0:?} is neither a vCPU's number nor all")]
@@ -88,8 +95,6 @@ pub(crate) enum Error {
     NoDryRun,
     #[error("{command} is a command of xl, which {reason}; the Debian package xen-utils-common has it")]
     NoStock { command: String, reason: String },
-    #[error("{program}: {source}")]
-    Program { program: &'static str, source: io::Error },
     #[error(
         "domain {domid} was not made by nxl, or is attended by nobody: `xl config-update` is for those of xl"
     )]
@@ -118,7 +123,7 @@ pub(crate) enum Error {
     Plan(#[from] toolstack::spec::PlanError),
     #[error(transparent)]
     Apply(#[from] toolstack::spec::Failure),
-    #[error("another `nxl apply' is at work")]
+    #[error("another `nxl apply' (or switch, or rollback) is at work")]
     Applying,
     #[error("{first}{}; nothing was done", and_more(*.others))]
     Conflict { first: String, others: usize },
@@ -126,12 +131,69 @@ pub(crate) enum Error {
     NotApplied { first: String, others: usize },
     #[error("there is no qube {0:?} in the document")]
     NotDeclared(String),
+    #[error(transparent)]
+    Generation(#[from] toolstack::generations::GenerationError),
+    #[error("{0} is no NixOS: it has no generations")]
+    NoNixos(String),
+    #[error("{0:?} is no age: it is a number of days, 30d")]
+    Age(String),
+    #[error("{first}{}; `nxl generations' has what became of it", and_more(*.others))]
+    FellBack { first: String, others: usize },
     #[error("not restarted, as was asked for: {0}")]
     HeldBack(String),
     #[error("nothing was applied since this host booted ({path}): name a qubes.json", path = path.display())]
     NothingApplied { path: PathBuf },
+    #[error("what was called ended with {0}")]
+    Exit(u8),
+    #[error("refused: {service} in {target}: {reason}")]
+    Refused { target: String, service: String, reason: String },
+    #[error("{service} in {target}: {source}")]
+    Call { target: String, service: String, source: nexus::client::CallError },
+    #[error("{qube}: {said} (exit status {code})")]
+    InQube { qube: String, code: i32, said: String },
+    #[error("{qube} says no list of containers: {source}")]
+    ContainerList { qube: String, source: serde_json::Error },
+    #[error("{qube} says that it has no container {container}")]
+    NoContainer { qube: String, container: String },
+    #[error("{0:?} is no container: that is QUBE:CONTAINER")]
+    NotAContainer(String),
+    #[error("{0:?} is no target: that is QUBE, QUBE:CONTAINER or @dispvm:QUBE")]
+    NoTarget(String),
+    #[error("dom0 is where you are: nothing has to be called for what is to run here")]
+    IsDom0,
+    #[error(
+        "the command is a service of {0} bytes, and 65000 are the most: hand it over by stdin, as in `nxl exec QUBE -- sh -s < FILE'"
+    )]
+    LongCommand(usize),
+    #[error(transparent)]
+    Top(TopError),
     #[error("output: {0}")]
     Output(#[source] io::Error),
+}
+
+impl Error {
+    /// The status that the program ends with, and whether it has something to say.
+    pub(crate) fn status(&self) -> (u8, bool) {
+        match self {
+            // Whoever read our output has had enough of it.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => (0, false),
+            Self::Exit(code) => (*code, false),
+            Self::Refused { .. } => (EXIT_REFUSED, true),
+            Self::Call { .. } => (EXIT_PROBLEM, true),
+            Self::NoXenHost(_) => (3, true),
+            _ => (1, true),
+        }
+    }
+}
+
+/// What a machine is that is not dom0.
+fn elsewhere(machine: Machine) -> &'static str {
+    match machine {
+        Machine::Qube => "this is a qube, and not dom0 of its Xen host: there is nothing to look at here",
+        Machine::Bare | Machine::Dom0 => {
+            "this is no Xen host: the kernel runs on no Xen, and so not in its dom0"
+        }
+    }
 }
 
 /// What else a policy has wrong.
@@ -147,5 +209,17 @@ fn and_more(others: usize) -> String {
     match others {
         0 => String::new(),
         others => format!(" (and {others} more)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_no_dom0_has_a_status_of_its_own() {
+        assert_eq!(Error::NoXenHost(Machine::Bare).status(), (3, true));
+        assert_eq!(Error::LeftOver(1).status(), (1, true));
+        assert!(Error::NoXenHost(Machine::Qube).to_string().starts_with("this is a qube"));
     }
 }

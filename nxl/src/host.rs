@@ -1,13 +1,11 @@
-//! `nxl uptime`, `vm-list`, `channel-list` and `top`.
+//! `nxl uptime`, `vm-list` and `channel-list`.
 
 use crate::error::Error;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use toolstack::host::Channel;
 use toolstack::qubes::{Qube, Qubes};
 use xen::DomId;
@@ -94,11 +92,6 @@ fn channel_row(channel: &Channel) -> String {
     let Channel { number, backend, state, port, ring, connection, tty } = channel;
     let tty = tty.as_ref().map_or_else(String::new, |tty| format!("{tty:<30} "));
     format!("{number:<3} {backend:<2} {state:<5} {port:<6} {ring:<8} {connection:<10} {tty}\n")
-}
-
-/// Becomes `xentop`; comes back only with why not.
-pub(crate) fn top() -> Error {
-    Error::Program { program: "xentop", source: Command::new("xentop").exec() }
 }
 
 #[cfg(test)]

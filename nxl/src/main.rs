@@ -7,14 +7,19 @@ mod cache;
 mod calls;
 mod command;
 mod console;
+mod containers;
 mod create;
 mod diagnose;
 mod diff;
 mod doctor;
 mod error;
+mod events;
+mod exec;
+mod generations;
 mod host;
 mod info;
 mod list;
+mod log_file;
 mod manage;
 mod manual;
 mod memory;
@@ -26,6 +31,8 @@ mod pool;
 mod scheduler;
 mod spec;
 mod stock;
+mod terminal;
+mod top;
 mod tree;
 mod vcpu;
 mod volume;
@@ -37,6 +44,7 @@ use error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use toolstack::UserData;
+use toolstack::events::EventLog;
 use toolstack::qubes::Qubes;
 use xen::host::Dom0;
 
@@ -51,19 +59,21 @@ fn main() -> ExitCode {
 fn finish(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has had enough of it.
-        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            // There is nobody left to tell when stderr is gone, too.
-            let _ = writeln!(io::stderr(), "nxl: {error}");
-            ExitCode::FAILURE
+            let (status, tell) = error.status();
+            if tell {
+                // There is nobody left to tell when stderr is gone, too.
+                let _ = writeln!(io::stderr(), "nxl: {error}");
+            }
+            ExitCode::from(status)
         }
     }
 }
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)
+    let qubes = Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)?;
+    Ok(qubes.with_events(EventLog::default()))
 }
 
 fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
@@ -79,7 +89,13 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Plan { check: true, spec, .. } => plan::check(&spec),
         Command::Plan { wishes, json, spec, .. } => plan::plan(&qubes()?, &spec, &wishes.wishes(), json),
         Command::Diff { json, spec } => diff::diff(&qubes()?, &spec, json),
-        Command::Tree { json, svg, spec } => tree::tree(&qubes()?, spec.as_deref(), json, svg),
+        Command::Generations(options) => generations::generations(&qubes()?, &options),
+        Command::Switch(options) => generations::switch(&options),
+        Command::Rollback(options) => generations::rollback(&options),
+        Command::Tree(options) => tree::tree(&qubes()?, &options),
+        Command::Exec(options) => exec::exec(&options),
+        Command::Logs(options) => exec::logs(&options),
+        Command::Container(command) => containers::container(&command),
         Command::List(options) => list::list(&qubes()?, options.long, options.columns, &options.qubes),
         Command::Destroy(options) => manage::destroy(&qubes()?, &options.qube, options.force),
         Command::Shutdown(options) => manage::shutdown(&qubes()?, &options),
@@ -112,8 +128,8 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::PciAttach { qube, device } => pci::attach(&qubes()?, &qube, &device),
         Command::PciDetach { force, qube, device } => pci::detach(&qubes()?, &qube, &device, force),
         Command::PciList { qube } => pci::list_attached(&qubes()?, &qube),
-        Command::Top => Err(host::top()),
-        Command::Doctor { repair, json } => doctor::doctor(qubes()?, repair, json),
+        Command::Top(options) => top::top(qubes()?, &options),
+        Command::Doctor(options) => doctor::doctor(&options),
         Command::Pool(command) => pool::pool(qubes()?, &command),
         Command::BlockAttach { qube, disk } => block::attach(&qubes()?, &qube, &disk),
         Command::BlockDetach { force, qube, device } => block::detach(&qubes()?, &qube, &device, force),
@@ -126,7 +142,9 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),
         Command::Calls(options) => calls::calls(&options),
+        Command::Events(options) => events::events(&options),
         Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
+        Command::Reference => manual::reference(),
     }
 }

@@ -3,15 +3,25 @@
 use crate::error::Error;
 use crate::spec::Declared;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
+use toolstack::generations::Choice;
 use toolstack::qubes::Qubes;
 use toolstack::spec::{Plan, PolicyChange, Step, Wishes, Work};
+use toolstack::store_path;
 
 pub(crate) fn plan(qubes: &Qubes, path: &Path, wishes: &Wishes, as_json: bool) -> Result<(), Error> {
-    let plan = Declared::read(path)?.plan(qubes, wishes)?;
-    let text = if as_json { format!("{:#}\n", json(&plan)) } else { text(&plan) };
+    let declared = Declared::read(path)?;
+    let plan = declared.plan(qubes, wishes)?;
+    let text = if as_json {
+        let mut value = json(&plan);
+        value["held"] = held_json(&declared.choices);
+        format!("{value:#}\n")
+    } else {
+        text(&plan) + &held(&declared.choices)
+    };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
@@ -60,6 +70,43 @@ pub(crate) fn text(plan: &Plan) -> String {
         }
     }
     text
+}
+
+/// Which qubes run something else than what is declared, and until when.
+pub(crate) fn held(choices: &BTreeMap<String, Choice>) -> String {
+    let mut text = String::new();
+    for (name, choice) in choices {
+        if let Some(held) = &choice.held {
+            let said = held.reason.said();
+            let declared = held.against.display();
+            let declared =
+                store_path::name(&declared.to_string()).map_or(declared.to_string(), str::to_owned);
+            let _ = writeln!(
+                text,
+                "{name}: {said} to {}, until something else than {declared} is declared (or `nxl switch {name}')",
+                held.variant
+            );
+        }
+        if choice.on_trial {
+            let _ = writeln!(text, "{name}: on trial, until it reports ready");
+        }
+    }
+    text
+}
+
+/// The same for programs.
+pub(crate) fn held_json(choices: &BTreeMap<String, Choice>) -> Value {
+    let held = choices.iter().filter_map(|(name, choice)| {
+        let held = choice.held.as_ref()?;
+        Some(json!({
+            "qube": name,
+            "reason": held.reason,
+            "generation": held.variant.generation,
+            "specialisation": held.variant.specialisation,
+            "declared": held.against,
+        }))
+    });
+    held.collect::<Vec<_>>().into()
 }
 
 fn reasons(step: &Step) -> Vec<String> {
@@ -122,6 +169,7 @@ pub(crate) fn step_json(step: &Step) -> Value {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use toolstack::generations::{Held, Reason, Variant};
     use toolstack::spec::{Change, Difference, uuid_of};
 
     pub(crate) fn example() -> Plan {
@@ -175,6 +223,25 @@ pub(crate) mod tests {
         let json = json(&example());
         assert_eq!(json["steps"][3]["why"][0]["declared"], "pvh");
         assert_eq!(json["steps"][1]["changes"][0], "vcpus: 1 -> 2");
+    }
+
+    #[test]
+    fn what_runs_instead_of_what_is_declared_is_said() {
+        let system = "/nix/store/00000000000000000000000000000000-nixos-system-work-25.11";
+        let variant = Variant { generation: 3, specialisation: None };
+        let choice = Choice {
+            system: "/nix/store/x".into(),
+            specialisation: None,
+            held: Some(Held { variant, against: system.into(), reason: Reason::RolledBack }),
+            on_trial: true,
+        };
+        let choices = BTreeMap::from([("work".to_owned(), choice)]);
+        assert_eq!(
+            held(&choices),
+            "work: rolled back to generation 3, until something else than nixos-system-work-25.11 is declared (or `nxl switch work')\n\
+             work: on trial, until it reports ready\n"
+        );
+        assert_eq!(held_json(&choices)[0]["reason"], "rolled-back");
     }
 
     #[test]

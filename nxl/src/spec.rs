@@ -8,32 +8,42 @@ use nexus::name::Name;
 use nexus::policy::parser::{self, Language, Statement};
 use nexus::policy::{Policy, QubeInfo, System};
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toolstack::config::QubeConfig;
+use toolstack::generations::{Choice, Generations};
 use toolstack::qubes::Qubes;
 use toolstack::spec::{Document, Plan, PolicyFolder, Spec, Wishes};
+use toolstack::whole_file;
 
 /// What was applied last on this host.
 pub(crate) const APPLIED: &str = "/run/nxl/qubes.json";
+/// What policy is to know of those qubes, for nexusd.
+const SYSTEM: &str = "/run/nxl/system.json";
 
 /// A document, and what becomes of its qubes here.
 pub(crate) struct Declared {
     pub(crate) spec: Spec,
     pub(crate) configs: BTreeMap<String, QubeConfig>,
+    /// The system that each NixOS is to run.
+    pub(crate) choices: BTreeMap<String, Choice>,
+    pub(crate) generations: Generations,
 }
 
 impl Declared {
     /// Reads a document, and the systems that it names.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
         let spec = read(path)?;
-        let mut configs = spec.configs().map_err(Error::from)?;
+        let generations = Generations::default();
+        let choices = spec.choices(&generations)?;
+        let mut configs = spec.configs(&choices)?;
         let conf = XlConf::open()?;
         for config in configs.values_mut() {
             conf.complete(config)?;
             crate::create::mask_cpus(config, &conf)?;
         }
-        Ok(Self { spec, configs })
+        Ok(Self { spec, configs, choices, generations })
     }
 
     /// What has to be done on this host.
@@ -94,8 +104,8 @@ fn statements(text: &str, file: &str) -> Result<Vec<Statement>, String> {
 }
 
 /// The rules of files, in the order in which they are read. What they include is the host's, and not declared.
-fn policy(files: &BTreeMap<String, String>) -> Policy {
-    let statements = files.iter().filter_map(|(file, text)| statements(text, file).ok()).flatten();
+fn policy<'a>(files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Policy {
+    let statements = files.into_iter().filter_map(|(file, text)| statements(text, file).ok()).flatten();
     Policy::new(
         statements
             .filter_map(|statement| match statement {
@@ -125,6 +135,19 @@ fn system(document: &Document) -> Result<System, Error> {
     Ok(system)
 }
 
+/// Writes down for nexusd which qubes and containers are declared.
+pub(crate) fn remember_system(document: &Document) -> Result<(), Error> {
+    let path = Path::new(SYSTEM);
+    let text = serde_json::to_string(&system(document)?)
+        .map_err(|source| Error::Stored { path: SYSTEM.to_owned(), source })?;
+    // nexusd, which is not root, looks at it each second.
+    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    whole_file::replace(path, text.as_bytes(), 0o644)
+        .map_err(|source| Error::Read { path: path.to_owned(), source })
+}
+
 /// A call that is declared to be possible.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CallEdge {
@@ -134,10 +157,14 @@ pub(crate) struct CallEdge {
     pub(crate) ask: bool,
 }
 
-/// All calls that are allowed or asked about, those within qubes among them.
+/// What dom0 may do everywhere (nixos/lib/policy.nix). It is read last.
+const ADMINISTRATION: &str = "90-nexus.policy";
+
+/// All calls that are allowed or asked about, those within qubes among them; without what dom0 may do everywhere.
 pub(crate) fn calls(document: &Document) -> Result<Vec<CallEdge>, Error> {
     let mut system = system(document)?;
-    let mut edges = policy(&document.policy).edges(&system);
+    let files = document.policy.iter().filter(|(file, _)| *file != ADMINISTRATION);
+    let mut edges = policy(files).edges(&system);
     for (name, qube) in &document.qubes {
         system.within = Some(Name::new(name)?);
         edges.extend(policy(&qube.policy).edges(&system));

@@ -1,27 +1,41 @@
 //! `nxl tree`: dom0, its qubes, what is in them, and who may call whom.
 
+mod drawing;
+
+use crate::command::TreeOptions;
+use crate::containers;
 use crate::error::Error;
 use crate::spec::{self, APPLIED, CallEdge};
+use nexus::client::containers::{Container, State};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
+use toolstack::generations::Generations;
 use toolstack::qubes::{Qube, Qubes};
 use toolstack::spec::{Class, Document, uuid_of};
+use toolstack::store_path;
 use xen::{DomId, PAGE_SHIFT};
 
-pub(crate) fn tree(qubes: &Qubes, path: Option<&Path>, as_json: bool, as_svg: bool) -> Result<(), Error> {
-    let path = path.unwrap_or(Path::new(APPLIED));
+pub(crate) fn tree(qubes: &Qubes, options: &TreeOptions) -> Result<(), Error> {
+    let path = options.spec.as_deref().unwrap_or(Path::new(APPLIED));
     if path == Path::new(APPLIED) && !path.exists() {
         return Err(Error::NothingApplied { path: path.to_owned() });
     }
     let spec = spec::read(path)?;
-    let nodes = nodes(qubes, spec.document())?;
+    let mut nodes = nodes(qubes, spec.document())?;
+    if !options.no_ask {
+        let asked = nodes.iter().filter(|node| node.state == "running" && !node.containers.is_empty());
+        let asked: Vec<String> = asked.map(|node| node.name.clone()).collect();
+        for (qube, said) in containers::list_all(asked) {
+            hear(&mut nodes, &qube, &said);
+        }
+    }
     let calls = spec::calls(spec.document())?;
-    let text = match (as_json, as_svg) {
+    let text = match (options.json, options.svg) {
         (true, _) => format!("{:#}\n", json(&nodes, &calls)),
-        (_, true) => svg(&nodes, &calls),
+        (_, true) => drawing::svg(&nodes, &calls),
         _ => text(&nodes, &calls),
     };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
@@ -42,6 +56,8 @@ struct Node {
     system: Option<String>,
     /// The kernel that it was booted from, by the name in its store path if it is in one.
     kernel: Option<String>,
+    /// The generation that it was booted from.
+    generation: Option<u64>,
     containers: Vec<Inner>,
 }
 
@@ -50,11 +66,26 @@ struct Node {
 struct Inner {
     name: String,
     services: Vec<String>,
+    /// The most that it may have.
     memory_mib: Option<u64>,
+    /// What its qube says that it does, and has; none if the qube did not say.
+    state: Option<State>,
+    used_kib: Option<u64>,
+}
+
+/// Takes down what a qube says of its containers. Of those that are not declared it may say what it wants.
+fn hear(nodes: &mut [Node], qube: &str, said: &[Container]) {
+    let declared = nodes.iter_mut().filter(|node| node.name == qube).flat_map(|node| &mut node.containers);
+    for inner in declared {
+        if let Some(found) = said.iter().find(|found| found.name.as_str() == inner.name) {
+            (inner.state, inner.used_kib) = (Some(found.state), found.memory_kib);
+        }
+    }
 }
 
 fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
     let running = qubes.list()?;
+    let generations = Generations::default();
     let mut nodes = Vec::new();
     let dom0 = running.iter().find(|qube| qube.info.domid == DomId::DOM0);
     nodes.push(Node { name: "dom0".to_owned(), ..node(qubes, dom0)? });
@@ -64,6 +95,8 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
             name: name.clone(),
             services: container.services.clone(),
             memory_mib: container.memory,
+            state: None,
+            used_kib: None,
         });
         nodes.push(Node {
             name: name.clone(),
@@ -73,6 +106,7 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
             }),
             declared: true,
             system: qube.system.as_ref().map(|system| store_name(&system.display().to_string())),
+            generation: generation(&generations, name, found.is_some())?,
             containers: containers.collect(),
             ..node(qubes, found)?
         });
@@ -82,6 +116,14 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
         nodes.push(node(qubes, Some(qube))?);
     }
     Ok(nodes)
+}
+
+/// Which generation a qube runs.
+fn generation(generations: &Generations, name: &str, runs: bool) -> Result<Option<u64>, Error> {
+    if !runs {
+        return Ok(None);
+    }
+    Ok(generations.record(name)?.booted.map(|variant| variant.generation))
 }
 
 /// What the host says of a domain, or of one that does not run.
@@ -106,14 +148,14 @@ fn node(qubes: &Qubes, found: Option<&Qube>) -> Result<Node, Error> {
         memory_mib: found.map(|qube| qube.info.pages >> (20 - PAGE_SHIFT)),
         system: None,
         kernel: kernel.map(store_name),
+        generation: None,
         containers: Vec::new(),
     })
 }
 
-/// `linux-6.12` of `/nix/store/…-linux-6.12/bzImage`; another path as it is.
+/// What a path's store path is called; another path as it is.
 fn store_name(path: &str) -> String {
-    let name = || path.strip_prefix("/nix/store/")?.split('/').next()?.split_once('-').map(|(_, name)| name);
-    name().unwrap_or(path).to_owned()
+    store_path::name(path).unwrap_or(path).to_owned()
 }
 
 /// The calls of each caller.
@@ -142,16 +184,32 @@ fn text(nodes: &[Node], calls: &[CallEdge]) -> String {
         for (number, container) in qube.containers.iter().enumerate() {
             let last = number + 1 == qube.containers.len();
             let (branch, bar) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-            let offers = container.services.join(", ");
-            let offers = if offers.is_empty() { offers } else { format!("  offers {offers}") };
-            let memory = container.memory_mib.map_or_else(String::new, |mib| format!("  at most {mib} MiB"));
-            let _ = writeln!(text, "{trunk}{branch}{}{memory}{offers}", container.name);
+            let mut parts = vec![container.name.clone()];
+            parts.extend(container.status());
+            if !container.services.is_empty() {
+                parts.push(format!("offers {}", container.services.join(", ")));
+            }
+            let _ = writeln!(text, "{trunk}{branch}{}", parts.join("  "));
             for call in calls_of(&format!("{}:{}", qube.name, container.name)) {
                 let _ = writeln!(text, "{trunk}{bar}   {}", arrow(call));
             }
         }
     }
     text
+}
+
+impl Inner {
+    /// What it does, and its memory.
+    fn status(&self) -> Vec<String> {
+        let used = self.used_kib.map(|kib| kib.div_ceil(1024));
+        let memory = match (used, self.memory_mib) {
+            (Some(used), Some(most)) => Some(format!("{used} of {most} MiB")),
+            (Some(used), None) => Some(format!("{used} MiB")),
+            (None, Some(most)) => Some(format!("at most {most} MiB")),
+            (None, None) => None,
+        };
+        self.state.map(|state| state.to_string()).into_iter().chain(memory).collect()
+    }
 }
 
 fn title(node: &Node) -> String {
@@ -163,6 +221,7 @@ fn title(node: &Node) -> String {
     parts.extend(node.memory_mib.map(|mib| format!("{mib} MiB")));
     parts.extend(node.class.map(str::to_owned));
     parts.extend(node.system.clone());
+    parts.extend(node.generation.map(|number| format!("generation {number}")));
     parts.extend(node.kernel.as_ref().map(|kernel| format!("kernel {kernel}")));
     if !node.declared && node.domid != Some(DomId::DOM0) {
         parts.push("not declared".to_owned());
@@ -185,7 +244,9 @@ fn json(nodes: &[Node], calls: &[CallEdge]) -> Value {
                     json!({
                         "name": container.name,
                         "services": container.services,
+                        "state": container.state,
                         "memory_mib": container.memory_mib,
+                        "used_kib": container.used_kib,
                     })
                 })
                 .collect();
@@ -197,6 +258,7 @@ fn json(nodes: &[Node], calls: &[CallEdge]) -> Value {
                 "domid": node.domid.map(|domid| domid.0),
                 "memory_mib": node.memory_mib,
                 "system": node.system,
+                "generation": node.generation,
                 "kernel": node.kernel,
                 "containers": containers,
             })
@@ -211,117 +273,12 @@ fn json(nodes: &[Node], calls: &[CallEdge]) -> Value {
     json!({ "qubes": nodes, "calls": calls })
 }
 
-// --- the drawing: dom0 around its qubes, a column each, containers in them, and curves for the calls
-
-const WIDTH: usize = 230;
-const GAP: usize = 110;
-const MARGIN: usize = 30;
-const HEAD: usize = 76;
-const ROW: usize = 50;
-const TOP: usize = 70;
-
-fn svg(nodes: &[Node], calls: &[CallEdge]) -> String {
-    let Some((dom0, qubes)) = nodes.split_first() else { return String::new() };
-    let mut boxes = String::new();
-    // Where a curve begins and ends: left edge, and middle in height.
-    let mut places: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    let mut height = 0;
-    for (number, qube) in qubes.iter().enumerate() {
-        let x = MARGIN * 2 + number * (WIDTH + GAP);
-        let tall = HEAD + qube.containers.len() * ROW;
-        height = height.max(tall);
-        let fill = match qube.state {
-            "running" => "#e8f1fb",
-            _ => "#f2f2f2",
-        };
-        rectangle(&mut boxes, (x, TOP), (WIDTH, tall), fill);
-        label(&mut boxes, (x + 10, TOP + 22), 15, &qube.name);
-        let memory = qube.memory_mib.map_or_else(String::new, |mib| format!(", {mib} MiB"));
-        label(&mut boxes, (x + 10, TOP + 40), 11, &format!("{}{memory}", qube.state));
-        let system = qube.system.as_deref().or(qube.kernel.as_deref()).unwrap_or_default();
-        label(&mut boxes, (x + 10, TOP + 56), 10, &shortened(system, 38));
-        places.insert(qube.name.clone(), (x, TOP + 20));
-        for (row, container) in qube.containers.iter().enumerate() {
-            let y = TOP + HEAD - 6 + row * ROW;
-            rectangle(&mut boxes, (x + 10, y), (WIDTH - 20, ROW - 10), "#ffffff");
-            label(&mut boxes, (x + 20, y + 17), 13, &container.name);
-            label(&mut boxes, (x + 20, y + 32), 10, &shortened(&container.services.join(", "), 36));
-            places.insert(format!("{}:{}", qube.name, container.name), (x, y + 20));
-        }
-    }
-    let width = (MARGIN * 4 + qubes.len() * (WIDTH + GAP)).saturating_sub(GAP).max(300) + GAP / 2;
-    let bottom = TOP + height + MARGIN;
-    places.insert("dom0".to_owned(), (MARGIN, MARGIN + 14));
-    let mut curves = String::new();
-    for (number, call) in calls.iter().enumerate() {
-        let (Some(&from), Some(&to)) = (places.get(&call.source), places.get(&call.target)) else { continue };
-        curve(&mut curves, from, to, call, number);
-    }
-    let mut text = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{}\" font-family=\"sans-serif\">\n\
-         <defs><marker id=\"tip\" viewBox=\"0 0 8 8\" refX=\"7\" refY=\"4\" markerWidth=\"7\" markerHeight=\"7\" orient=\"auto\">\
-         <path d=\"M0 0 L8 4 L0 8 z\" fill=\"#44546a\"/></marker></defs>\n",
-        bottom + MARGIN
-    );
-    rectangle(&mut text, (MARGIN / 2, MARGIN / 2), (width - MARGIN, bottom), "#fbfbf7");
-    label(&mut text, (MARGIN, MARGIN + 14), 16, &title(dom0));
-    text + &boxes + &curves + "</svg>\n"
-}
-
-fn rectangle(text: &mut String, (x, y): (usize, usize), (width, height): (usize, usize), fill: &str) {
-    let _ = writeln!(
-        text,
-        "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"6\" fill=\"{fill}\" stroke=\"#7f7f7f\"/>"
-    );
-}
-
-fn label(text: &mut String, (x, y): (usize, usize), size: usize, what: &str) {
-    if !what.is_empty() {
-        let _ = writeln!(text, "<text x=\"{x}\" y=\"{y}\" font-size=\"{size}\">{}</text>", escaped(what));
-    }
-}
-
-/// From the caller to whom it calls; beside both, when they are in one column.
-fn curve(text: &mut String, from: (usize, usize), to: (usize, usize), call: &CallEdge, number: usize) {
-    let (right, left) = (from.0 + WIDTH, to.0);
-    let (begin, end) = match from.0.cmp(&to.0) {
-        std::cmp::Ordering::Less => (right, left),
-        std::cmp::Ordering::Equal => (right, left + WIDTH),
-        std::cmp::Ordering::Greater => (from.0, left + WIDTH),
-    };
-    let bend = if from.0 > to.0 { begin.min(end).saturating_sub(GAP / 2) } else { begin.max(end) + GAP / 2 };
-    let through = if from.0 == to.0 { bend } else { usize::midpoint(begin, end) };
-    let dashes = if call.ask { " stroke-dasharray=\"5 4\"" } else { "" };
-    let _ = writeln!(
-        text,
-        "<path d=\"M{begin} {} C{through} {} {through} {} {end} {}\" fill=\"none\" stroke=\"#44546a\"{dashes} marker-end=\"url(#tip)\"><title>{}</title></path>",
-        from.1,
-        from.1,
-        to.1,
-        to.1,
-        escaped(&format!("{} -> {}: {}", call.source, call.target, call.service)),
-    );
-    let x = if from.0 == to.0 { begin + 6 } else { begin.min(end) + 6 };
-    // One below the other, where several come from one place.
-    label(text, (x, usize::midpoint(from.1, to.1) + 4 + number % 3 * 11), 9, &shortened(&call.service, 20));
-}
-
-fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nexus::name::Name;
 
-    fn example() -> (Vec<Node>, Vec<CallEdge>) {
+    pub(super) fn example() -> (Vec<Node>, Vec<CallEdge>) {
         let plain = Node {
             name: "dom0".to_owned(),
             class: None,
@@ -331,12 +288,15 @@ mod tests {
             memory_mib: Some(768),
             system: None,
             kernel: None,
+            generation: None,
             containers: Vec::new(),
         };
         let inner = |name: &str, services: &[&str]| Inner {
             name: name.to_owned(),
             services: services.iter().map(|service| (*service).to_owned()).collect(),
             memory_mib: (name == "db").then_some(64),
+            state: None,
+            used_kib: None,
         };
         let work = Node {
             name: "work".to_owned(),
@@ -346,6 +306,7 @@ mod tests {
             memory_mib: Some(256),
             system: Some("nixos-system-work".to_owned()),
             kernel: Some("linux-6.12".to_owned()),
+            generation: Some(7),
             containers: vec![inner("db", &["q.Query"]), inner("web", &[])],
             ..plain.clone()
         };
@@ -354,6 +315,7 @@ mod tests {
             state: "halted",
             domid: None,
             memory_mib: None,
+            generation: None,
             containers: Vec::new(),
             ..work.clone()
         };
@@ -380,32 +342,44 @@ mod tests {
             "dom0  running  768 MiB\n\
              ├─ vault  halted  nixos  nixos-system-work  kernel linux-6.12\n\
              │     -> work  q.<A>\n\
-             ├─ work  (3)  running  256 MiB  nixos  nixos-system-work  kernel linux-6.12\n\
+             ├─ work  (3)  running  256 MiB  nixos  nixos-system-work  generation 7  kernel linux-6.12\n\
              │  ├─ db  at most 64 MiB  offers q.Query\n\
              │  └─ web\n\
              │        -> vault  q.<A>  (asked)\n\
              │        -> work:db  q.<A>\n\
              └─ mine  (4)  running  768 MiB  not declared\n"
         );
+        let (mut nodes, calls) = (nodes, calls);
+        let said =
+            |name: &str, state, memory_kib| Container { name: Name::new(name).unwrap(), state, memory_kib };
+        let said = [
+            said("db", State::Running, Some(5000)),
+            said("web", State::Failed, None),
+            said("undeclared", State::Running, None),
+        ];
+        hear(&mut nodes, "vault", &said);
+        hear(&mut nodes, "work", &said);
+        let shown = text(&nodes, &calls);
+        assert!(
+            shown.contains("│  ├─ db  running  5 of 64 MiB  offers q.Query\n│  └─ web  failed\n"),
+            "{shown}"
+        );
+        assert!(!shown.contains("undeclared"), "{shown}");
         let json = json(&nodes, &calls);
+        assert_eq!(
+            (&json["qubes"][2]["containers"][0]["state"], &json["qubes"][2]["containers"][0]["used_kib"]),
+            (&"running".into(), &5000.into())
+        );
         assert_eq!(json["qubes"][2]["containers"][0]["memory_mib"], 64);
         assert_eq!(json["calls"][1]["ask"], true);
     }
 
     #[test]
-    fn the_drawing_has_every_box_and_every_call() {
-        let (nodes, calls) = example();
-        let svg = svg(&nodes, &calls);
-        // dom0, three qubes, two containers; a path for each call, and the tip's.
-        assert_eq!((svg.matches("<rect").count(), svg.matches("<path").count()), (6, 4), "{svg}");
-        assert!(svg.contains("q.&lt;A&gt;") && !svg.contains("q.<A>"), "{svg}");
-        assert_eq!(svg.matches("stroke-dasharray").count(), 1);
-        assert!(svg.ends_with("</svg>\n"));
-    }
-
-    #[test]
     fn a_store_path_is_known_by_its_name() {
-        assert_eq!(store_name("/nix/store/0123-linux-6.12/bzImage"), "linux-6.12");
+        assert_eq!(
+            store_name("/nix/store/00000000000000000000000000000000-linux-6.12/bzImage"),
+            "linux-6.12"
+        );
         assert_eq!(store_name("/boot/vmlinuz"), "/boot/vmlinuz");
     }
 }

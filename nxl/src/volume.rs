@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::PathBuf;
+use toolstack::events::{Event, EventLog, Step};
 use toolstack::volume::{Copied, Format, Name, VOLUMES, Volume, VolumeError, Volumes};
 
 #[derive(Debug, Args)]
@@ -78,12 +79,21 @@ pub(crate) enum VolumeCommand {
 }
 
 pub(crate) fn volume(options: &VolumeOptions) -> Result<(), Error> {
-    let text = run(&Volumes::new(&options.folder), &options.command, options.json)?;
+    let text = run(&Volumes::new(&options.folder), &options.command, options.json, &EventLog::default())?;
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
-fn run(volumes: &Volumes, command: &VolumeCommand, as_json: bool) -> Result<String, Error> {
+fn run(
+    volumes: &Volumes,
+    command: &VolumeCommand,
+    as_json: bool,
+    events: &EventLog,
+) -> Result<String, Error> {
     let name = |text: &String| text.parse::<Name>();
+    let tell = |volume: &str, work: &str| {
+        let step = Step::Volume { volume: volume.to_owned(), work: work.to_owned() };
+        events.tell(&[Event::now(step)]);
+    };
     Ok(match command {
         VolumeCommand::List { names } => {
             let list = match &names[..] {
@@ -98,21 +108,31 @@ fn run(volumes: &Volumes, command: &VolumeCommand, as_json: bool) -> Result<Stri
         VolumeCommand::Create { volume, size, format, if_missing } => {
             let format = format.as_deref().map(str::parse::<Format>).transpose()?;
             let (volume, size) = (name(volume)?, bytes(size)?);
+            let there = *if_missing && volumes.size(&volume)?.is_some();
             let made = if *if_missing {
                 volumes.ensure(&volume, size, format)?
             } else {
                 volumes.create(&volume, size, format)?
             };
+            if !there {
+                tell(&made.name.to_string(), "create");
+            }
             one(&made, as_json)
         }
         VolumeCommand::Resize { volume, size } => {
-            one(&volumes.resize(&name(volume)?, bytes(size)?)?, as_json)
+            let resized = volumes.resize(&name(volume)?, bytes(size)?)?;
+            tell(volume, "resize");
+            one(&resized, as_json)
         }
         VolumeCommand::Snapshot { volume, snapshot } => {
-            copied(volumes.snapshot(&name(volume)?, &name(snapshot)?)?, as_json)
+            let made = volumes.snapshot(&name(volume)?, &name(snapshot)?)?;
+            tell(&format!("{volume}@{snapshot}"), "snapshot");
+            copied(made, as_json)
         }
         VolumeCommand::Restore { volume, snapshot } => {
-            copied(volumes.restore(&name(volume)?, &name(snapshot)?)?, as_json)
+            let given_back = volumes.restore(&name(volume)?, &name(snapshot)?)?;
+            tell(&format!("{volume}@{snapshot}"), "restore");
+            copied(given_back, as_json)
         }
         VolumeCommand::Remove { volume, snapshots } => {
             match volume.split_once('@') {
@@ -121,6 +141,7 @@ fn run(volumes: &Volumes, command: &VolumeCommand, as_json: bool) -> Result<Stri
                 }
                 None => volumes.remove(&name(volume)?, *snapshots)?,
             }
+            tell(volume, "remove");
             if as_json { text(&json!({ "removed": volume })) } else { String::new() }
         }
     })
@@ -231,7 +252,7 @@ mod tests {
     fn what_becomes_of_a_volume_is_said() {
         let folder = tempfile::tempdir().unwrap();
         let volumes = Volumes::new(folder.path().join("volumes"));
-        let run = |command: VolumeCommand, json| run(&volumes, &command, json);
+        let run = |command: VolumeCommand, json| run(&volumes, &command, json, &EventLog::nowhere());
         let list = || VolumeCommand::List { names: Vec::new() };
         assert_eq!(run(list(), true).unwrap(), "[]\n");
         let create = |if_missing| VolumeCommand::Create {

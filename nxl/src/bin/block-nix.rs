@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use toolstack::closure_disk::{ClosureDisk, ClosureDiskError, ClosureImage, ClosureImages};
 use toolstack::device::Dom0;
+use toolstack::events::{Event, EventLog, Step};
 use xen::Platform;
 use xen::host::Host;
 
@@ -100,7 +101,7 @@ fn run(verb: &Verb) -> Result<(), Error> {
 
 fn prepare(target: &Path) -> Result<(), Error> {
     let images = ClosureImages::default();
-    let image = images.make(&images.store_path(target)?)?;
+    let image = make(&images, target)?;
     let (path, digest, size) = (image.path().display(), image.digest(), image.size());
     let took = image.made().map_or_else(
         || "it was there".to_owned(),
@@ -114,9 +115,18 @@ fn prepare(target: &Path) -> Result<(), Error> {
     }
 }
 
+/// The image, and an event if it was not there yet.
+fn make(images: &ClosureImages, target: &Path) -> Result<ClosureImage, ClosureDiskError> {
+    let image = images.make(&images.store_path(target)?)?;
+    if image.made().is_some() {
+        EventLog::default().tell(&[Event::now(Step::Image { path: image.path().to_owned() })]);
+    }
+    Ok(image)
+}
+
 fn export(target: &Path, file: &Path) -> Result<(), Error> {
     let images = ClosureImages::default();
-    let image = images.make(&images.store_path(target)?)?;
+    let image = make(&images, target)?;
     let copy = || {
         let file = File::create(file)?;
         image.copy_to(&file)?;
