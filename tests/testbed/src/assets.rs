@@ -2,7 +2,7 @@
 //! between qubes are tried with.
 //!
 //! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. Those
-//! that are booted hold one system's files: [`SYSTEM`]'s.
+//! that are booted hold one system's files: those of `vault`.
 
 use std::fs;
 use std::io::{self, Cursor, Write as _};
@@ -25,7 +25,10 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 4] = ["unified", "esp", "disk", "calls"];
+pub const NAMES: [&str; 6] = ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1]];
+
+/// Those that are a `qubes.json` with the systems that it names, which `nixos/testing` builds: dom0 has all of their store paths.
+pub const DECLARED: [&str; 2] = ["demo", "demo-next"];
 
 /// Programs that know nothing of calls, at both ends of one: their packages, and where they lie there.
 const STRANGERS: [(&str, &str); 2] = [("curl", "usr/bin/curl"), ("socat", "usr/bin/socat")];

@@ -9,7 +9,7 @@ use crate::cache::{Cache, checkout};
 use crate::debian::Debian;
 use crate::error::At as _;
 use crate::products::Products;
-use crate::{Error, Result, elf, process};
+use crate::{Error, Result, elf, packages, process};
 
 /// The systems that `nixos/testing/default.nix` defines.
 const SYSTEMS: [&str; 3] = ["work", "vault", "office"];
@@ -30,12 +30,12 @@ const TOOLS: [&str; 9] = [
 /// Without a network, without a daemon and without build users: the machine needs nothing but the program.
 const NIX_CONFIG: &str = "substituters =\nbuild-users-group =\nsandbox = true\n";
 
-/// A system and everything that it refers to.
+/// A system, or what is declared of several, and everything that it refers to.
 #[derive(Debug)]
 pub struct Closure {
-    /// The system's name: `work`.
+    /// The attribute that it is: `work`.
     pub name: &'static str,
-    /// Its toplevel, `/nix/store/…-nixos-system-NAME-…`.
+    /// Its toplevel, `/nix/store/…-nixos-system-NAME-…`; or `/nix/store/…-qubes.json`.
     pub toplevel: String,
     /// The store paths of the closure, the toplevel among them.
     pub paths: Vec<String>,
@@ -53,47 +53,72 @@ pub enum Store {
     Machine,
 }
 
-/// Builds the closures of all systems. `folder` takes what goes into them.
-pub fn build(
-    cache: &Cache,
-    debian: &Debian,
-    products: &Products,
-    folder: &Path,
+/// What Nix builds closures of.
+#[derive(Debug)]
+pub struct Builder {
+    /// The arguments of `nixos/testing/default.nix`, each a folder.
+    arguments: Vec<(&'static str, PathBuf)>,
+    root: PathBuf,
     store: Store,
-) -> Result<Vec<Closure>> {
-    let busybox = folder.join("busybox");
-    fs::create_dir_all(&busybox).at(&busybox)?;
-    let binary = debian.tree.file("usr/bin/busybox")?;
-    fs::copy(&binary, busybox.join("busybox")).at(&binary)?;
-    symlink("busybox", busybox.join("sh")).at(&busybox)?;
-    let tools = gather_tools(debian, products, folder)?;
+    links: PathBuf,
+}
 
-    let root = match store {
-        Store::Cached => cache.folder("nix")?,
-        Store::Machine => PathBuf::from("/"),
-    };
-    let nix = |program: &str| {
-        let mut command = Command::new(program);
-        command.env("NIX_CONFIG", NIX_CONFIG);
-        if store == Store::Cached {
-            command.arg("--store").arg(&root);
-        }
-        command
-    };
-    let mut closures = Vec::new();
-    for name in SYSTEMS {
-        let mut build = nix("nix-build");
+impl Builder {
+    /// With what the packages and our programs are made of. `folder` takes what goes into the closures.
+    pub fn prepare(
+        cache: &Cache,
+        debian: &Debian,
+        products: &Products,
+        folder: &Path,
+        store: Store,
+    ) -> Result<Self> {
+        let busybox = folder.join("busybox");
+        fs::create_dir_all(&busybox).at(&busybox)?;
+        let binary = debian.tree.file("usr/bin/busybox")?;
+        fs::copy(&binary, busybox.join("busybox")).at(&binary)?;
+        symlink("busybox", busybox.join("sh")).at(&busybox)?;
+        let tools = gather_tools(debian, products, folder)?;
+        let packages = packages::gather(cache, products, folder)?;
+        let root = match store {
+            Store::Cached => cache.folder("nix")?,
+            Store::Machine => PathBuf::from("/"),
+        };
+        let arguments = vec![
+            ("busybox", busybox),
+            ("kernels", debian.kernels.clone()),
+            ("tools", tools),
+            ("packages", packages),
+        ];
+        Ok(Self { arguments, root, store, links: folder.to_owned() })
+    }
+
+    /// The closures of all systems without systemd.
+    pub fn systems(&self) -> Result<Vec<Closure>> {
+        SYSTEMS.into_iter().map(|name| self.closure(name)).collect()
+    }
+
+    /// The closure of an attribute of `nixos/testing/default.nix`, built if it is not there.
+    pub fn closure(&self, name: &'static str) -> Result<Closure> {
+        let mut build = self.nix("nix-build");
         build.arg(checkout().join("nixos/testing")).args(["--attr", name, "--out-link"]);
-        build.arg(folder.join(format!("system-{name}")));
-        for (argument, path) in [("busybox", &busybox), ("kernels", &debian.kernels), ("tools", &tools)] {
+        build.arg(self.links.join(format!("system-{name}")));
+        for (argument, path) in &self.arguments {
             build.args(["--arg", argument]).arg(path);
         }
         let toplevel = process::output(&mut build)?.trim().to_owned();
-        let query = process::output(nix("nix-store").args(["--query", "--requisites"]).arg(&toplevel))?;
+        let query = process::output(self.nix("nix-store").args(["--query", "--requisites"]).arg(&toplevel))?;
         let paths = query.lines().map(str::to_owned).collect();
-        closures.push(Closure { name, toplevel, paths, root: root.clone() });
+        Ok(Closure { name, toplevel, paths, root: self.root.clone() })
     }
-    Ok(closures)
+
+    fn nix(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("NIX_CONFIG", NIX_CONFIG);
+        if self.store == Store::Cached {
+            command.arg("--store").arg(&self.root);
+        }
+        command
+    }
 }
 
 /// A folder with `bin/` and, flat, `lib/`.

@@ -57,14 +57,18 @@ pub const MODULES: [(&str, &str); 5] = [
     ("xen-gntalloc", "drivers/xen"),
 ];
 
-/// The guests' halves of disks and network interfaces, and what images of closures are mounted with. Some kernels have
-/// some of the latter built in.
-const FRONTENDS: [(&str, &str); 5] = [
+/// The guests' halves of disks and network interfaces, and what images of closures and volumes are mounted with. Some kernels
+/// have some of the latter built in.
+const FRONTENDS: [(&str, &str); 9] = [
     ("xen-blkfront", "drivers/block"),
     ("xen-netfront", "drivers/net"),
     ("crc32c_generic", "crypto"),
     ("libcrc32c", "lib"),
     ("erofs", "fs/erofs"),
+    ("crc16", "lib"),
+    ("mbcache", "fs"),
+    ("jbd2", "fs/jbd2"),
+    ("ext4", "fs/ext4"),
 ];
 
 /// dom0's halves, and what they stand on, in the order in which they are loaded.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use crate::archive::Archive;
-use crate::assets::Assets;
-use crate::cache::Cache;
+use crate::assets::{Assets, DECLARED};
+use crate::cache::{Cache, checkout};
 use crate::checks::Check;
 use crate::closure::Closure;
 use crate::debian::{BACKENDS, Debian, MODULES, Tree};
@@ -150,19 +151,31 @@ pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("dom0")
 }
 
+/// What qubes boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Systems<'a> {
+    /// Those that every boot has.
+    pub closures: &'a [Closure],
+    /// Those that a check asks for as an asset.
+    pub declared: &'a [Arc<Closure>],
+    /// What is made of them.
+    pub assets: &'a Assets,
+}
+
 /// The overlay of one run: our programs, the closures, the checks and what to do with them.
 pub fn overlay(
     (debian, tree): (&Debian, &Tree),
     products: &Products,
-    closures: &[Closure],
-    assets: &Assets,
+    systems: &Systems<'_>,
     task: &Task<'_>,
 ) -> Result<Vec<u8>> {
+    let Systems { closures, declared, assets } = *systems;
     let mut archive = Archive::default();
     let scripts = scripts();
     let init = scripts.join("init");
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
+    archive.copy("testbed/policy.d", &checkout().join("nexus/policy.d"))?;
 
     // Where libxl looks for the scripts of disks.
     archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
@@ -193,6 +206,15 @@ pub fn overlay(
             archive.copy(path.trim_start_matches('/'), &closure.root.join(path.trim_start_matches('/')))?;
         }
     }
+    // What one is declared with, another may be, too.
+    let mut there: BTreeSet<&str> =
+        closures.iter().flat_map(|closure| &closure.paths).map(String::as_str).collect();
+    for closure in declared {
+        archive.link(&format!("testbed/assets/{}", closure.name), &closure.toplevel);
+        for path in closure.paths.iter().filter(|path| there.insert(path)) {
+            archive.copy(path.trim_start_matches('/'), &closure.root.join(path.trim_start_matches('/')))?;
+        }
+    }
     match task {
         Task::Checks(checks) => {
             let mut order = String::new();
@@ -201,7 +223,8 @@ pub fn overlay(
                 order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
             }
             archive.file("testbed/order", 0o644, order.as_bytes());
-            for name in checks.iter().filter_map(|check| check.asset).collect::<BTreeSet<_>>() {
+            let wanted: BTreeSet<_> = checks.iter().filter_map(|check| check.asset).collect();
+            for name in wanted.into_iter().filter(|name| !DECLARED.contains(name)) {
                 archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
             }
             if let Ok(cycles) = std::env::var(SOAK_CYCLES) {

@@ -25,6 +25,7 @@ pub mod debian;
 pub mod dom0;
 pub mod elf;
 pub mod error;
+pub mod packages;
 pub mod process;
 pub mod products;
 pub mod protocol;

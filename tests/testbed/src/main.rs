@@ -24,7 +24,7 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Two qubes, one vchan: the whole story, with timings.
+    /// Two qubes and three containers of one Nix file, and data between qubes: the whole story, with timings.
     Demo,
     /// Fetch and build all that a boot needs, and boot nothing.
     Assemble,

@@ -12,13 +12,14 @@ use crate::release::{BOOKWORM, Release};
 use crate::{Error, Result, process};
 
 /// Our programs, and a library: the package, how cargo is asked for it, and where it lies below `target/release`.
-const PROGRAMS: [(&str, &[&str], &str); 12] = [
+const PROGRAMS: [(&str, &[&str], &str); 13] = [
     ("nxl", &["--bin", "nxl"], "nxl"),
     ("nxl", &["--bin", "nxl-bootloader"], "nxl-bootloader"),
     ("nxl", &["--bin", "block-nix"], "block-nix"),
     ("tesseraqt-nexus", &["--bin", "nexusd"], "nexusd"),
     ("tesseraqt-nexus", &["--bin", "nexus-agent"], "nexus-agent"),
     ("tesseraqt-nexus", &["--bin", "nexus-call"], "nexus-call"),
+    ("tesseraqt-nexus", &["--bin", "nexus-service"], "nexus-service"),
     ("tesseraqt-nexus", &["--example", "call-latency"], "examples/call-latency"),
     ("tesseraqt-vchan", &["--bin", "vchan-cat"], "vchan-cat"),
     ("tesseraqt-vchan", &["--example", "vchan-peer"], "examples/vchan-peer"),
@@ -99,7 +100,8 @@ impl Products {
 }
 
 /// What a qube calls and is called with.
-pub(crate) const OF_CALLS: [&str; 3] = ["usr/bin/nexus-agent", "usr/bin/nexus-call", "usr/bin/call-latency"];
+pub(crate) const OF_CALLS: [&str; 4] =
+    ["usr/bin/nexus-agent", "usr/bin/nexus-call", "usr/bin/nexus-service", "usr/bin/call-latency"];
 
 /// The place in dom0 of the product at `path`, which must exist.
 fn built(name: &str, path: PathBuf) -> Result<(String, PathBuf)> {

@@ -15,10 +15,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::assets::Assets;
+use crate::assets::{Assets, DECLARED};
 use crate::cache::{Cache, Scratch};
-use crate::checks::{BOOTS, Boot, Check};
-use crate::closure::{self, Closure, Store};
+use crate::checks::{BOOTS, Boot, Check, DEMO};
+use crate::closure::{Builder, Closure, Store};
 use crate::debian::{Debian, Tree};
 use crate::dom0::{self, Base, Task};
 use crate::error::At as _;
@@ -58,7 +58,10 @@ pub struct Testbed {
     debian: Debian,
     base: Base,
     products: Products,
+    builder: Builder,
     closures: Vec<Closure>,
+    /// What is declared with systems of its own, by asset, built when the first check wants it.
+    declared: Mutex<BTreeMap<&'static str, Arc<Closure>>>,
     /// dom0s of other releases than Debian 12's, made when the first check wants one.
     others: Mutex<BTreeMap<Release, Arc<Other>>>,
     assets: Assets,
@@ -94,8 +97,9 @@ impl Testbed {
         let base = step("Xen and dom0", || Base::assemble(&cache, &debian, (BOOKWORM, &debian.tree)))?;
         let scratch = cache.scratch()?;
         let products = step("our programs", || Products::build(scratch.path()))?;
-        let closures =
-            step("guests' closures", || closure::build(&cache, &debian, &products, scratch.path(), store))?;
+        let builder =
+            step("guests' programs", || Builder::prepare(&cache, &debian, &products, scratch.path(), store))?;
+        let closures = step("guests' closures", || builder.systems())?;
         let assets = Assets::make(&cache, &debian, &products, &closures, scratch.path())?;
         let others = Mutex::default();
         Ok(Self {
@@ -103,7 +107,9 @@ impl Testbed {
             debian,
             base,
             products,
+            builder,
             closures,
+            declared: Mutex::default(),
             assets,
             others,
             scratch,
@@ -125,6 +131,16 @@ impl Testbed {
         let other = Arc::new(Other { tree, base, products });
         others.insert(release, Arc::clone(&other));
         Ok(other)
+    }
+
+    fn declared(&self, name: &'static str) -> Result<Arc<Closure>> {
+        let mut declared = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(closure) = declared.get(name) {
+            return Ok(Arc::clone(closure));
+        }
+        let closure = Arc::new(step(&format!("closure of {name}"), || self.builder.closure(name))?);
+        declared.insert(name, Arc::clone(&closure));
+        Ok(closure)
     }
 
     /// Leaves the logs of this run in place, and says where.
@@ -215,16 +231,23 @@ impl Testbed {
         let search = std::env::join_paths(search).unwrap_or_default();
 
         let scripts = dom0::scripts();
+        let assets = folder.join("declared");
+        fs::create_dir_all(&assets).at(&assets)?;
+        for name in DECLARED {
+            let closure = self.declared(name)?;
+            symlink(&closure.toplevel, assets.join(name)).at(&assets)?;
+        }
         let mut demo = Command::new("busybox");
         demo.arg("sh").arg(scripts.join("demo")).env("PATH", search).env("TESTBED", &scripts);
         demo.env("SYSTEMS", &systems).env("STATE", &state).env("HYPERCOUNTER", hypercounter);
+        demo.env("DECLARED", &assets);
         process::run_connected(demo.stdin(Stdio::null()))?;
         Ok(state.join("demo-shown").exists())
     }
 
     /// Shows the demo in QEMU. Whether all of it happened.
     pub fn demo(&self) -> Result<bool> {
-        let mut machine = self.boot(&Task::Demo, BOOTS[0], Console::Logged)?;
+        let mut machine = self.boot(&Task::Demo, DEMO, Console::Logged)?;
         let mut shown = false;
         loop {
             match machine.listen(3 * PATIENCE) {
@@ -273,7 +296,15 @@ impl Testbed {
             Some(other) => (&other.tree, &other.base, &other.products),
             None => (&self.debian.tree, &self.base, &self.products),
         };
-        let overlay = dom0::overlay((&self.debian, tree), products, &self.closures, &self.assets, task)?;
+        let is_wanted = |name: &str| match task {
+            Task::Checks(checks) => checks.iter().any(|check| check.asset == Some(name)),
+            Task::Demo => true,
+            Task::Shell => false,
+        };
+        let declared = DECLARED.into_iter().filter(|name| is_wanted(name)).map(|name| self.declared(name));
+        let declared = declared.collect::<Result<Vec<_>>>()?;
+        let systems = dom0::Systems { closures: &self.closures, declared: &declared, assets: &self.assets };
+        let overlay = dom0::overlay((&self.debian, tree), products, &systems, task)?;
         Machine::boot(&self.debian, base, &overlay, &folder, boot, console)
     }
 

@@ -96,8 +96,19 @@ fn main() {
     let trials = checks.iter().map(|check| {
         let (board, name) = (Arc::clone(&board), check.name.clone());
         Trial::test(check.name.clone(), move || board.verdict(&name))
+            .with_ignored_flag(check.ignored.is_some())
     });
     let trials = trials.collect();
+    if !arguments.include_ignored {
+        checks.retain(|check| {
+            let ignored = check.ignored.is_some();
+            let wanted = ignored == arguments.ignored;
+            if let (Some(reason), false) = (&check.ignored, wanted) {
+                log(&format!("NOT RUN: {}: {reason}", check.name));
+            }
+            wanted
+        });
+    }
     if !arguments.list && !checks.is_empty() {
         let board = Arc::clone(&board);
         std::thread::spawn(move || run(&checks, &board));
