@@ -5,7 +5,7 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench lint fmt install install-c install-programs clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb clean toolchain
 
 demo: toolchain
 	.ci/deps
@@ -17,6 +17,7 @@ lint: toolchain
 	.ci/deps
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --all-features --locked --quiet
 
 # Everything but the testbed, whose checks are the target of that name.
 unit: toolchain
@@ -68,6 +69,11 @@ fuzz: toolchain
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 
+# The documents as a book, in target/book.
+book:
+	@command -v mdbook > /dev/null || { echo "mdBook is needed: cargo install mdbook" >&2; exit 1; }
+	mdbook build docs
+
 # The last line times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md).
 bench: toolchain
 	.ci/deps
@@ -103,6 +109,9 @@ install-c: toolchain
 # Where libxl looks for the scripts of disks.
 XEN_SCRIPTS ?= /etc/xen/scripts
 
+# Where nexusd looks for the policy.
+POLICY ?= /etc/qubes/policy.d
+
 install-programs: toolchain
 	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan -p tesseraqt-nexus
 	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
@@ -110,21 +119,50 @@ install-programs: toolchain
 	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
 	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin target/release/nexusd target/release/nexus-agent
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/nexus-ask target/release/nexus-call
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/nexus-ask target/release/nexus-call target/release/nexus-service
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-agent.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-agent.service
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-ready.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-ready.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d nexus/systemd/70-nexus-agent.rules
+	install -D -m 644 nxl/logrotate/nxl $(DESTDIR)/etc/logrotate.d/nxl
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d nexus/tmpfiles.d/nexus.conf
+	install -D -m 644 -t $(DESTDIR)/etc/logrotate.d nexus/logrotate.d/nexus
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-agent-dom0.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-agent-dom0.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/nexus nexus/systemd/dom0.json
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/sysusers.d nexus/systemd/nexus.conf
+	install -D -m 644 -t $(DESTDIR)$(POLICY) nexus/policy.d/90-nexus.policy
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
-	for program in nxl nxl-bootloader; do \
+	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call; do \
 	    share=$(DESTDIR)$(PREFIX)/share; \
 	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
 	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
 	    target/release/nxl completions fish $$program > $$share/fish/vendor_completions.d/$$program.fish || exit 1; \
 	done
+
+# What a qube that is not built by nixos/modules needs beside the programs, so that dom0 can run commands, see its journal and look
+# after its containers. Not for dom0: there, nobody runs commands by a call.
+install-qube:
+	install -d $(DESTDIR)/etc/nexus-rpc $(DESTDIR)/etc/qubes/rpc-config $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for service in qubes.VMExec nexus.ExecAs nexus.Logs; do \
+	    ln -sf $(PREFIX)/bin/nexus-service $(DESTDIR)/etc/nexus-rpc/$$service || exit 1; \
+	done
+	ln -sf /run/nexus-container.sock $(DESTDIR)/etc/nexus-rpc/nexus.Container
+	echo service-messages=true > $(DESTDIR)/etc/qubes/rpc-config/nexus.Container
+	install -m 644 nexus/systemd/nexus-container.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-container.socket
+	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/nexus-container@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-container@.service
+
+# Debian packages, in target/deb; lintian has nothing against them. Needs debhelper.
+deb: toolchain
+	.ci/deps build packages
+	rm -rf target/deb
+	mkdir -p target/deb/tesseraqt
+	cp -r packaging/debian target/deb/tesseraqt/debian
+	cd target/deb/tesseraqt && TESSERAQT=$(CURDIR) dpkg-buildpackage --build=binary --no-sign --no-check-builddeps
+	lintian --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
 
 clean:
 	$(CARGO) clean
