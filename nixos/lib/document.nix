@@ -27,6 +27,7 @@ let
     rpc_config = required words.path "The folder of the settings of its services.";
     policy = required (listOf words.path) "The folders of its own policy.";
     calls = required (int 1 65536) "How many calls each may have open.";
+    control = required (record { vchan = required bool "Whether it is heard by dom0's nexusd."; }) "Where dom0 is.";
     containers = required
       (attrsOf words.name (record {
         socket = required words.path "The socket that it calls on.";
@@ -140,6 +141,7 @@ let
     rpc_config = "/etc/nexus/rpc-config";
     policy = [ "/run/nexus/policy.d" "/etc/nexus/policy.d" ];
     calls = qube.openCalls;
+    control.vchan = true;
     containers = mapAttrs
       (container: _: {
         socket = "/run/nexus/containers/${container}/call.sock";
