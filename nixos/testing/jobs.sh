@@ -11,8 +11,8 @@ serve() {
     status=$?
     cat /run/job-output
     echo "@job $number end $status"
-    # A message of xenstore holds 4 KiB. -R: as it is, without reading escapes into it.
-    xenstore-write -R data/job-output "$(tail -c 2000 /run/job-output)"
+    # A message of xenstore holds 4 KiB. -R: as it is, without reading escapes into it; it may begin with a hyphen.
+    xenstore-write -R -- data/job-output "$(tail -c 2000 /run/job-output)"
     xenstore-write data/job-status "$number $status"
 }
 
