@@ -29,7 +29,7 @@ const LIBRARIES: &[(&str, &str)] = &[
 const CONTROL: &str = "xenctrl";
 const CONTROL_PACKAGE: &str = "xencontrol";
 const CONTROL_FUNCTIONS: &str = "xc_(interface_(open|close)|version|physinfo|domain_(create|destroy|pause|unpause|getinfolist|max_vcpus|setmaxmem\
-    |set_memory_map|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
+    |set_memory_map|set_tsc_info|claim_pages|populate_physmap|set_pod_target|hvm_[gs]etcontext)|set_paging_mempool_size\
     |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
     |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
     |(assign|deassign)_device|domain_(ioport|iomem|irq)_permission|physdev_(map|unmap)_pirq|get_machine_memory_map|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)";

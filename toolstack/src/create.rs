@@ -283,6 +283,7 @@ impl Qubes {
             max_maptrack_frames: config.max_maptrack_frames,
             max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
             iommu: config.wants_iommu(),
+            tsc_mode: config.tsc_mode.map(|mode| mode.of_xen()).unwrap_or_default(),
         };
         let begun = Begun::new(self, *uuid)?;
         let (built, loaded) =
@@ -342,7 +343,7 @@ impl Qubes {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::Settings;
+    use crate::config::{Settings, TscMode};
     use crate::image::Codec;
     use crate::image::synthetic::{Class, SyntheticElf, packed_bzimage, pe, xen_note};
     use crate::{KernelCache, UserData};
@@ -504,6 +505,22 @@ pub(crate) mod tests {
         assert_eq!(host.qubes.list().unwrap().len(), 20);
         let kernels = cache().list().unwrap();
         assert_eq!((kernels.len(), kernels[0].size), (1, elf.build().len() as u64));
+    }
+
+    #[test]
+    fn a_guest_reads_the_time_stamp_counter_that_is_asked_for() {
+        let host = host();
+        let modes = [
+            (None, xen::TscMode::Default),
+            (Some(TscMode::Default), xen::TscMode::Default),
+            (Some(TscMode::AlwaysEmulate), xen::TscMode::AlwaysEmulate),
+            (Some(TscMode::Native), xen::TscMode::Native),
+        ];
+        for (tsc_mode, expected) in modes {
+            let qube = host.create(&QubeConfig { tsc_mode, ..host.config("work") }).unwrap();
+            assert_eq!(host.machine.guest(qube.info.domid).unwrap().tsc_mode, expected);
+            host.qubes.destroy(&qube).unwrap();
+        }
     }
 
     #[test]

@@ -94,6 +94,19 @@ pub struct E820Entry {
     pub kind: E820Kind,
 }
 
+/// What a guest reads when it asks for the time stamp counter (`TSC_MODE_*`, xen/include/asm/time.h), by Xen's number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u32)]
+pub enum TscMode {
+    /// The processor's where it is fit for that, else Xen's.
+    #[default]
+    Default = 0,
+    /// Xen's: each reading is an exit.
+    AlwaysEmulate = 1,
+    /// The processor's.
+    Native = 2,
+}
+
 /// A piece of the machine that a domain may be allowed to use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Hardware {
@@ -383,6 +396,8 @@ pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
     fn pin_page_tables(&self, domid: DomId, level4: Gfn) -> Result<()>;
     /// Sets how a PV domain's first vCPU begins.
     fn set_pv_start(&self, domid: DomId, start: &PvStart) -> Result<()>;
+    /// What a domain that has not run yet reads as its time stamp counter.
+    fn set_tsc_mode(&self, domid: DomId, mode: TscMode) -> Result<()>;
     /// How many pages a domain that is populated on demand has to live with (`XENMEM_set_pod_target`).
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()>;
     /// Gives a PCI device, which must be nobody else's, to a domain, so that it reaches that domain's memory alone;

@@ -44,7 +44,7 @@ mod store;
 
 pub use control::{
     CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, Hardware, HostInfo, HvmParam,
-    PhysInfo, Populate, PvStart, Reserved, ShutdownReason, XenVersion,
+    PhysInfo, Populate, PvStart, Reserved, ShutdownReason, TscMode, XenVersion,
 };
 pub use cpu_set::CpuSet;
 pub use diagnostics::{Diagnostics, Trigger};

@@ -9,7 +9,9 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use xen::hvm_context::MissingRecord;
-use xen::{CreateDomain, DomId, DomainControl, ErrorKind, ForeignMemory, Gfn, GuestKind, PAGE_SHIFT, Port};
+use xen::{
+    CreateDomain, DomId, DomainControl, ErrorKind, ForeignMemory, Gfn, GuestKind, PAGE_SHIFT, Port, TscMode,
+};
 
 /// Entries of the grant table that a guest finds filled (`GNTTAB_RESERVED_*`), 8 bytes each in version 1.
 const GRANT_CONSOLE: usize = 0;
@@ -58,6 +60,8 @@ pub struct Limits {
     pub max_grant_version: u32,
     /// Whether the IOMMU translates for it.
     pub iommu: bool,
+    /// What it reads as its time stamp counter.
+    pub tsc_mode: TscMode,
 }
 
 /// A domain that was built: paused, unknown to xenstore.
@@ -252,6 +256,10 @@ pub fn build(
     control.set_max_vcpus(domid, sizes.max_vcpus)?;
     plan.placement().apply(domid, control)?;
     control.set_max_mem(domid, sizes.max_mem_kib())?;
+    // A new domain has the default.
+    if limits.tsc_mode != TscMode::Default {
+        control.set_tsc_mode(domid, limits.tsc_mode)?;
+    }
     control.apply_default_cpu_policy(domid)?;
     control.set_memory_map(domid, plan.memory_map())?;
 

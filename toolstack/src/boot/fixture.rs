@@ -5,7 +5,7 @@ use crate::image::Kernel;
 use std::fs::File;
 use std::io::{Seek, Write};
 use xen::mock::Machine;
-use xen::{DomId, Platform};
+use xen::{DomId, Platform, TscMode};
 
 pub(super) const LIMITS: Limits = Limits {
     max_event_channel_port: 1_023,
@@ -13,6 +13,7 @@ pub(super) const LIMITS: Limits = Limits {
     max_maptrack_frames: None,
     max_grant_version: 2,
     iommu: false,
+    tsc_mode: TscMode::Default,
 };
 pub(super) const INITRD: &[u8] = b"070701 an initrd";
 

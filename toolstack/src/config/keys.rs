@@ -187,7 +187,7 @@ const KEYS: &[(&str, Guests, Support)] = &[
     ("stubdomain_ramdisk", Both, HVM),
     ("tee", Both, ARM),
     ("timer_mode", Pvh, Built),
-    ("tsc_mode", Both, Only(&["default", "0"])),
+    ("tsc_mode", Both, Only(&["default", "0", "always_emulate", "1", "native", "2"])),
     ("type", Both, Built),
     ("usb", Both, HVM),
     ("usbctrl", Both, NO_USB),

@@ -8,7 +8,7 @@ use super::release::{control_library, guest_library};
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, E820Kind, Error, ErrorKind, Gfn, GuestKind,
     Hardware, HostInfo, HvmParam, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Reserved, Result,
-    ShutdownReason, XenVersion,
+    ShutdownReason, TscMode, XenVersion,
 };
 use std::ffi::CStr;
 use std::ops::Deref;
@@ -465,6 +465,13 @@ impl DomainControl for Control {
                 kind: E820Kind::from_code(entry.type_),
             })
             .collect())
+    }
+
+    fn set_tsc_mode(&self, domid: DomId, mode: TscMode) -> Result<()> {
+        let xc = self.libxenctrl()?;
+        // SAFETY: plain values to an open handle.
+        let result = unsafe { xc.xc_domain_set_tsc_info(xc.handle(), domid.0.into(), mode as u32, 0, 0, 0) };
+        done(result, "xc_domain_set_tsc_info", || format!("domid {domid}, {mode:?}"))
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::memory::Frames;
 use crate::{
     CreateDomain, DomId, DomainControl, DomainInfo, E820Entry, E820Kind, Error, Gfn, GuestKind, Hardware,
     HostInfo, HvmParam, PAGE_SHIFT, PAGE_SIZE, PciAddress, Pfn, PhysInfo, Populate, Port, PvStart, Reserved,
-    Result, ShutdownReason, XenVersion,
+    Result, ShutdownReason, TscMode, XenVersion,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -89,6 +89,7 @@ pub(super) struct Domain {
     iommu: bool,
     hardware: BTreeSet<Hardware>,
     interrupts: BTreeSet<u32>,
+    tsc_mode: TscMode,
     /// What a PV domain has, and a PVH domain has not.
     pub(super) pv: Option<Pv>,
 }
@@ -110,6 +111,8 @@ pub struct Guest {
     pub running: bool,
     /// What of the machine it may use.
     pub hardware: Vec<Hardware>,
+    /// What it reads as its time stamp counter.
+    pub tsc_mode: TscMode,
     /// How a PV domain's first vCPU begins.
     pub start: Option<PvStart>,
     /// Of a PV domain: its first frame of each run, to the machine's and their number.
@@ -195,6 +198,7 @@ impl Domain {
             cpu_policy: self.cpu_policy,
             running: self.pauses == 0,
             hardware: self.hardware.iter().copied().collect(),
+            tsc_mode: self.tsc_mode,
             params: self.params.clone(),
             memory: Arc::clone(&self.memory),
             grant_table: Arc::clone(&self.grant_table),
@@ -390,6 +394,7 @@ impl DomainControl for Control {
                 shared_info,
                 iommu: domain.iommu,
                 hardware: BTreeSet::new(),
+                tsc_mode: TscMode::Default,
                 interrupts: BTreeSet::new(),
                 pv,
             },
@@ -643,6 +648,13 @@ impl DomainControl for Control {
         self.0.enter("xc_get_machine_memory_map", String::new)?;
         let entry = |(start, end, kind)| E820Entry { start, size: end - start, kind };
         Ok(MACHINE_MAP.map(entry).to_vec())
+    }
+
+    fn set_tsc_mode(&self, domid: DomId, mode: TscMode) -> Result<()> {
+        self.on_domain("xc_domain_set_tsc_info", domid, &format!("{mode:?}"), |domain, _| {
+            domain.tsc_mode = mode;
+            Ok(())
+        })
     }
 
     fn set_pod_target(&self, domid: DomId, pages: u64) -> Result<()> {
