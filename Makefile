@@ -5,7 +5,7 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb packages publish-check clean toolchain
 
 demo: toolchain
 	.ci/deps
@@ -136,7 +136,7 @@ install-programs: toolchain
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
-	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call; do \
+	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call nexus-service vchan-cat; do \
 	    share=$(DESTDIR)$(PREFIX)/share; \
 	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
 	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
@@ -163,6 +163,17 @@ deb: toolchain
 	cp -r packaging/debian target/deb/tesseraqt/debian
 	cd target/deb/tesseraqt && TESSERAQT=$(CURDIR) dpkg-buildpackage --build=binary --no-sign --no-check-builddeps
 	lintian --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
+
+# The packages, and what becomes of them in a bare Debian 12: installed, tried, removed. As root. No part of `make test`: it
+# fetches Debian, and takes TIME.
+packages: deb
+	tests/packages target/deb
+
+# Whether the crates that are for others could be published: each is packed, and compiled from what was packed, with the
+# others' packages in place of crates.io's. Needs crates.io for what they depend on.
+publish-check: toolchain
+	.ci/deps build
+	$(CARGO) publish --workspace --dry-run --locked $(PUBLISH_FLAGS)
 
 clean:
 	$(CARGO) clean
