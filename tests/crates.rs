@@ -22,11 +22,7 @@ const EXAMPLES: [(&str, &[&str], &[&str]); 10] = [
         ],
     ),
     ("xen-sys", &["release"], &["made from the headers of Xen 4.", "libxenctrl.so.4."]),
-    (
-        "tesseraqt-xen",
-        &["share-a-page"],
-        &["other: ", "and the page says \"sign this\"", "left behind: 0 "],
-    ),
+    ("tesseraqt-xen", &["share-a-page"], &["other: ", "and the page says \"sign this\"", "left behind: 0 "]),
     ("tesseraqt-vchan", &["two-qubes"], &["work: the vault says \"4999950000\""]),
     ("tesseraqt-toolstack", &["describe"], &["\"name\": \"work\"", "\"bridge\": \"xenbr0\""]),
     ("tesseraqt-nexus", &["decide"], &["allow target=vault:gpg", "deny: a rule denies it", "ask "]),
@@ -93,7 +89,8 @@ fn every_public_crate_has_an_example_and_it_runs() {
     let config = tempfile();
     for (name, line, expected) in EXAMPLES {
         let program = folder.join(line[0]);
-        let arguments = line[1..].iter().map(|&word| if word == "FILE" { config.as_os_str() } else { word.as_ref() });
+        let arguments =
+            line[1..].iter().map(|&word| if word == "FILE" { config.as_os_str() } else { word.as_ref() });
         let output = Command::new(&program).args(arguments).output().unwrap_or_else(|error| {
             panic!("{}: {error}: `cargo build --examples -p {name}` makes it", program.display())
         });
@@ -119,7 +116,9 @@ fn every_program_and_every_file_of_the_system_is_installed() {
         }
     }
     assert!(wanted.len() > 8, "{wanted:?}");
-    for folder in ["nexus/systemd", "nexus/policy.d", "nexus/logrotate.d", "nexus/tmpfiles.d", "nxl/logrotate"] {
+    for folder in
+        ["nexus/systemd", "nexus/policy.d", "nexus/logrotate.d", "nexus/tmpfiles.d", "nxl/logrotate"]
+    {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             wanted.push(format!("{folder}/{}", entry.unwrap().file_name().to_str().unwrap()));
         }
