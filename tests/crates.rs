@@ -29,7 +29,7 @@ const EXAMPLES: [(&str, &[&str], &[&str]); 10] = [
     (
         "tesseraqt-nexus",
         &["decide", "work:web", "vault:gpg", "nexus.Sign"],
-        &["work:web calls nexus.Sign in vault:gpg", "work:web is not work:mail", "deny: no rule matches"],
+        &["work:web calls nexus.Sign+ in vault:gpg", "work:web is not work:mail", "deny: no rule matches"],
     ),
     ("nxl", &["view"], &["Xen 4.17.5  4 CPUs, 2400 MHz", "work ", "vault ", "2 calls open"]),
     ("tesseraqt", &["plan"], &["512 MiB, for which the host needs "]),
