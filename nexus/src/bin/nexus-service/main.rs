@@ -8,7 +8,7 @@ use clap::Parser;
 use nexus::agent::Settings;
 use nexus::answer::{Asked, answer, asked, refuse};
 use nexus::client::ConversationError;
-use nexus::command::{CONTAINER, EXEC, EXEC_AS, LOGS};
+use nexus::command::{EXEC, EXEC_AS, LOGS};
 use nexus::programs::{AGENT_SETTINGS, SERVICES, ServiceArguments, ServiceCommand};
 use nexus::wire::{EXIT_NO_SERVICE, EXIT_PROBLEM};
 use std::ffi::{OsStr, OsString};
@@ -16,7 +16,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
