@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         line(&(module.address..module.address + module.bytes.len() as u64), "start_info");
         plan.initrd.iter().for_each(|initrd| line(initrd, "initrd"));
         for extents in &plan.extents {
-            println!("in {} extents of {} pages", extents.gfns.len(), 1 << extents.order);
+            println!("in {} extents of {} KiB", extents.gfns.len(), 4 << extents.order);
         }
     }
     Ok(())

@@ -17,7 +17,7 @@ const EXAMPLES: [(&str, &[&str], &[&str]); 10] = [
         &[
             "6144 MiB, for which the host needs ",
             "  0x100000000 to ",
-            "  0x001000000 to 0x0004a00000  kernel",
+            "  0x001000000 to 0x004a00000  kernel",
             "initrd",
         ],
     ),
@@ -25,7 +25,11 @@ const EXAMPLES: [(&str, &[&str], &[&str]); 10] = [
     ("tesseraqt-xen", &["share-a-page"], &["other: ", "and the page says \"sign this\"", "left behind: 0 "]),
     ("tesseraqt-vchan", &["two-qubes"], &["work: the vault says \"4999950000\""]),
     ("tesseraqt-toolstack", &["describe"], &["\"name\": \"work\"", "\"bridge\": \"xenbr0\""]),
-    ("tesseraqt-nexus", &["decide"], &["allow target=vault:gpg", "deny: a rule denies it", "ask "]),
+    (
+        "tesseraqt-nexus",
+        &["decide"],
+        &["allow target=vault:gpg", "vault:gpg is a container, and @anyvm is for qubes", "ask "],
+    ),
     (
         "tesseraqt-nexus",
         &["decide", "work:web", "vault:gpg", "nexus.Sign"],

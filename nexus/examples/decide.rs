@@ -12,7 +12,7 @@ use nexus::policy::{Call, Place, Policy, Principal, Service, System, rules};
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// What dom0 would read from /etc/qubes/policy.d. A rule for qubes says nothing of the containers in them.
-const POLICY: &str = "
+const POLICY: &str = "\
 nexus.Sign   *        work:mail  vault:gpg  allow
 nexus.Sign   *        @anyvm     @anyvm     deny
 nexus.Query  +orders  @tag:shop  @default   ask target=work

@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let shared = vault.grant_share()?.share_pages(WORK, 1, Access::ReadWrite)?;
     let events = vault.event_channels()?;
     let port = events.bind_unbound(WORK)?;
-    println!("vault: page {} and port {port} are work's to use", shared.grefs()[0]);
+    println!("vault: grant {} and port {port} are for work", shared.grefs()[0]);
 
     // Another domain has no use for the reference.
     let refused = machine.domain(DomId(3)).grant_map()?.map(VAULT, shared.grefs(), Access::ReadWrite, None);
