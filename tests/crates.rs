@@ -21,7 +21,7 @@ const EXAMPLES: [(&str, &[&str], &[&str]); 10] = [
             "initrd",
         ],
     ),
-    ("xen-sys", &["release"], &["made from the headers of Xen 4.", "libxenctrl.so.4."]),
+    ("tesseraqt-xen-sys", &["release"], &["made from the headers of Xen 4.", "libxenctrl.so.4."]),
     ("tesseraqt-xen", &["share-a-page"], &["other: ", "and the page says \"sign this\"", "left behind: 0 "]),
     ("tesseraqt-vchan", &["two-qubes"], &["work: the vault says \"4999950000\""]),
     ("tesseraqt-toolstack", &["describe"], &["\"name\": \"work\"", "\"bridge\": \"xenbr0\""]),

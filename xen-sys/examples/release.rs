@@ -2,7 +2,7 @@
 //! theirs, so it needs no Xen.
 //!
 //! ```text
-//! cargo run -p xen-sys --example release
+//! cargo run -p tesseraqt-xen-sys --example release
 //! ```
 
 use xen_sys::{
