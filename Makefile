@@ -166,7 +166,7 @@ deb: toolchain
 	lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
 
 # The packages, and what becomes of them in a bare Debian 12: installed, tried, purged. As root, and with Debian's mirror at hand.
-# Two and a quarter minutes when the programs are built.
+# Two to three minutes when the programs are built, two thirds of it to fetch and unpack Debian.
 packages: deb
 	tests/packages target/deb
 
