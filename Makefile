@@ -5,13 +5,14 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb packages without-packages publish-check clean toolchain
 
 demo: toolchain
 	.ci/deps
 	$(CARGO) run --release --quiet -p testbed -- demo
 
-test: lint unit asan valgrind testbed
+# (A bare Debian is made by root alone. Whoever is not is told that it was left out.)
+test: lint unit asan valgrind testbed $(if $(filter 0,$(shell id -u)),packages,without-packages)
 
 lint: toolchain
 	.ci/deps
@@ -136,7 +137,7 @@ install-programs: toolchain
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
-	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call; do \
+	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call nexus-service vchan-cat; do \
 	    share=$(DESTDIR)$(PREFIX)/share; \
 	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
 	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
@@ -162,7 +163,21 @@ deb: toolchain
 	mkdir -p target/deb/tesseraqt
 	cp -r packaging/debian target/deb/tesseraqt/debian
 	cd target/deb/tesseraqt && TESSERAQT=$(CURDIR) dpkg-buildpackage --build=binary --no-sign --no-check-builddeps
-	lintian --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
+	lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
+
+# The packages, and what becomes of them in a bare Debian 12: installed, tried, purged. As root, and with Debian's mirror at hand.
+# Two to three minutes when the programs are built, two thirds of it to fetch and unpack Debian.
+packages: deb
+	tests/packages target/deb
+
+without-packages:
+	@echo "The packages were not tried: \`make packages' is for root."
+
+# Whether the crates that are for others could be published: each is packed, and compiled from what was packed, with the
+# others' packages in place of crates.io's. Needs crates.io's index; five minutes, or eight for the first time.
+publish-check: toolchain
+	.ci/deps build
+	$(CARGO) publish --workspace --dry-run --locked --allow-dirty
 
 clean:
 	$(CARGO) clean

@@ -1,5 +1,5 @@
 //! Generates the bindings from the installed Xen headers, for an allow-list of names, so that the generated file stays
-//! small enough to read: `target/<profile>/build/xen-sys-*/out/bindings.rs`.
+//! small enough to read: `target/<profile>/build/tesseraqt-xen-sys-*/out/bindings.rs`.
 
 use std::env;
 use std::path::PathBuf;

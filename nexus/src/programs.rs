@@ -2,7 +2,8 @@
 //! completions are made of.
 
 use crate::client::CALL_SOCKET;
-use clap::{CommandFactory, Parser};
+use crate::command::{CONTAINER, EXEC, EXEC_AS, LOGS};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 #[command(name = "nexus-agent", version)]
 pub struct AgentArguments {
     /// A JSON file with the qube's name, its user, its sockets, and its containers.
-    #[arg(long, value_name = "FILE", default_value = "/etc/nexus/agent.json")]
+    #[arg(long, value_name = "FILE", default_value = AGENT_SETTINGS)]
     pub config: PathBuf,
     /// Tell dom0 that this qube is up, and which system it runs; and do nothing else.
     #[arg(long)]
@@ -85,9 +86,62 @@ pub struct DaemonArguments {
     pub attendant: bool,
 }
 
+/// Runs commands, shows the journal, and looks after containers: the services qubes.VMExec, nexus.ExecAs, nexus.Logs and
+/// nexus.Container of a qube or container.
+///
+/// Under the name of one of them it is that service, with its argument as the only one.
+#[derive(Debug, Parser)]
+#[command(name = "nexus-service", version)]
+pub struct ServiceArguments {
+    /// The agent's settings, which say what containers there are.
+    #[arg(long, value_name = "FILE", default_value = AGENT_SETTINGS)]
+    pub config: PathBuf,
+    /// What it is to do.
+    #[command(subcommand)]
+    pub what: ServiceCommand,
+}
+
+/// What `nexus-service` does.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Be this service.
+    Be {
+        /// Which.
+        #[arg(value_parser = SERVICES)]
+        service: String,
+        /// Its argument, without the +.
+        #[arg(default_value = "", allow_hyphen_values = true)]
+        argument: String,
+    },
+    /// Answer a call on the socket that stdin is, in messages: stdout, stderr and exit code are the service's.
+    #[command(after_help = "Examples:
+  nexus-service answer qubes.VMExec
+  nexus-service answer nexus.Query /run/current-system/sw/bin/query")]
+    Answer {
+        /// Of which service. A call of another one is refused.
+        service: String,
+        /// The program that it is, which gets the service's argument as its last one. Without it, the service is one of
+        /// nexus-service's own.
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        program: Vec<OsString>,
+    },
+}
+
+/// Where an agent's settings are, if nothing else is said.
+pub const AGENT_SETTINGS: &str = "/etc/nexus/agent.json";
+
+/// The services that `nexus-service` is.
+pub const SERVICES: [&str; 4] = [EXEC, EXEC_AS, LOGS, CONTAINER];
+
 /// The descriptions of all of them.
-pub fn descriptions() -> [clap::Command; 4] {
-    [AgentArguments::command(), AskArguments::command(), CallArguments::command(), DaemonArguments::command()]
+pub fn descriptions() -> [clap::Command; 5] {
+    [
+        AgentArguments::command(),
+        AskArguments::command(),
+        CallArguments::command(),
+        ServiceArguments::command(),
+        DaemonArguments::command(),
+    ]
 }
 
 #[cfg(test)]
@@ -100,6 +154,6 @@ mod tests {
             command.clone().debug_assert();
         }
         let names = descriptions().map(|command| command.get_name().to_owned());
-        assert_eq!(names, ["nexus-agent", "nexus-ask", "nexus-call", "nexusd"]);
+        assert_eq!(names, ["nexus-agent", "nexus-ask", "nexus-call", "nexus-service", "nexusd"]);
     }
 }

@@ -8,15 +8,26 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::path::Path;
 
-/// The programs that completions can be had of: nxl's, and those of calls.
-pub(crate) const PROGRAMS: [&str; 6] =
-    ["nxl", "nxl-bootloader", "nexusd", "nexus-agent", "nexus-ask", "nexus-call"];
+/// The programs that completions can be had of: nxl's, those of calls, and vchan's.
+pub(crate) const PROGRAMS: [&str; 8] = [
+    "nxl",
+    "nxl-bootloader",
+    "nexusd",
+    "nexus-agent",
+    "nexus-ask",
+    "nexus-call",
+    "nexus-service",
+    "vchan-cat",
+];
+
+/// The programs that have a description of their own, besides nxl.
+fn others() -> impl Iterator<Item = Command> {
+    nexus::programs::descriptions().into_iter().chain([vchan::programs::description()])
+}
 
 pub(crate) fn completions(shell: Shell, program: &str) -> Result<(), Error> {
-    let mut description = nexus::programs::descriptions()
-        .into_iter()
-        .find(|description| description.get_name() == program)
-        .unwrap_or_else(description);
+    let mut description =
+        others().find(|description| description.get_name() == program).unwrap_or_else(description);
     // A program that is a command of nxl's, too, and called after both.
     let command = program.strip_prefix("nxl-").and_then(|command| description.find_subcommand(command));
     if let Some(command) = command {
@@ -29,7 +40,7 @@ pub(crate) fn completions(shell: Shell, program: &str) -> Result<(), Error> {
 pub(crate) fn man(folder: &Path) -> Result<(), Error> {
     [description()]
         .into_iter()
-        .chain(nexus::programs::descriptions())
+        .chain(others())
         .try_for_each(|description| clap_mangen::generate_to(description, folder))
         .map_err(|source| Error::Read { path: folder.to_owned(), source })
 }

@@ -45,6 +45,7 @@ mod model;
 mod notify;
 mod page;
 mod port;
+pub mod programs;
 mod pump;
 mod receiver;
 mod ring;

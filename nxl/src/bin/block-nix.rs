@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(33);
 /// A hotplug script of libxl's.
 #[derive(Debug, Parser)]
 #[command(
+    name = "block-nix",
     version,
     after_help = "In a configuration of xl, libvirt or nxl:
   disk = [ 'script=block-nix,vdev=xvdb,access=r,target=/nix/store/…-nixos-system-work-25.05' ]"

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 /// Picks a NixOS system from a disk or a closure, for libxl's bootloader=.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "nxl-bootloader", version)]
 struct Arguments {
     #[command(flatten)]
     options: bootloader::BootloaderOptions,

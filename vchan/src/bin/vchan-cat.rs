@@ -1,75 +1,15 @@
 //! `vchan-cat`: standard input and output through a vchan.
 #![forbid(unsafe_code)]
 
-use clap::{Args, Parser, Subcommand};
+use clap::Parser;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use vchan::programs::{CatArguments, End, Mode};
 use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Pump, PumpError};
 use xen::DomId;
 use xen::host::Host;
-
-/// Standard input and output through a vchan to another Xen domain.
-///
-/// Without --send or --recv both directions are used at once, until standard input ends (and the peer has taken all of
-/// it) or the peer closes, whichever is first: a vchan cannot be closed in one direction alone. For a file, use --send
-/// at one end and --recv at the other; for a protocol that says itself when it is over, --half-close.
-///
-/// Exit status: 0 all that was to be said was said and taken; 1 the conversation broke off; 2 it did not begin.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(subcommand)]
-    end: End,
-}
-
-#[derive(Debug, Subcommand)]
-enum End {
-    /// Offer a vchan to a domain, and wait for it
-    Listen {
-        /// The domain that may connect
-        domid: u16,
-        /// Where in xenstore: absolute, or below this domain's home
-        path: String,
-        /// Bytes that the ring towards this end holds at least (up to 1 MiB)
-        #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
-        read_min: usize,
-        /// Bytes that the ring from this end holds at least (up to 1 MiB)
-        #[arg(long, value_name = "BYTES", default_value_t = 65_536)]
-        write_min: usize,
-        #[command(flatten)]
-        mode: Mode,
-    },
-    /// Connect to a vchan that a domain offers
-    Connect {
-        /// The domain that offers it
-        domid: u16,
-        /// Where in xenstore: absolute, or below that domain's home
-        path: String,
-        /// How long to wait for the other end to come into being
-        #[arg(long, value_name = "SECONDS")]
-        wait: Option<u64>,
-        #[command(flatten)]
-        mode: Mode,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Args)]
-struct Mode {
-    /// Send standard input, until it ends and the peer has taken all
-    #[arg(long, conflicts_with = "recv")]
-    send: bool,
-    /// Write what the peer sends to standard output, until it closes
-    #[arg(long)]
-    recv: bool,
-    /// When standard input has ended, go on receiving until the peer closes
-    #[arg(long, conflicts_with_all = ["send", "recv"])]
-    half_close: bool,
-    /// Say on standard error how much went through, and how fast
-    #[arg(long)]
-    stats: bool,
-}
 
 /// Nothing was said because no channel could be had.
 const NOT_BEGUN: u8 = 2;
@@ -77,7 +17,7 @@ const NOT_BEGUN: u8 = 2;
 const BROKEN_OFF: u8 = 1;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = CatArguments::parse();
     let (mode, channel) = match arguments.end {
         End::Listen { domid, path, read_min, write_min, mode } => {
             let options = ListenOptions { read_min, write_min, ..ListenOptions::default() };

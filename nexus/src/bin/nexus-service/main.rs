@@ -4,62 +4,20 @@ mod container;
 mod exec;
 mod logs;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use nexus::agent::Settings;
 use nexus::answer::{Asked, answer, asked, refuse};
 use nexus::client::ConversationError;
-use nexus::command::{CONTAINER, EXEC, EXEC_AS, LOGS};
+use nexus::command::{EXEC, EXEC_AS, LOGS};
+use nexus::programs::{AGENT_SETTINGS, SERVICES, ServiceArguments, ServiceCommand};
 use nexus::wire::{EXIT_NO_SERVICE, EXIT_PROBLEM};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
-
-/// Runs commands, shows the journal, and looks after containers: the services qubes.VMExec, nexus.ExecAs, nexus.Logs and
-/// nexus.Container of a qube or container.
-///
-/// Under the name of one of them it is that service, with its argument as the only one.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// The agent's settings, which say what containers there are.
-    #[arg(long, value_name = "FILE", default_value = SETTINGS)]
-    config: PathBuf,
-    #[command(subcommand)]
-    what: What,
-}
-
-const SETTINGS: &str = "/etc/nexus/agent.json";
-
-#[derive(Subcommand)]
-enum What {
-    /// Be this service.
-    Be {
-        /// Which.
-        #[arg(value_parser = SERVICES)]
-        service: String,
-        /// Its argument, without the +.
-        #[arg(default_value = "", allow_hyphen_values = true)]
-        argument: String,
-    },
-    /// Answer a call on the socket that stdin is, in messages: stdout, stderr and exit code are the service's.
-    #[command(after_help = "Examples:
-  nexus-service answer qubes.VMExec
-  nexus-service answer nexus.Query /run/current-system/sw/bin/query")]
-    Answer {
-        /// Of which service. A call of another one is refused.
-        service: String,
-        /// The program that it is, which gets the service's argument as its last one. Without it, the service is one of
-        /// nexus-service's own.
-        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
-        program: Vec<OsString>,
-    },
-}
-
-const SERVICES: [&str; 4] = [EXEC, EXEC_AS, LOGS, CONTAINER];
 
 fn main() -> ExitCode {
     let mut line = std::env::args_os();
@@ -67,12 +25,12 @@ fn main() -> ExitCode {
     let name = Path::new(&called).file_name().and_then(OsStr::to_str).unwrap_or_default();
     if SERVICES.contains(&name) {
         let argument = line.next().unwrap_or_default();
-        return finish(be(name, &argument.to_string_lossy(), Path::new(SETTINGS)));
+        return finish(be(name, &argument.to_string_lossy(), Path::new(AGENT_SETTINGS)));
     }
-    let Arguments { config, what } = Arguments::parse();
+    let ServiceArguments { config, what } = ServiceArguments::parse();
     match what {
-        What::Be { service, argument } => finish(be(&service, &argument, &config)),
-        What::Answer { service, program } => match reply(&service, &program, &config) {
+        ServiceCommand::Be { service, argument } => finish(be(&service, &argument, &config)),
+        ServiceCommand::Answer { service, program } => match reply(&service, &program, &config) {
             Ok(_) => ExitCode::SUCCESS,
             Err(error) => {
                 complain(&error.to_string());
