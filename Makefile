@@ -5,14 +5,13 @@ CARGO ?= cargo
 PREFIX ?= /usr
 export CARGO
 
-.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb packages without-packages publish-check clean toolchain
+.PHONY: demo test unit testbed soak asan valgrind leaks fuzz miri bench book lint fmt install install-c install-programs install-qube deb packages publish-check clean toolchain
 
 demo: toolchain
 	.ci/deps
 	$(CARGO) run --release --quiet -p testbed -- demo
 
-# (A bare Debian is made by root alone. Whoever is not is told that it was left out.)
-test: lint unit asan valgrind testbed $(if $(filter 0,$(shell id -u)),packages,without-packages)
+test: lint unit asan valgrind testbed
 
 lint: toolchain
 	.ci/deps
@@ -169,9 +168,6 @@ deb: toolchain
 # Two to three minutes when the programs are built, two thirds of it to fetch and unpack Debian.
 packages: deb
 	tests/packages target/deb
-
-without-packages:
-	@echo "The packages were not tried: \`make packages' is for root."
 
 # Whether the crates that are for others could be published: each is packed, and compiled from what was packed, with the
 # others' packages in place of crates.io's. Needs crates.io's index; five minutes, or eight for the first time.
