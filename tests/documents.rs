@@ -193,8 +193,11 @@ fn blocks(text: &str) -> Vec<(String, String)> {
 /// there is Nix.
 #[test]
 fn the_tutorial_has_no_command_that_is_not_run() {
-    let examples: String =
-        files(".nix").iter().filter(|file| file.starts_with("nixos/examples")).map(|file| text(file)).collect();
+    let examples: String = files(".nix")
+        .iter()
+        .filter(|file| file.starts_with("nixos/examples"))
+        .map(|file| text(file))
+        .collect();
     let blocks = blocks(&text(Path::new("docs/tutorial.md")));
     let (mut before, mut counts) = ("", BTreeMap::<&str, usize>::new());
     for (mark, block) in &blocks {
@@ -203,7 +206,10 @@ fn the_tutorial_has_no_command_that_is_not_run() {
             "sh" | "sh nix" => {}
             "text" => {
                 assert_eq!(before, "sh", "no command writes {block}");
-                assert!(block.lines().any(|line| line.trim() != "…"), "nothing is said of what a command writes");
+                assert!(
+                    block.lines().any(|line| line.trim() != "…"),
+                    "nothing is said of what a command writes"
+                );
             }
             "nix" => assert!(examples.contains(block), "this is in no example:\n{block}"),
             other => panic!("who runs what is marked {other:?}?\n{block}"),

@@ -100,7 +100,8 @@ impl Assets {
 fn blocks(text: &str, mark: &str) -> Vec<String> {
     let (mut found, mut lines) = (Vec::new(), text.lines());
     while lines.by_ref().any(|line| line == mark) {
-        found.push(lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect());
+        found
+            .push(lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect());
     }
     found
 }
