@@ -134,7 +134,7 @@ impl Builder {
             let entry = entry.at(&place)?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name != "nixos" {
-                let target = fs::read_link(entry.path()).at(&entry.path())?;
+                let target = fs::read_link(entry.path()).at(entry.path())?;
                 made.push((name, self.root.join(target.strip_prefix("/").unwrap_or(&target))));
             }
         }
