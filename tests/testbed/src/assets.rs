@@ -1,7 +1,7 @@
-//! What checks need besides closures: the same kernels and initrds, as other installations keep them, and what calls
-//! between qubes are tried with.
+//! What checks need besides closures: the same kernels and initrds, as other installations keep them, what calls between
+//! qubes are tried with, and the tutorial.
 //!
-//! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. Those
+//! A check asks for assets in its header (`# with: NAME…`), and finds each in dom0 at `/testbed/assets/NAME`. Those
 //! that are booted hold one system's files: those of `vault`.
 
 use std::fs;
