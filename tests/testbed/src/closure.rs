@@ -112,7 +112,7 @@ impl Builder {
     }
 
     /// Runs a command line of a document's as it stands there, in a folder where `nixos` is, with what stands for nixpkgs here in the
-    /// place of <nixpkgs>. What the links that it makes lead to, by the links' names.
+    /// place of `<nixpkgs>`. What the links that it makes lead to, by the links' names.
     pub fn documented(&self, command: &str) -> Result<Vec<(String, PathBuf)>> {
         let folder = self.links.join("documented");
         if folder.exists() {
