@@ -1,10 +1,11 @@
-//! What the documents say of each other and of the tree: that links lead somewhere, that the book has every page, and that
-//! what SPECIFICATION.md promises is held by tests, benches and checks that exist.
+//! What the documents say of each other and of the tree: that links lead somewhere, that the book has every page, that pictures are
+//! there, that the tutorial has no command that is not run, and that what SPECIFICATION.md promises is held by tests, benches and
+//! checks that exist.
 
 #![allow(clippy::unwrap_used, reason = "what fails in here fails the test")]
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
-use std::collections::BTreeSet;
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
@@ -43,11 +44,13 @@ fn text(path: &Path) -> String {
 struct Document {
     anchors: BTreeSet<String>,
     links: Vec<String>,
+    /// Where each picture is, and what is read to those who do not see it.
+    pictures: Vec<(String, String)>,
 }
 
 impl Document {
     fn read(text: &str) -> Self {
-        let (mut document, mut heading) = (Self::default(), None::<String>);
+        let (mut document, mut heading, mut picture) = (Self::default(), None::<String>, None::<String>);
         for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
             match event {
                 Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
@@ -61,12 +64,18 @@ impl Document {
                     document.anchors.insert(free);
                 }
                 Event::Text(part) | Event::Code(part) => {
-                    if let Some(heading) = &mut heading {
-                        heading.push_str(&part);
+                    if let Some(words) = picture.as_mut().or(heading.as_mut()) {
+                        words.push_str(&part);
                     }
                 }
-                Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => {
-                    document.links.push(dest_url.into_string());
+                Event::Start(Tag::Link { dest_url, .. }) => document.links.push(dest_url.into_string()),
+                Event::Start(Tag::Image { dest_url, .. }) => {
+                    document.links.push(dest_url.to_string());
+                    document.pictures.push((dest_url.into_string(), String::new()));
+                    picture = Some(String::new());
+                }
+                Event::End(TagEnd::Image) => {
+                    document.pictures.last_mut().unwrap().1 = picture.take().unwrap();
                 }
                 _ => {}
             }
@@ -130,6 +139,85 @@ fn the_book_has_every_page() {
         .filter(|file| file.starts_with(docs) && !file.ends_with("SUMMARY.md"))
         .collect();
     assert_eq!(named, there);
+}
+
+#[test]
+fn every_picture_is_shown_and_can_be_read() {
+    let (folder, mut shown) = (Path::new("docs/pictures"), BTreeSet::new());
+    for file in files(".md") {
+        for (link, words) in Document::read(&text(&file)).pictures {
+            let picture = plain(&file.parent().unwrap().join(&link));
+            assert!(picture.starts_with(folder), "{}: {link} is not in {}", file.display(), folder.display());
+            assert!(root().join(&picture).exists(), "{}: there is no {link}", file.display());
+            assert!(words.split_whitespace().count() > 2, "{}: {link} is not described", file.display());
+            shown.insert(picture);
+        }
+    }
+    let there: BTreeSet<_> = files(".svg").into_iter().filter(|file| file.starts_with(folder)).collect();
+    assert_eq!(shown, there);
+    assert!(there.len() > 2, "{there:?}");
+    for picture in there {
+        let (name, text) = (picture.display(), text(&picture));
+        // A ground of its own, so that it does not matter what colour the page has.
+        for part in ["<title ", "<desc ", "viewBox=", "fill=\"#f6f8fa\""] {
+            assert!(text.contains(part), "{name} has no {part}");
+        }
+        let elsewhere = text.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").contains("http");
+        assert!(!elsewhere && !text.contains("<script"), "{name} is not all that is needed to show it");
+    }
+}
+
+/// How the blocks of the tutorial are marked, and what they say.
+fn blocks(text: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut inside = false;
+    for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
+        match event {
+            Event::Start(Tag::CodeBlock(kind)) => {
+                let mark = match kind {
+                    CodeBlockKind::Fenced(mark) => mark.into_string(),
+                    CodeBlockKind::Indented => "indented".to_owned(),
+                };
+                blocks.push((mark, String::new()));
+                inside = true;
+            }
+            Event::End(TagEnd::CodeBlock) => inside = false,
+            Event::Text(part) if inside => blocks.last_mut().unwrap().1.push_str(&part),
+            _ => {}
+        }
+    }
+    blocks
+}
+
+/// The testbed runs what is marked `sh` in dom0, and compares it with the `text` that follows; what is marked `sh nix` it runs where
+/// there is Nix.
+#[test]
+fn the_tutorial_has_no_command_that_is_not_run() {
+    let examples: String = files(".nix")
+        .iter()
+        .filter(|file| file.starts_with("nixos/examples"))
+        .map(|file| text(file))
+        .collect();
+    let blocks = blocks(&text(Path::new("docs/tutorial.md")));
+    let (mut before, mut counts) = ("", BTreeMap::<&str, usize>::new());
+    for (mark, block) in &blocks {
+        *counts.entry(mark).or_default() += 1;
+        match mark.as_str() {
+            "sh" | "sh nix" => {}
+            "text" => {
+                assert_eq!(before, "sh", "no command writes {block}");
+                assert!(
+                    block.lines().any(|line| line.trim() != "…"),
+                    "nothing is said of what a command writes"
+                );
+            }
+            "nix" => assert!(examples.contains(block), "this is in no example:\n{block}"),
+            other => panic!("who runs what is marked {other:?}?\n{block}"),
+        }
+        before = mark;
+    }
+    assert!(counts["sh"] > 10 && counts["text"] > 10, "{counts:?}");
+    assert!(counts["sh nix"] <= 2, "{counts:?}");
 }
 
 /// The rows of the tables of SPECIFICATION.md that say what a promise is held by, each with the names in that column.

@@ -56,6 +56,14 @@ in
   demo = declared (serving (import ../examples/demo.nix));
   demo-next = declared (serving (import ../examples/demo-next.nix));
 
+  # What stands for nixpkgs where a command line of the documents says <nixpkgs> (tests/testbed/src/closure.rs), and for its
+  # nixos/lib/eval-config.nix.
+  nixpkgs = pkgs // {
+    lib = import ../tests/module-system.nix;
+    rustPlatform.buildRustPackage = _: pkgs.nexus;
+  };
+  inherit (nixos) evalConfig;
+
   # The names say what the guest is for in the demo; the kernel's codec is what tells them apart.
   work = system { name = "work"; kernel = "xz"; };
   vault = system { name = "vault"; kernel = "zstd"; };

@@ -1,7 +1,7 @@
-//! What checks need besides closures: the same kernels and initrds, as other installations keep them, and what calls
-//! between qubes are tried with.
+//! What checks need besides closures: the same kernels and initrds, as other installations keep them, what calls between
+//! qubes are tried with, and the tutorial.
 //!
-//! A check asks for an asset in its header (`# with: NAME`), and finds it in dom0 at `/testbed/assets/NAME`. Those
+//! A check asks for assets in its header (`# with: NAME…`), and finds each in dom0 at `/testbed/assets/NAME`. Those
 //! that are booted hold one system's files: those of `vault`.
 
 use std::fs;
@@ -11,8 +11,8 @@ use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::Cache;
-use crate::closure::Closure;
+use crate::cache::{Cache, checkout};
+use crate::closure::{Builder, Closure};
 use crate::debian::{Debian, Tree};
 use crate::error::At as _;
 use crate::products::{OF_CALLS, Products};
@@ -25,10 +25,16 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 6] = ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1]];
+pub const NAMES: [&str; 7] = ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1], TUTORIAL];
 
 /// Those that are a `qubes.json` with the systems that it names, which `nixos/testing` builds: dom0 has all of their store paths.
 pub const DECLARED: [&str; 2] = ["demo", "demo-next"];
+
+/// The one that is the tutorial, and the documents that its commands for a machine with Nix make.
+pub const TUTORIAL: &str = "tutorial";
+
+/// How a block of such commands is marked.
+const WHERE_NIX_IS: &str = "```sh nix";
 
 /// Programs that know nothing of calls, at both ends of one: their packages, and where they lie there.
 const STRANGERS: [(&str, &str); 2] = [("curl", "usr/bin/curl"), ("socat", "usr/bin/socat")];
@@ -66,10 +72,38 @@ impl Assets {
         Ok(Self { folder })
     }
 
+    /// Makes [`TUTORIAL`], which takes a build: runs the page's commands for a machine with Nix.
+    pub fn make_tutorial(&self, builder: &Builder) -> Result<()> {
+        let page = checkout().join("docs/tutorial.md");
+        let text = fs::read_to_string(&page).at(&page)?;
+        let place = self.path(TUTORIAL);
+        fs::create_dir_all(&place).at(&place)?;
+        let copy = place.join("tutorial.md");
+        fs::write(&copy, &text).at(&copy)?;
+        for block in blocks(&text, WHERE_NIX_IS) {
+            for (name, document) in builder.documented(&block)? {
+                // Not with what a store says of who may write it.
+                let copy = place.join(name);
+                fs::write(&copy, fs::read(&document).at(&document)?).at(&copy)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The folder of an asset.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+}
+
+/// What stands between a line that is the mark and the end of the block.
+fn blocks(text: &str, mark: &str) -> Vec<String> {
+    let (mut found, mut lines) = (Vec::new(), text.lines());
+    while lines.by_ref().any(|line| line == mark) {
+        found
+            .push(lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect());
+    }
+    found
 }
 
 /// What a system boots.
@@ -231,4 +265,16 @@ fn add_sections(stub: &Path, sections: &[(&str, PathBuf)], target: &Path) -> Res
         address = (address + file.metadata().at(file)?.len()).next_multiple_of(0x1000);
     }
     process::run(objcopy.arg(stub).arg(target))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_blocks_of_a_mark_are_found() {
+        let text = "a\n```sh nix\nb\nc\n```\n```sh\nd\n```\n```sh nix\ne\n```\n";
+        assert_eq!(blocks(text, WHERE_NIX_IS), ["b\nc\n", "e\n"]);
+        assert_eq!(blocks(text, "```text"), [""; 0]);
+    }
 }

@@ -1,7 +1,7 @@
 //! The checks: shell scripts in `checks/`, and which of them share a boot.
 //!
 //! A check's file is named `NN-NAME`: the number orders, the name says what is shown. Its first comment lines may
-//! say `# boot: NAME` (default `qubes`), `# limit: SECONDS` and `# with: ASSET` (see [`assets`](crate::assets)). One with
+//! say `# boot: NAME` (default `qubes`), `# limit: SECONDS` and `# with: ASSET…` (see [`assets`](crate::assets)). One with
 //! `# ignored: REASON` is counted and not run, unless it is asked for.
 
 use std::fs;
@@ -80,7 +80,7 @@ pub struct Check {
     /// How long it may take.
     pub limit: Duration,
     /// What it needs besides the closures.
-    pub asset: Option<&'static str>,
+    pub assets: Vec<&'static str>,
     /// Why it runs only when it is asked for.
     pub ignored: Option<String>,
 }
@@ -120,17 +120,13 @@ fn read(path: PathBuf) -> Result<Check> {
             seconds.parse().map_err(|_| refuse(format!("limit '{seconds}' is no number of seconds")))?,
         ),
     };
-    let asset = match header("with") {
-        None => None,
-        Some(asset) => Some(
-            NAMES
-                .into_iter()
-                .find(|known| *known == asset)
-                .ok_or_else(|| refuse(format!("asks for the unknown asset '{asset}'")))?,
-        ),
+    let known = |asset| {
+        let known = NAMES.into_iter().find(|known| *known == asset);
+        known.ok_or_else(|| refuse(format!("asks for the unknown asset '{asset}'")))
     };
+    let assets = header("with").unwrap_or_default().split_whitespace().map(known).collect::<Result<_>>()?;
     let ignored = header("ignored").map(str::to_owned);
-    Ok(Check { name, path, boot, limit, asset, ignored })
+    Ok(Check { name, path, boot, limit, assets, ignored })
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for anything.

@@ -111,6 +111,65 @@ impl Builder {
         Ok(Closure { name, toplevel, paths, root: self.root.clone() })
     }
 
+    /// Runs a command line of a document's as it stands there, in a folder where `nixos` is, with what stands for nixpkgs here in the
+    /// place of `<nixpkgs>`. What the links that it makes lead to, by the links' names.
+    pub fn documented(&self, command: &str) -> Result<Vec<(String, PathBuf)>> {
+        let folder = self.links.join("documented");
+        if folder.exists() {
+            fs::remove_dir_all(&folder).at(&folder)?;
+        }
+        let nixpkgs = self.stand_in(&folder.join("nixpkgs"))?;
+        let place = folder.join("checkout");
+        fs::create_dir(&place).at(&place)?;
+        symlink(checkout().join("nixos"), place.join("nixos")).at(&place)?;
+        let mut shell = Command::new("sh");
+        shell.args(["-e", "-c", command]).current_dir(&place).env("NIX_CONFIG", NIX_CONFIG);
+        shell.env("NIX_PATH", format!("nixpkgs={}", nixpkgs.display()));
+        if self.store == Store::Cached {
+            shell.env("NIX_REMOTE", &self.root);
+        }
+        process::run(&mut shell)?;
+        let mut made = Vec::new();
+        for entry in fs::read_dir(&place).at(&place)? {
+            let entry = entry.at(&place)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name != "nixos" {
+                let target = fs::read_link(entry.path()).at(entry.path())?;
+                made.push((name, self.root.join(target.strip_prefix("/").unwrap_or(&target))));
+            }
+        }
+        made.sort();
+        Ok(made)
+    }
+
+    /// A folder that is imported as nixpkgs is.
+    fn stand_in(&self, folder: &Path) -> Result<PathBuf> {
+        let arguments: Vec<_> =
+            self.arguments.iter().map(|(name, path)| format!("{name} = {};", path.display())).collect();
+        let files = [
+            (
+                "testing.nix",
+                format!(
+                    "import {} {{ {} }}\n",
+                    checkout().join("nixos/testing").display(),
+                    arguments.join(" ")
+                ),
+            ),
+            (
+                "default.nix",
+                "{ ... }: (import ./testing.nix).nixpkgs // { path = toString ./.; }\n".to_owned(),
+            ),
+            ("nixos/lib/eval-config.nix", "(import ../../testing.nix).evalConfig\n".to_owned()),
+        ];
+        let deepest = folder.join("nixos/lib");
+        fs::create_dir_all(&deepest).at(&deepest)?;
+        for (name, text) in files {
+            let path = folder.join(name);
+            fs::write(&path, text).at(&path)?;
+        }
+        Ok(folder.to_owned())
+    }
+
     fn nix(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("NIX_CONFIG", NIX_CONFIG);

@@ -223,7 +223,7 @@ pub fn overlay(
                 order.push_str(&format!("{} {}\n", check.name, check.limit.as_secs()));
             }
             archive.file("testbed/order", 0o644, order.as_bytes());
-            let wanted: BTreeSet<_> = checks.iter().filter_map(|check| check.asset).collect();
+            let wanted: BTreeSet<_> = checks.iter().flat_map(|check| check.assets.iter().copied()).collect();
             for name in wanted.into_iter().filter(|name| !DECLARED.contains(name)) {
                 archive.copy(&format!("testbed/assets/{name}"), &assets.path(name))?;
             }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::assets::{Assets, DECLARED};
+use crate::assets::{Assets, DECLARED, TUTORIAL};
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check, DEMO};
 use crate::closure::{Builder, Closure, Store};
@@ -297,12 +297,15 @@ impl Testbed {
             None => (&self.debian.tree, &self.base, &self.products),
         };
         let is_wanted = |name: &str| match task {
-            Task::Checks(checks) => checks.iter().any(|check| check.asset == Some(name)),
+            Task::Checks(checks) => checks.iter().any(|check| check.assets.contains(&name)),
             Task::Demo => true,
             Task::Shell => false,
         };
         let declared = DECLARED.into_iter().filter(|name| is_wanted(name)).map(|name| self.declared(name));
         let declared = declared.collect::<Result<Vec<_>>>()?;
+        if matches!(task, Task::Checks(_)) && is_wanted(TUTORIAL) {
+            step("what the tutorial builds", || self.assets.make_tutorial(&self.builder))?;
+        }
         let systems = dom0::Systems { closures: &self.closures, declared: &declared, assets: &self.assets };
         let overlay = dom0::overlay((&self.debian, tree), products, &systems, task)?;
         Machine::boot(&self.debian, base, &overlay, &folder, boot, console)

@@ -46,11 +46,25 @@ pub struct Difference {
     pub declared: String,
 }
 
+/// The attribute of which only those words are shown that differ: a system is one of many in it.
+const COMMAND_LINE: &str = "command line";
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { attribute, running, declared } = self;
+        let (left, right) = (words_without(running, declared), words_without(declared, running));
+        if *attribute == COMMAND_LINE && !(left.is_empty() && right.is_empty()) {
+            let shown = |words: &str| if words.is_empty() { "nothing".to_owned() } else { words.to_owned() };
+            return write!(f, "{attribute}: {} -> {}", shown(&left), shown(&right));
+        }
         write!(f, "{attribute}: {running} -> {declared}")
     }
+}
+
+/// The words of a text that another has not.
+fn words_without(text: &str, other: &str) -> String {
+    let own = text.split_whitespace().filter(|word| !other.split_whitespace().any(|known| known == *word));
+    own.collect::<Vec<_>>().join(" ")
 }
 
 /// Something about a qube that is changed while it runs.
@@ -570,7 +584,7 @@ fn differences(kept: &QubeConfig, declared: &QubeConfig) -> Vec<Difference> {
     differs("type", kept.guest.name().to_owned(), declared.guest.name().to_owned());
     differs("kernel", kept.kernel.display().to_string(), declared.kernel.display().to_string());
     differs("initrd", shown(&kept.ramdisk), shown(&declared.ramdisk));
-    differs("command line", kept.cmdline.clone(), declared.cmdline.clone());
+    differs(COMMAND_LINE, kept.cmdline.clone(), declared.cmdline.clone());
     let mib = |mib: u64| format!("{mib} MiB");
     differs("max_memory", mib(kept.max_memory_mib), mib(declared.max_memory_mib));
     differs("max_vcpus", kept.max_vcpus.to_string(), declared.max_vcpus.to_string());

@@ -1014,3 +1014,21 @@ fn killed_at_fifty_moments_of_an_upgrade_that_fails_the_qube_runs_what_it_ran() 
     }
     assert!(killed >= 50, "{killed}");
 }
+
+#[test]
+fn of_command_lines_the_words_are_shown_that_differ() {
+    let said = |attribute, running: &str, declared: &str| {
+        Difference { attribute, running: running.to_owned(), declared: declared.to_owned() }.to_string()
+    };
+    assert_eq!(
+        said(
+            "command line",
+            "console=hvc0 quiet init=/nix/store/a/init",
+            "console=hvc0 init=/nix/store/b/init"
+        ),
+        "command line: quiet init=/nix/store/a/init -> init=/nix/store/b/init"
+    );
+    assert_eq!(said("command line", "quiet", "quiet panic=-1"), "command line: nothing -> panic=-1");
+    assert_eq!(said("command line", "a b", "b a"), "command line: a b -> b a");
+    assert_eq!(said("max_memory", "512 MiB", "768 MiB"), "max_memory: 512 MiB -> 768 MiB");
+}
