@@ -190,8 +190,12 @@ mod tests {
                 if ["<", "[OPTIONS]", "[QUBE", "..."].iter().any(|mark| code.contains(mark)) {
                     continue;
                 }
-                for command in
-                    code.split([';', '>', '&']).map(str::trim).filter(|part| part.starts_with("nxl "))
+                // A bar between words is a pipe; one without spaces stands between alternatives.
+                for command in code
+                    .split([';', '>', '&'])
+                    .flat_map(|part| part.split(" | "))
+                    .map(str::trim)
+                    .filter(|part| part.starts_with("nxl "))
                 {
                     if code.starts_with("nxl ") {
                         shown.push((file.clone(), command.to_owned()));
