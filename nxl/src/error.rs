@@ -1,7 +1,7 @@
 //! Why a command failed, in one line.
 
 use crate::bootloader::BootError;
-use nexus::wire::{EXIT_PROBLEM, EXIT_REFUSED};
+use nexus::wire::EXIT_REFUSED;
 use nxl_top::terminal::TopError;
 use std::io;
 use std::path::PathBuf;
@@ -179,7 +179,7 @@ impl Error {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => (0, false),
             Self::Exit(code) => (*code, false),
             Self::Refused { .. } => (EXIT_REFUSED, true),
-            Self::Call { .. } => (EXIT_PROBLEM, true),
+            Self::Call { source, .. } => (source.exit_code(), true),
             Self::NoXenHost(_) => (3, true),
             _ => (1, true),
         }
