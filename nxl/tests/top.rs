@@ -55,17 +55,7 @@ fn driven(how: &str) {
     let machine = Machine::new();
     let dom0 = machine.domain(DomId::DOM0);
     for (number, name) in [(1, "work"), (2, "vault")] {
-        let create = CreateDomain {
-            kind: GuestKind::Pvh,
-            uuid: [number; 16],
-            max_vcpus: 1,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pvh, [number; 16], 1);
         let domid = dom0.domain_control().unwrap().create_domain(&create).unwrap();
         let path = format!("/local/domain/{domid}/name");
         dom0.xenstore().unwrap().write(Transaction::NONE, &path, name.as_bytes()).unwrap();

@@ -202,17 +202,7 @@ mod tests {
 
     /// A domain that was just made.
     fn domain(dom0: &impl Platform) -> DomId {
-        let create = CreateDomain {
-            kind: GuestKind::Pvh,
-            uuid: [7; 16],
-            max_vcpus: 2,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pvh, [7; 16], 2);
         dom0.domain_control().unwrap().create_domain(&create).unwrap()
     }
 

@@ -35,6 +35,25 @@ pub struct CreateDomain {
     pub iommu: bool,
 }
 
+impl CreateDomain {
+    /// With libxl's defaults for all else: event-channel ports up to 1,023, the hypervisor's own sizes of the grant table, whose
+    /// versions 1 and 2 it may use, pool 0, and no translation by the IOMMU.
+    #[must_use]
+    pub const fn new(kind: GuestKind, uuid: [u8; 16], max_vcpus: u32) -> Self {
+        Self {
+            kind,
+            uuid,
+            max_vcpus,
+            max_event_channel_port: 1_023,
+            max_grant_frames: None,
+            max_maptrack_frames: None,
+            max_grant_version: 2,
+            cpupool: 0,
+            iommu: false,
+        }
+    }
+}
+
 /// The HVM parameters that a builder sets (xen/include/public/hvm/params.h).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs, reason = "the header's own names")]

@@ -756,17 +756,7 @@ mod tests {
 
     fn domain(machine: &Machine, pages: u64) -> (Arc<dyn DomainControl>, DomId) {
         let control = machine.domain(DomId::DOM0).domain_control().unwrap();
-        let create = CreateDomain {
-            kind: GuestKind::Pvh,
-            uuid: [7; 16],
-            max_vcpus: 1,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pvh, [7; 16], 1);
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();
         control.set_max_mem(domid, pages << 2).unwrap();

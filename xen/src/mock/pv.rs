@@ -237,17 +237,7 @@ mod tests {
         let machine = Machine::new();
         let dom0 = machine.domain(DomId::DOM0);
         let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let create = CreateDomain {
-            kind: GuestKind::Pv,
-            uuid: [7; 16],
-            max_vcpus: 1,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pv, [7; 16], 1);
         let domid = control.create_domain(&create).unwrap();
         control.set_max_vcpus(domid, 1).unwrap();
         control.set_max_mem(domid, pages << 2).unwrap();
@@ -374,17 +364,7 @@ mod tests {
         assert!(control.set_paging_mempool_size(domid, 1 << 20).is_err());
         assert!(control.hvm_context(domid).is_err());
         assert!(control.populate_physmap(domid, 0, &[Gfn(9)], Populate::Now).is_err());
-        let create = CreateDomain {
-            kind: GuestKind::Pvh,
-            uuid: [8; 16],
-            max_vcpus: 1,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pvh, [8; 16], 1);
         let pvh = control.create_domain(&create).unwrap();
         assert!(control.populate_pv(pvh, 0, &[Pfn(0)]).is_err());
         assert!(control.pin_page_tables(pvh, Gfn(0)).is_err());

@@ -373,17 +373,7 @@ mod tests {
         let machine = Machine::new();
         let dom0 = machine.domain(DomId::DOM0);
         let (control, foreign) = (dom0.domain_control().unwrap(), dom0.foreign_memory().unwrap());
-        let create = CreateDomain {
-            kind: GuestKind::Pv,
-            uuid: [0; 16],
-            max_vcpus: 1,
-            max_event_channel_port: 1_023,
-            max_grant_frames: None,
-            max_maptrack_frames: None,
-            max_grant_version: 2,
-            cpupool: 0,
-            iommu: false,
-        };
+        let create = CreateDomain::new(GuestKind::Pv, [0; 16], 1);
         let domid = control.create_domain(&create).unwrap();
         // Room for one large extent and a half.
         control.set_max_mem(domid, 768 << 2).unwrap();

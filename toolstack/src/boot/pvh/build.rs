@@ -397,19 +397,7 @@ mod tests {
         assert!(build_on(&machine, &kernel, 512 << 10, 512 << 10).is_err());
         let dom0 = machine.domain(DomId::DOM0);
         let control = dom0.domain_control().unwrap();
-        let domid = control
-            .create_domain(&CreateDomain {
-                kind: GuestKind::Pvh,
-                uuid: [0; 16],
-                max_vcpus: 1,
-                max_event_channel_port: 1_023,
-                max_grant_frames: None,
-                max_maptrack_frames: None,
-                max_grant_version: 2,
-                cpupool: 0,
-                iommu: false,
-            })
-            .unwrap();
+        let domid = control.create_domain(&CreateDomain::new(GuestKind::Pvh, [0; 16], 1)).unwrap();
         // Room for one extent and a half: what is left over of the second comes as pages, until there are no more.
         control.set_max_mem(domid, 768 << 2).unwrap();
         let extents = Extents { order: 9, gfns: vec![Gfn(0), Gfn(512)], populate: Populate::Now };
