@@ -10,8 +10,7 @@
 let
   version = "22.11.testing";
 
-  # In the order in which stage 1 loads them: the later ones use symbols of the earlier. Those that a kernel has built in,
-  # its package lacks.
+  # In the order in which stage 1 loads them: the later ones use symbols of the earlier.
   modules = [
     "xen-privcmd" "xenfs" "xen-evtchn" "xen-gntdev" "xen-gntalloc" "xen-blkfront" "xen-netfront"
     "crc32c_generic" "libcrc32c" "erofs"
@@ -31,30 +30,20 @@ let
     chmod 755 $out/init
   '';
 
-  initrd = shell.run "initrd-${name}" {
-    script = ./stage-1.sh;
-    shellPath = "${shell.package}/bin/sh";
-    busybox = shell.package;
-    inherit kernel modules;
+  initrd = import ./initrd.nix { inherit shell kernel; } name {
     # What the store of the running guest has: the closure of stage 2.
-    exportReferencesGraph = [ "closure" stage2 ];
-  } ''
-    root=$PWD/root
-    mkdir -p $root/nix/store $root/modules $root/proc $root/sys $root/dev $root/run $root/tmp
-    for module in $modules; do
-      test -e $kernel/modules/$module.ko || continue
-      cp $kernel/modules/$module.ko $root/modules/
-      echo $module >> $root/modules/order
-    done
-    sed -e "s|@shell@|$shellPath|" -e "s|@busybox@|$busybox|" $script > $root/init
-    chmod 755 $root/init
-    grep '^/nix/store/' closure | sort -u | while read -r path; do
-      cp -a $path $root/nix/store/
-    done
-    mkdir $out
-    cd $root
-    find . | sort | cpio -o -H newc -R 0:0 | gzip -9n > $out/initrd
-  '';
+    contents = stage2;
+    inherit modules;
+    attributes = {
+      script = ./stage-1.sh;
+      shellPath = "${shell.package}/bin/sh";
+      busybox = shell.package;
+    };
+    script = ''
+      sed -e "s|@shell@|$shellPath|" -e "s|@busybox@|$busybox|" $script > $root/init
+      chmod 755 $root/init
+    '';
+  };
 
   label = "NixOS ${version} (${name})";
   kernelParams = [ "console=hvc0" "quiet" "panic=-1" ];

@@ -29,28 +29,20 @@ let
 in
 if unknown != [ ] then throw "the testing systems do not know the kernel module ${builtins.head unknown}" else
 {
-  initrd = shell.run "initrd-${name}" {
-    inherit kernel order stage1;
-    exportReferencesGraph = [ "closure" stage1 ];
-    mounts = concatStringsSep "" (map line mounts);
-    options = config.boot.extraModprobeConfig or "";
-    passAsFile = [ "mounts" "options" ];
-  } ''
-    root=$PWD/root
-    mkdir -p $root/nix/store $root/modules $root/proc $root/sys $root/dev $root/run $root/tmp $root/sysroot
-    for module in $order; do
-      test -e $kernel/modules/$module.ko || continue
-      cp $kernel/modules/$module.ko $root/modules/
-      echo $module >> $root/modules/order
-    done
-    cp $mountsPath $root/mounts
-    cp $optionsPath $root/modules/options
-    ln -s $stage1/init $root/init
-    grep '^/nix/store/' closure | sort -u | while read -r path; do
-      cp -a $path $root/nix/store/
-    done
-    mkdir $out
-    cd $root
-    find . | sort | cpio -o -H newc -R 0:0 | gzip -9n > $out/initrd
-  '';
+  initrd = import ../initrd.nix { inherit shell kernel; } name {
+    contents = stage1;
+    modules = order;
+    attributes = {
+      inherit stage1;
+      mounts = concatStringsSep "" (map line mounts);
+      options = config.boot.extraModprobeConfig or "";
+      passAsFile = [ "mounts" "options" ];
+    };
+    script = ''
+      mkdir $root/sysroot
+      cp $mountsPath $root/mounts
+      cp $optionsPath $root/modules/options
+      ln -s $stage1/init $root/init
+    '';
+  };
 }
