@@ -18,7 +18,7 @@ const GRANTS: u64 = 8_192;
 const GRANT_LIMIT: &str = "/sys/module/xen_gntalloc/parameters/limit";
 /// What a file system should have left, in bytes.
 const ROOM: u64 = 256 << 20;
-/// What a guest has to be a domain's tools' own: read and written by nobody but its user and group.
+/// The permissions of those who are neither a device's user nor of its group: it is read and written by nobody else.
 const OTHERS: u32 = 0o006;
 
 /// Xen's devices, the module that makes each (none: it is part of every kernel), and what stands still without it.
