@@ -123,10 +123,11 @@ impl Qubes {
         })?;
         if let Some(first) = late.first() {
             let (address, waited) = (open[*first], LIMIT);
+            let asked = self.read(&format!("{}/backend", address.frontend_path()))?.is_some();
             match release {
-                Release::Asked => return Err(DeviceError::NotReleased { address, waited }.into()),
+                Release::Asked if asked => return Err(DeviceError::NotReleased { address, waited }.into()),
                 Release::AskedThenForced => return self.close(devices, Release::Forced),
-                Release::Forced => problems.push(DeviceError::NotClosed { address, waited }),
+                Release::Asked | Release::Forced => problems.push(DeviceError::NotClosed { address, waited }),
             }
         }
         for (domid, behind) in devices.iter().map(|device| device.domid).zip(behind) {
@@ -146,23 +147,37 @@ impl Qubes {
         xen::transaction(&*self.store, |tx| {
             let mut open = Vec::new();
             for device in devices {
-                if forced {
-                    store::remove_if_there(&*self.store, tx, &device.frontend_path())?;
-                }
                 let backend = device.backend_path();
                 let path = format!("{backend}/state");
-                let Some(state) = store::read_if_there(&*self.store, tx, &path)? else { continue };
+                let state = store::read_if_there(&*self.store, tx, &path)?;
+                if forced || self.is_alone(tx, *device, state.as_deref())? {
+                    store::remove_if_there(&*self.store, tx, &device.frontend_path())?;
+                }
+                let Some(state) = state else { continue };
                 self.store.write(tx, &format!("{backend}/online"), b"0")?;
                 if state != state::CLOSED.as_bytes() {
                     self.store.write(tx, &path, state::CLOSING.as_bytes())?;
                 }
-                // A device that no driver has taken, nobody closes; one that is just about to take it finds it gone.
+                // What no driver of the backend's has taken, nobody closes, either.
                 if state != state::INITIALISING.as_bytes() {
                     open.push(*device);
                 }
             }
             Ok(open)
         })
+    }
+
+    /// Whether the guest has not come to its device, so that nobody would close it: it is starting, has no driver, or has not
+    /// noticed that the device is another than the one that was there before (older Linux). Nothing of its memory is
+    /// mapped then, whatever it says itself; and one that is just about to come finds the device gone.
+    fn is_alone(&self, tx: Transaction, device: Address, backend: Option<&[u8]>) -> Result<bool, xen::Error> {
+        let is = |state: Option<&[u8]>, expected: &str| state == Some(expected.as_bytes());
+        if !is(backend, state::CLOSING) {
+            return Ok(is(backend, state::INITIALISING) || is(backend, state::INIT_WAIT));
+        }
+        // Somebody asked for its end before; a guest that lies here loses its own device.
+        let frontend = store::read_if_there(&*self.store, tx, &format!("{}/state", device.frontend_path()))?;
+        Ok(is(frontend.as_deref(), state::INITIALISING))
     }
 
     fn behind(&self, device: Address) -> Result<Behind, QubeError> {

@@ -56,6 +56,8 @@ const SCRIPTS: &str = "/etc/xen/scripts";
 /// The states that xenbus drivers go through (`enum xenbus_state`, xen/include/public/io/xenbus.h).
 pub(crate) mod state {
     pub(crate) const INITIALISING: &str = "1";
+    /// A backend that waits for its frontend: nothing of the guest is mapped.
+    pub(crate) const INIT_WAIT: &str = "2";
     pub(crate) const CLOSING: &str = "5";
     pub(crate) const CLOSED: &str = "6";
     /// A backend that has taken its device, whatever the frontend did meanwhile.

@@ -472,6 +472,25 @@ fn a_guest_that_keeps_its_disk_keeps_it_until_it_is_forced() {
     assert_eq!((host.inventory(), kernel.loop_count()), (before, 0));
 }
 
+/// One that is starting, or has no driver; a detach that somebody else began is finished, too.
+#[test]
+fn a_guest_that_never_came_to_its_disk_is_not_waited_for() {
+    for begun in [None, Some("5")] {
+        let (host, kernel) = with_backends(Backends::Alone);
+        let before = host.inventory();
+        let qube = create(&host, "work", TWO_DISKS_AND_AN_INTERFACE).unwrap();
+        if let Some(state) = begun {
+            let path = "/local/domain/0/backend/vbd/1/51712/state";
+            host.qubes.store.write(Transaction::NONE, path, state.as_bytes()).unwrap();
+            assert_eq!(value(&host, path).as_deref(), begun, "it waits for the guest");
+        }
+        host.qubes.detach_disk(&qube, &Vdev::parse("xvda").unwrap(), Release::Asked).unwrap();
+        assert_eq!((host.qubes.list_disks(&qube).unwrap().len(), kernel.loop_count()), (1, 1));
+        host.qubes.destroy(&qube).unwrap();
+        assert_eq!((host.inventory(), kernel.loop_count()), (before, 0));
+    }
+}
+
 #[test]
 fn what_a_guest_writes_is_not_believed() {
     let (host, kernel) = with_backends(Backends::Prompt);

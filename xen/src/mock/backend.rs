@@ -11,28 +11,36 @@ pub enum Backends {
     /// Drivers that answer at once: a new device is ready for its frontend (1 becomes 2), one that is to close is closed
     /// (5 becomes 6). pciback's guests answer at once, too (1 and 7 become 4).
     Prompt,
-    /// Drivers that take a device, and never let go of it: their frontend does not.
+    /// Drivers whose frontends never come: a new device waits (1 becomes 2), one that is to close is closed (5 becomes 6)
+    /// when the guest's half of it is gone.
+    Alone,
+    /// Drivers that take a device (1 becomes 4), and never let go of it: their frontend does not.
     Clinging,
 }
 
 impl Backends {
-    /// What becomes of a state that was written to `path`; `None` when it stays.
-    pub(super) fn answer(self, path: &str, state: &[u8]) -> Option<&'static [u8]> {
+    /// What becomes of a state that was written to `path`; `None` when it stays. `exists` knows what else there is.
+    pub(super) fn answer(
+        self,
+        path: &str,
+        state: &[u8],
+        exists: impl Fn(&str) -> bool,
+    ) -> Option<&'static [u8]> {
         let inside = path.strip_prefix("/local/domain/")?.strip_suffix("/state")?;
-        let mut parts = inside.split('/').skip(1);
-        if parts.next() != Some("backend") {
+        let parts: Vec<&str> = inside.split('/').collect();
+        let [_, "backend", kind, domid, devid] = parts[..] else { return None };
+        if kind == "console" {
             return None;
         }
-        let kind = parts.next().filter(|kind| *kind != "console")?;
-        if parts.count() != 2 {
-            return None;
-        }
+        let has_frontend = || exists(&format!("/local/domain/{domid}/device/{kind}/{devid}"));
         match (self, state) {
             // pciback changes what the guest has while it is connected, and so does its frontend here.
             (Self::Prompt, b"1" | b"7") if kind == "pci" => Some(b"4"),
             (Self::Clinging, b"1") if kind == "pci" => Some(b"3"),
-            (Self::Prompt | Self::Clinging, b"1") => Some(b"2"),
+            (Self::Prompt | Self::Alone, b"1") => Some(b"2"),
+            (Self::Clinging, b"1") => Some(b"4"),
             (Self::Prompt, b"5") => Some(b"6"),
+            (Self::Alone, b"5") if !has_frontend() => Some(b"6"),
             _ => None,
         }
     }
@@ -64,7 +72,13 @@ mod tests {
         machine.run_backends(Backends::Prompt);
         assert_eq!((write(b"1"), write(b"5")), (b"2".to_vec(), b"6".to_vec()));
         machine.run_backends(Backends::Clinging);
+        assert_eq!((write(b"1"), write(b"5")), (b"4".to_vec(), b"5".to_vec()));
+        machine.run_backends(Backends::Alone);
+        let frontend = "/local/domain/1/device/vbd/51712";
+        store.write(Transaction::NONE, frontend, b"").unwrap();
         assert_eq!((write(b"1"), write(b"5")), (b"2".to_vec(), b"5".to_vec()));
+        store.remove(Transaction::NONE, frontend).unwrap();
+        assert_eq!(write(b"5"), b"6");
         let console = "/local/domain/0/backend/console/1/0/state";
         store.write(Transaction::NONE, console, b"1").unwrap();
         assert_eq!(store.read(Transaction::NONE, console).unwrap(), b"1", "xenconsoled has no such states");

@@ -294,8 +294,9 @@ impl Tree {
     /// Lets the backend drivers see what changed.
     fn drive_backends(&mut self, changed: &[String]) {
         for path in changed {
-            let Some(node) = self.nodes.get_mut(path) else { continue };
-            if let Some(state) = self.backends.answer(path, &node.value) {
+            let Some(node) = self.nodes.get(path) else { continue };
+            let answer = self.backends.answer(path, &node.value, |path| self.nodes.contains_key(path));
+            if let (Some(state), Some(node)) = (answer, self.nodes.get_mut(path)) {
                 node.value = state.to_vec();
                 self.fire(std::slice::from_ref(path));
             }
