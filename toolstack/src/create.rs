@@ -101,7 +101,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         // The error that led here is the one to report.
         let devices = self.qubes.devices(self.domid).unwrap_or_default();
-        let _ = self.qubes.end(self.domid, self.uuid, &devices.managed);
+        let _ = self.qubes.end_half_made(self.domid, self.uuid, &devices.managed);
     }
 }
 
@@ -188,7 +188,8 @@ impl Qubes {
         let config = &settled;
         let QubeConfig { name, uuid, .. } = config;
         // First what is refused quickly: a kernel may take seconds to unpack.
-        for other in self.list()? {
+        // One without a name that is dying is gone but for what somebody has of its memory: its records are removed.
+        for other in self.list()?.into_iter().filter(|other| !other.info.dying || other.name.is_some()) {
             let domid = other.info.domid;
             if other.name.as_ref() == Some(name) {
                 return Err(CreateError::NameTaken { name: name.clone(), domid });
@@ -568,6 +569,19 @@ pub(crate) mod tests {
         let error = host.create(&QubeConfig { name: "other".into(), ..config }).unwrap_err();
         assert!(matches!(error, CreateError::UuidTaken { .. }), "{error}");
         assert_eq!(host.inventory(), before);
+    }
+
+    #[test]
+    fn a_domain_that_is_dead_and_not_gone_takes_no_uuid() {
+        let host = host();
+        let config = host.config("work");
+        let dead = host.create(&config).unwrap();
+        host.machine.hold(dead.info.domid);
+        host.qubes.destroy(&dead).unwrap();
+        assert!(host.qubes.list().unwrap().iter().any(|qube| qube.info.dying && qube.uuid() == config.uuid));
+        let alive = host.create(&config).unwrap();
+        assert_ne!(alive.info.domid, dead.info.domid);
+        assert_eq!(host.qubes.find("work").unwrap().info.domid, alive.info.domid);
     }
 
     #[test]

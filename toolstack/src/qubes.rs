@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
-use xen::{DomId, DomainControl, DomainInfo, ErrorKind, Platform, Transaction, Xenstore};
+use xen::{DomId, DomainControl, DomainInfo, ErrorKind, Gfn, Platform, Port, Transaction, Xenstore};
 
 /// The name that tools show for a domain that has none.
 const NAMELESS: &str = "(null)";
@@ -410,6 +410,29 @@ impl Qubes {
         store::remove(&*self.store, domid, uuid, self.daemon_domid("xenconsoled")?, devices)?;
         self.userdata.remove(domid, uuid)?;
         problems.into_iter().next().map_or(Ok(()), |source| Err(QubeError::LeftBehind { domid, source }))
+    }
+
+    /// Ends a domain that was not finished, and removes all that was made for it.
+    ///
+    /// xenstored tells the others only of the end of a domain that was introduced to it. xenconsoled, which finds domains in
+    /// Xen's list, may have mapped the console of one that was not, and would keep the domain from going until the next
+    /// one comes or goes: so it is introduced now, if that far it came.
+    pub(crate) fn end_half_made(
+        &self,
+        domid: DomId,
+        uuid: Uuid,
+        devices: &[Address],
+    ) -> Result<(), QubeError> {
+        if !self.store.is_introduced(domid)? {
+            let number = |name: &str| self.read(&format!("{}/store/{name}", home(domid)));
+            if let (Some(ring), Some(port)) = (number("ring-ref")?, number("port")?)
+                && let (Ok(ring), Ok(port)) = (ring.parse(), port.parse())
+            {
+                // If that cannot be, the domain may stay a while longer.
+                let _ = self.store.introduce(domid, Gfn(ring), Port(port));
+            }
+        }
+        self.end(domid, uuid, devices)
     }
 
     /// Where `xenstored` or `xenconsoled` runs; dom0 unless it says otherwise.

@@ -81,6 +81,9 @@ pub(super) struct Domain {
     on_demand: bool,
     pub(super) pauses: u32,
     shutdown: Option<ShutdownReason>,
+    /// Somebody has memory of it, and so it stays.
+    pub(super) held: bool,
+    dying: bool,
     cpu_policy: bool,
     params: HashMap<HvmParam, u64>,
     memory_map: Vec<E820Entry>,
@@ -239,7 +242,7 @@ impl Domain {
             domid,
             uuid: self.uuid,
             hvm: self.pv.is_none(),
-            dying: false,
+            dying: self.dying,
             paused: self.pauses > 0,
             blocked: self.pauses == 0,
             running: false,
@@ -387,6 +390,8 @@ impl DomainControl for Control {
                 on_demand: false,
                 pauses: 1,
                 shutdown: None,
+                held: false,
+                dying: false,
                 cpu_policy: false,
                 params: HashMap::new(),
                 memory_map: Vec::new(),
@@ -406,10 +411,12 @@ impl DomainControl for Control {
         self.on_domain("xc_domain_destroy", domid, "", |domain, host| {
             host.free += domain.pages + domain.pool_pages;
             host.claimed -= domain.claimed;
+            (domain.pages, domain.pool_pages, domain.claimed) = (0, 0, 0);
+            domain.dying = true;
             Ok(())
         })?;
         let mut state = self.0.0.state.lock();
-        state.domains.remove(&domid);
+        state.domains.retain(|id, domain| *id != domid || domain.held);
         // What it has of devices goes into quarantine.
         state.devices.values_mut().filter(|owner| **owner == domid).for_each(|owner| *owner = DomId::IO);
         state.events.close_all(domid);

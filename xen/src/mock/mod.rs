@@ -134,6 +134,13 @@ impl Machine {
         self.0.faults.lock().set_life(Some(calls));
     }
 
+    /// Somebody has mapped memory of a domain from now on: destroyed, it stays in the list as one that is dying.
+    pub fn hold(&self, domid: DomId) {
+        if let Some(domain) = self.0.state.lock().domains.get_mut(&domid) {
+            domain.held = true;
+        }
+    }
+
     /// Lets calls happen again: those of the next program.
     pub fn revive(&self) {
         self.0.faults.lock().set_life(None);
