@@ -13,5 +13,12 @@ pkgs.rustPlatform.buildRustPackage {
   # bindgen reads Xen's headers.
   nativeBuildInputs = [ pkgs.pkg-config pkgs.rustPlatform.bindgenHook ];
   buildInputs = [ pkgs.xen ];
+  # libxenctrl and libxenguest, whose interface is one release's, are opened by name when they are wanted: no program is linked with them,
+  # and what is not linked with is taken out of the path by then.
+  postFixup = ''
+    for program in $out/bin/*; do
+      patchelf --add-rpath ${pkgs.lib.makeLibraryPath [ pkgs.xen ]} "$program"
+    done
+  '';
   meta.mainProgram = "nxl";
 }

@@ -45,6 +45,7 @@ let
     ++ when (maxvcpus < qube.vcpus) "${here}.maxvcpus: ${toString maxvcpus} are less than the vCPUs at the start, ${toString qube.vcpus}"
     ++ when (nexus.host.memory != null && qube.memory > nexus.host.memory)
       "${here}.memory: ${toString qube.memory} MiB cannot be met: nexus.host.memory is ${toString nexus.host.memory} MiB"
+    ++ when (qube.pci != [ ] && qube.type != "pv") "${here}.pci: only a qube of type \"pv\" gets PCI devices"
     ++ map (vdev: "${here}.disks: two disks are ${vdev}") (doubled vdevs)
     ++ netvm here name qube
     ++ disposable "${here}.defaultDisposable" qube.defaultDisposable

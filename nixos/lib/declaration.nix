@@ -97,7 +97,7 @@ rec {
       (nullOr (record {
         timeout = optional 300 (int 1 86400) "Seconds that a new generation may take to say that it is up. One that takes longer is ended, and the one before is booted.";
       })) "Whether the qube says that it is up, as its agent does; null for one that never does, which is never taken back by itself.";
-    pci = optional [ ] (listOf words.pci) "The host's PCI devices that it gets.";
+    pci = optional [ ] (listOf words.pci) "The host's PCI devices that it gets: of type pv alone.";
     tags = optional [ ] (listOf words.tag) "Tags, for the policy.";
     disposableTemplate = optional false bool "Whether disposable qubes are made from it.";
     defaultDisposable = optional null (nullOr words.name) "What @dispvm is made from when it calls.";

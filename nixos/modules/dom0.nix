@@ -64,8 +64,15 @@ in
     enable = lib.mkEnableOption "qubes that are declared";
     package = lib.mkOption {
       type = lib.types.nullOr lib.types.package;
-      default = null;
-      description = "The package with nxl and nexus-agent; null for those that are on the host already.";
+      default = import ../package.nix { inherit pkgs; };
+      defaultText = lib.literalExpression "import ../package.nix { inherit pkgs; }";
+      description = "The package with nxl, nexusd and nexus-agent; null for those that are on the host already, and qubes without an agent.";
+    };
+    nexusd = lib.mkOption {
+      type = lib.types.attrsOf lib.types.raw;
+      default = { };
+      example = { ask = [ "nexus-ask" "--terminal" "/dev/tty8" ]; calls = 2000; };
+      description = "Settings of nexusd beyond those that the declaration gives it: the keys of nexusd.json. Without `ask`, what policy says is to be asked is denied.";
     };
     evalConfig = lib.mkOption {
       type = lib.types.raw;
@@ -103,20 +110,25 @@ in
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;
+        # The watcher that it has started looks after all qubes, and stays.
+        KillMode = "process";
         ExecStart = "${if cfg.package == null then "/usr" else cfg.package}/${if cfg.package == null then "sbin" else "bin"}/nxl apply ${cfg.spec}";
       };
     };
   } (lib.mkIf (cfg.package != null) {
+    # What attaches the store of a qube, where libxl and nxl look for the scripts of disks.
+    environment.etc."xen/scripts/block-nix".source = "${cfg.package}/bin/block-nix";
+
     # --- calls: nexusd decides, and dom0's own agent calls for `nxl exec' and its like. Neither is root once it runs.
     users.users.nexus = { isSystemUser = true; group = "nexus"; };
     users.groups.nexus = { };
     services.udev.extraRules = ''
       SUBSYSTEM=="misc", KERNEL=="xen/evtchn|xen/gntalloc|xen/gntdev|xen/xenbus", GROUP="nexus", MODE="0660"
     '';
-    environment.etc."nexus/nexusd.json".source = pkgs.writeText "nexusd.json" (builtins.toJSON {
+    environment.etc."nexus/nexusd.json".source = pkgs.writeText "nexusd.json" (builtins.toJSON ({
       system = "/run/nxl/system.json";
       user = "nexus";
-    });
+    } // cfg.nexusd));
     environment.etc."nexus/dom0.json".source = pkgs.writeText "dom0.json" (builtins.toJSON {
       qube = "dom0";
       user = "nexus";
@@ -139,6 +151,8 @@ in
       wantedBy = [ "multi-user.target" ];
       requires = [ "nexusd.socket" "xenstored.service" ];
       after = [ "nexusd.socket" "xenstored.service" ];
+      # It starts qubes that are called, by `nxl`.
+      path = [ cfg.package ];
       serviceConfig = {
         ExecStart = "${cfg.package}/bin/nexusd";
         Type = "notify";

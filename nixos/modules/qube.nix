@@ -54,8 +54,7 @@ in
       # A channel of 1 MiB both ways takes 513 grants, one of the usual size 34: a thousand channels.
       boot.extraModprobeConfig = "options xen-gntalloc limit=65536\n";
       boot.kernelParams = [ "console=hvc0" "panic=-1" ];
-      # Xen asks for a shutdown, and the kernel runs these (drivers/xen/manage.c); the guest's memory is reported by its
-      # balloon driver.
+      # Xen asks for a shutdown, and the kernel runs this (drivers/xen/manage.c).
       boot.kernel.sysctl."kernel.poweroff_cmd" = "${config.systemd.package}/bin/systemctl poweroff";
       # The clock is Xen's.
       services.timesyncd.enable = lib.mkDefault false;

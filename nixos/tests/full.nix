@@ -10,6 +10,7 @@ in
   qubes.net = {
     system = toplevel "net";
     memory = 256;
+    type = "pv";
     pci = [ "0000:03:00.0" ];
     bridges = [ "xenbr0" ];
     services."nexus.Resolve" = { kind = "socket"; socket = "/run/resolver"; descriptor = true; };

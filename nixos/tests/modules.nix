@@ -12,6 +12,13 @@ let
     path = "/nowhere";
     stdenv.hostPlatform.system = "x86_64-linux";
     writeText = name: text: { inherit name text; outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-${name}"; };
+    lib.makeLibraryPath = packages: builtins.concatStringsSep ":" (map (package: "${package}/lib") packages);
+    rustPlatform = {
+      buildRustPackage = attributes: attributes // { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-tesseraqt"; };
+      bindgenHook = "bindgen-hook";
+    };
+    pkg-config = "pkg-config";
+    xen = { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-xen"; };
     closureInfo = { rootPaths }: { inherit rootPaths; outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-closure-info"; };
   };
   package = { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-tesseraqt"; };
@@ -123,13 +130,20 @@ in
   (test "dom0 is a Xen host" ofFull.virtualisation.xen.enable true)
   (test "dom0 applies its declaration" ofFull.systemd.services.nexus-apply.serviceConfig.ExecStart
     "${package.outPath}/bin/nxl apply ${ofFull.nexus.spec.outPath}")
+  (test "what attaches the stores of qubes is where it is looked for" ofFull.environment.etc."xen/scripts/block-nix".source "${package.outPath}/bin/block-nix")
+  (test "what an apply has started outlives it" ofFull.systemd.services.nexus-apply.serviceConfig.KillMode "process")
+  (test "nexusd finds what starts qubes, and takes settings" [
+    (map (package: package.outPath) ofFull.systemd.services.nexusd.path)
+    (fromJSON (dom0 { inherit package; nexusd.calls = 9; }).environment.etc."nexus/nexusd.json".source.text)
+  ] [ [ package.outPath ] { system = "/run/nxl/system.json"; user = "nexus"; calls = 9; } ])
+  (test "the package is built unless another is given" [ (dom0 { }).nexus.package.outPath (has "--add-rpath ${pkgs.xen.outPath}/lib" (dom0 { }).nexus.package.postFixup) ] [ package.outPath true ])
   (test "a new declaration is applied" ofFull.systemd.services.nexus-apply.restartTriggers [ ofFull.nexus.spec ])
   (test "dom0 calls by an agent that is not root" [
     ofFull.systemd.services.nexus-agent-dom0.serviceConfig.User
     (fromJSON ofFull.environment.etc."nexus/nexusd.json".source.text)
     (fromJSON ofFull.environment.etc."nexus/dom0.json".source.text).qube
   ] [ "nexus" { system = "/run/nxl/system.json"; user = "nexus"; } "dom0" ])
-  (test "without a package there is none" ((dom0 { qubes.work = { system = toplevel; }; }).systemd.services ? nexusd) false)
+  (test "without a package there is none" ((dom0 { package = null; qubes.work = { system = toplevel; }; }).systemd.services ? nexusd) false)
   (test "without enable nothing is done" ((dom0 { enable = false; }).virtualisation ? xen) false)
   (test "a qube's system is built from its config" (fromJSON ofDemo.nexus.spec.text).qubes.work.system "${toplevel}-work")
   (test "types are checked" (map fails [

@@ -37,6 +37,7 @@ in
   (refused (qube { tags = "office"; }) "nexus.qubes.work.tags: \"office\" is no list")
   (refused (qube { tags = [ "office" "a b" ]; })
     "nexus.qubes.work.tags[1]: \"a b\" is not a tag: 1 to 63 letters, digits, '_', '.' and '-'")
+  (refused (qube { pci = [ "03:00.0" ]; }) "nexus.qubes.work.pci: only a qube of type \"pv\" gets PCI devices")
   (refused (qube { pci = [ "3:0" ]; }) "nexus.qubes.work.pci[0]: \"3:0\" is not a PCI address: 0000:03:00.0")
   (refused (qube { bridges = [ "a/b" ]; })
     "nexus.qubes.work.bridges[0]: \"a/b\" is not the name of an interface: at most 15 letters, digits, '_', '.' and '-'")
