@@ -169,8 +169,8 @@ impl Effort<'_> {
         };
         let hooks = Hooks { open: &open, make_room: &make_room, report: &report };
         let outcome = plan.apply(self.lock, &declared.spec, &declared.configs, &host, &hooks)?;
-        let makes = |work: &Work| matches!(work, Work::Create | Work::Restart { .. });
-        if plan.steps.iter().any(|step| makes(&step.work)) {
+        // Whoever runs already is looked after, too: a watcher may have been killed.
+        if !plan.unchanged.is_empty() || plan.steps.iter().any(|step| step.work != Work::Remove) {
             watch::ensure(self.qubes)?;
         }
         let said = outcome.failures.into_iter().map(|(name, failure)| (name, failure.to_string()));

@@ -3,6 +3,7 @@
 use crate::command::{CreateOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
+use crate::spec::APPLIED;
 use crate::watch;
 use crate::xl_conf::XlConf;
 use std::fs;
@@ -73,6 +74,13 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
     }
     if attended {
         watch::ensure(&qubes)?;
+    }
+    if !options.quiet && Path::new(APPLIED).exists() {
+        let _ = writeln!(
+            io::stderr(),
+            "nxl: {} steps outside of what is declared for this host: nxl apply leaves it alone, and nexusd denies its calls",
+            config.name
+        );
     }
     if !options.quiet && io::stderr().is_terminal() {
         let _ = writeln!(

@@ -18,7 +18,7 @@ use xen::{Platform, Transaction};
 
 const WATCHER: &str = "the watcher";
 const NEXUSD_SETTINGS: &str = "/etc/nexus/nexusd.json";
-const AGENT_SETTINGS: &str = "/etc/nexus/agent.json";
+const AGENT_SETTINGS: &str = "/etc/nexus/dom0.json";
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -193,7 +193,7 @@ fn agent(files: &HostFiles) -> Finding {
         }
     };
     match serde_json::from_str::<nexus::agent::Settings>(&text) {
-        Ok(settings) => files.socket(SUBJECT, &settings.socket, "systemctl enable --now nexus-agent"),
+        Ok(settings) => files.socket(SUBJECT, &settings.socket, "systemctl enable --now nexus-agent-dom0"),
         Err(error) => Finding::wrong(SUBJECT, format!("{AGENT_SETTINGS}: {error}"), "see docs/calls.md"),
     }
 }

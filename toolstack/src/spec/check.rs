@@ -5,7 +5,7 @@ use super::document::{Access, Call, Class, Document, Qube};
 use super::places::member;
 use super::volume;
 use crate::config::is_generation;
-use crate::config::{DiskConfig, MEMORY_LIMIT_MIB, Mac, PciConfig, PciOptions, VCPUS_LIMIT};
+use crate::config::{DiskConfig, GuestType, MEMORY_LIMIT_MIB, Mac, PciConfig, PciOptions, VCPUS_LIMIT};
 use crate::store_path;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -27,6 +27,9 @@ pub enum Fault {
     /// It does not have the shape that it should; serde's words.
     #[error("{0}")]
     Shape(String),
+    /// libxl gives PVH guests no PCI devices, and nor does nxl.
+    #[error("only a qube of type \"pv\" gets PCI devices")]
+    PciOfPvh,
     /// It is there twice.
     #[error("is there twice")]
     Twice,
@@ -222,6 +225,9 @@ impl<'a> Check<'a> {
         }
         self.networks(name, &here, qube);
         self.disks(name, &here, qube);
+        if !qube.pci.is_empty() && qube.guest != GuestType::Pv {
+            self.fault(of("pci"), Fault::PciOfPvh);
+        }
         for (number, device) in qube.pci.iter().enumerate() {
             if let Err(error) = PciConfig::parse(device, PciOptions::default()) {
                 self.fault(format!("{here}.pci[{number}]"), Fault::Shape(error.to_string()));

@@ -59,7 +59,7 @@ fn a_qube_is_written_down_as_xl_reads_it() {
     assert_eq!(
         net,
         format!(
-            "name = \"net\"\nuuid = \"{uuid}\"\ntype = \"pvh\"\nmemory = 256\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\n\
+            "name = \"net\"\nuuid = \"{uuid}\"\ntype = \"pv\"\nmemory = 256\nmaxmem = 256\nvcpus = 1\nmaxvcpus = 1\n\
              driver_domain = 1\ndisk = [ {store_of_net} ]\nvif = [ \"mac={mac},bridge=xenbr0\" ]\npci = [ \"0000:03:00.0\" ]\n"
         )
     );
