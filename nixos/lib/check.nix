@@ -14,14 +14,19 @@ let
 in
 nexus:
 let
-  inherit (nexus) qubes;
+  inherit (nexus) qubes remotes;
   names = attrNames qubes;
   path = child "nexus.qubes";
   there = "there are ${if names == [ ] then "none" else concatStringsSep ", " names}";
 
   isQube = name: hasAttr name qubes;
+  isRemote = name: hasAttr name remotes;
 
   # --- one qube
+
+  named = here: name:
+    when (elem name [ "dom0" "Domain-0" "default" "none" ]) "${here}: ${toJSON name} is no name for a qube: it means something else"
+    ++ when (match ".*-[0-9]+-link" name != null) "${here}: ${toJSON name} is no name for a qube: it ends like the link of a generation";
 
   ofQube = name:
     let
@@ -32,8 +37,7 @@ let
       vdevs = map (disk: disk.vdev) qube.disks ++ (if qube.private == null then [ ] else [ qube.private.vdev ])
         ++ (if qube.system == null || qube.store == null then [ ] else [ qube.store ]);
     in
-    when (elem name [ "dom0" "Domain-0" "default" "none" ]) "${here}: ${toJSON name} is no name for a qube: it means something else"
-    ++ when (match ".*-[0-9]+-link" name != null) "${here}: ${toJSON name} is no name for a qube: it ends like the link of a generation"
+    named here name
     ++ when (qube.class == "nixos" && qube.system == null)
       "${here}.system: is missing: a qube of class \"nixos\" runs the toplevel of a NixOS (of a qube that is not NixOS, class is \"whonix\")"
     ++ when (qube.class == "nixos" && qube.boot != null)
@@ -116,6 +120,8 @@ let
       containers = attrNames qubes.${qube}.containers;
     in
     if qube == null then [ ]
+    else if isRemote qube then
+      when (container != null || match ".*:.*" target != null) "${here}: ${qube} is a qube of another host, and calls to it name no container"
     else if !isQube qube then [ "${here}: there is no qube ${toJSON qube}; ${there}" ]
     else when (container != null && !elem container containers)
       "${here}: ${qube} has no container ${toJSON container}; it has ${if containers == [ ] then "none" else concatStringsSep ", " containers}";
@@ -136,7 +142,8 @@ let
     else if template != null then
       let missing = disposable "${here}.target" (head template); in
       if missing != [ ] then missing else offers here (head template) call.service
-    else if policy.qubeOf target == null then [ ]
+    # What a qube of another host offers, that host knows.
+    else if policy.qubeOf target == null || isRemote (policy.qubeOf target) then [ ]
     else offers here target call.service;
 
   ofRule = here: rule:
@@ -152,6 +159,18 @@ let
     ++ (if rule.proposed == null then [ ] else exists "${here}.proposed" rule.proposed)
     ++ (let template = match "@dispvm:([A-Za-z].*)" rule.target; in
       if template == null then [ ] else disposable "${here}.target" (head template));
+
+  # --- qubes of other hosts
+
+  ofRemote = name:
+    let
+      remote = remotes.${name};
+      here = child "nexus.remotes" name;
+    in
+    named here name
+    ++ when (isQube name) "${here}: there is a qube of this name on this host"
+    ++ (if !isQube remote.relay then [ "${here}.relay: there is no qube ${toJSON remote.relay}; ${there}" ]
+    else offers here remote.relay remote.service);
 
   # --- all qubes
 
@@ -171,6 +190,7 @@ let
       "${child "nexus.policy.files" policy.fileName}: is the file that the rules are written to";
 in
 concatMap ofQube names
+++ concatMap ofRemote (attrNames remotes)
 ++ when (nexus.host.memory != null && wanted > nexus.host.memory)
     "nexus.qubes: the qubes that start by themselves want ${toString wanted} MiB, which cannot be met: nexus.host.memory is ${toString nexus.host.memory} MiB"
 ++ map shared (doubled (map (one: one.target) written))

@@ -109,12 +109,20 @@ rec {
     containers = optional { } (attrsOf words.name container) "Its containers.";
   };
 
+  remote = record {
+    relay = required words.name "The qube of this host that carries its calls, both ways.";
+    service = required words.service "The relay's service that takes on calls to it (qrexec's transport_rpc).";
+    tags = optional [ ] (listOf words.tag) "Tags, for the policy.";
+  };
+
   nexus = record {
     host = optional { memory = null; }
       (record {
         memory = optional null (nullOr (mebibytes 1)) "Memory that there is for qubes, in MiB; null where that is not known.";
       }) "The machine.";
     qubes = optional { } (attrsOf words.name qube) "The qubes, by name.";
+    remotes = optional { } (attrsOf words.name remote)
+      "Qubes of other hosts (RemoteVMs), by the names that they have here: who calls here and whom calls go to by a relay.";
     policy = optional { rules = [ ]; text = ""; files = { }; }
       (record {
         rules = optional [ ] (listOf rule) "Rules; the first that matches decides. They stand before those of qubes.";

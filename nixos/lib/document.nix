@@ -8,7 +8,7 @@ let
   inherit (shape) int bool oneOf nullOr listOf attrsOf record required;
 
   # Raised by a change that a reader of the version before would misunderstand.
-  version = 2;
+  version = 3;
 
   mebibytes = int 1 16777216;
 
@@ -101,6 +101,12 @@ let
     policy = required (attrsOf words.file words.text) "Its own policy's files, for calls within it.";
   };
 
+  remote = record {
+    relay = required words.name "The qube of this host that carries its calls.";
+    service = required words.service "The relay's service that takes on calls to it.";
+    tags = required (listOf words.tag) "Its tags.";
+  };
+
   document = record {
     version = required (int version version) "The version of this format.";
     host = required
@@ -108,6 +114,7 @@ let
         memory = required (nullOr mebibytes) "Memory that there is for qubes, in MiB; null where that is not known.";
       }) "The machine.";
     qubes = required (attrsOf words.name qube) "The qubes, by name.";
+    remotes = required (attrsOf words.name remote) "Qubes of other hosts, by the names that they have here.";
     policy = required (attrsOf words.file words.text) "dom0's policy files.";
   };
 
@@ -188,7 +195,7 @@ in
 
   of = nexus: {
     inherit version;
-    inherit (nexus) host;
+    inherit (nexus) host remotes;
     qubes = mapAttrs (qubeOf nexus) nexus.qubes;
     policy = policy.ofDom0 nexus;
   };

@@ -15,7 +15,7 @@ let
 
   # For the systems, which do not depend on what they are called in the store.
   withSystems = system: {
-    inherit (cfg) host policy;
+    inherit (cfg) host remotes policy;
     qubes = lib.mapAttrs
       (name: qube: plainQube qube // { system = system name qube; }
         # Without the agent nobody says that it is up: what is built here would be taken back each time.
@@ -93,6 +93,7 @@ in
     };
     host = make.option fields.host;
     policy = make.option fields.policy;
+    remotes = make.option fields.remotes;
   };
 
   config = lib.mkIf cfg.enable (lib.mkMerge [ {

@@ -60,7 +60,7 @@ let
     (test "full.json is what full.nix yields" spec (fromJSON (readFile ./full.json)))
     (test "the output has the shape that is published" (lib.documentProblems spec) [ ])
     (test "qubes.schema.json is the schema" (fromJSON (readFile ../qubes.schema.json)) lib.schema)
-    (test "an empty declaration is one" (lib.spec { }) { version = 2; host.memory = null; qubes = { }; policy = { }; })
+    (test "an empty declaration is one" (lib.spec { }) { version = 3; host.memory = null; qubes = { }; remotes = { }; policy = { }; })
     (test "problems are errors" (tryEval (deepSeq (lib.spec { qubes.work = { }; }) true)).success false)
     (test "text is the same as attributes" (fromJSON (lib.json full)) spec)
 

@@ -14,6 +14,7 @@ in
     pci = [ "0000:03:00.0" ];
     bridges = [ "xenbr0" ];
     services."nexus.Resolve" = { kind = "socket"; socket = "/run/resolver"; descriptor = true; };
+    services."nexus.Relay".program = "/bin/relay";
   };
 
   qubes.shop = {
@@ -87,6 +88,8 @@ in
     netvm = "net";
     memory = 1024;
   };
+
+  remotes.bank = { relay = "net"; service = "nexus.Relay"; tags = [ "abroad" ]; };
 
   policy = {
     text = "nexus.Time * @anyvm dom0 allow\n";

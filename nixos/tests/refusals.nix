@@ -9,7 +9,7 @@ let
 in
 [
   # --- words
-  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, policy, qubes")
+  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, policy, qubes, remotes")
   (refused { qubes = 3; } "nexus.qubes: 3 is no set of attributes")
   (refused { qubes."a b".system = toplevel; }
     "nexus.qubes.\"a b\": \"a b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
@@ -157,6 +157,17 @@ in
     "nexus.qubes.work.calls[0].target: \"@anyvm\" is not whom a call can go to: QUBE, QUBE:CONTAINER, :CONTAINER of the same qube, @dispvm, @dispvm:QUBE or dom0")
   (refused (qube { calls = [ { service = "q.A"; target = "dom0"; argument = "a b"; } ]; })
     "nexus.qubes.work.calls[0].argument: \"a b\" is not an argument: at most 63 letters, digits, '_', '.' and '-'")
+
+  # --- qubes of other hosts
+  (refused { remotes.bank = { relay = "net"; service = "q.Relay"; }; } "nexus.remotes.bank.relay: there is no qube \"net\"; there are none")
+  (refused (qube { } // { remotes.bank = { relay = "work"; service = "q.Relay"; }; })
+    "nexus.remotes.bank.service: work has no service \"q.Relay\"; it has none")
+  (refused (qube { services."q.Relay".program = "/x"; } // { remotes.work = { relay = "work"; service = "q.Relay"; }; })
+    "nexus.remotes.work: there is a qube of this name on this host")
+  (refused (qube { services."q.Relay".program = "/x"; } // { remotes.dom0 = { relay = "work"; service = "q.Relay"; }; })
+    "nexus.remotes.dom0: \"dom0\" is no name for a qube: it means something else")
+  (refused (qube { services."q.Relay".program = "/x"; calls = [ { service = "q.A"; target = "bank:gpg"; } ]; } // { remotes.bank = { relay = "work"; service = "q.Relay"; }; })
+    "nexus.qubes.work.calls[0].target: bank is a qube of another host, and calls to it name no container")
 
   # --- policy
   (refused (two { } { } // { policy.rules = [ (rule // { target = "gone"; }) ]; })

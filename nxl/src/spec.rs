@@ -132,6 +132,16 @@ fn system(document: &Document) -> Result<System, Error> {
         };
         system.qubes.insert(Name::new(name)?, info);
     }
+    for (name, remote) in &document.remotes {
+        let info = QubeInfo {
+            class: Name::new("RemoteVM")?,
+            tags: remote.tags.iter().map(|tag| Name::new(tag)).collect::<Result<_, _>>()?,
+            relayvm: Some(Name::new(&remote.relay)?),
+            transport_rpc: Some(Name::new(&remote.service)?),
+            ..QubeInfo::app_vm()
+        };
+        system.qubes.insert(Name::new(name)?, info);
+    }
     Ok(system)
 }
 
@@ -210,6 +220,15 @@ pub(crate) mod tests {
         assert!(found("shop:front", "vault:gpg", "nexus.Sign+key").unwrap().ask);
         assert!(!found("shop:front", "net", "nexus.Resolve").unwrap().ask);
         assert!(found("whonix", "vault", "nexus.Query").is_none());
+    }
+
+    #[test]
+    fn a_qube_of_another_host_goes_by_its_relay() {
+        let system = system(full().document()).unwrap();
+        let bank = &system.qubes[&Name::new("bank").unwrap()];
+        assert!(bank.is_remote());
+        let text = serde_json::to_value(bank).unwrap();
+        assert_eq!((&text["relayvm"], &text["transport_rpc"]), (&"net".into(), &"nexus.Relay".into()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a document says wrong although it has the right shape. dom0 believes no generator: what the evaluation
 //! refuses is refused here again, and so is what no evaluation yields.
 
-use super::document::{Access, Call, Class, Document, Qube};
+use super::document::{Access, Call, Class, Document, Qube, Remote};
 use super::places::member;
 use super::volume;
 use crate::config::is_generation;
@@ -18,6 +18,8 @@ const SERVICE_LIMIT: usize = 63;
 const LEAST_MEMORY_MIB: u64 = 32;
 /// Seconds that a qube may take to say that it is up: a day.
 const READY_LIMIT: u64 = 86_400;
+/// What names a qube.
+const QUBE: &str = "the name of a qube: a letter, then at most 30 letters, digits, '_' and '-'";
 /// Names that mean something else to the policy or to Xen.
 const RESERVED: [&str; 4] = ["dom0", "Domain-0", "default", "none"];
 
@@ -186,6 +188,9 @@ impl<'a> Check<'a> {
         if let Some(there) = document.host.memory.filter(|there| wanted > *there) {
             self.fault("qubes", Fault::Memory { wanted, there });
         }
+        for (name, remote) in &document.remotes {
+            self.remote(name, remote);
+        }
         for file in document.policy.keys() {
             let attribute = member("policy", file);
             self.word(is_policy_file(file), attribute, file, "the name of a policy file");
@@ -200,7 +205,7 @@ impl<'a> Check<'a> {
             is_one,
             here.clone(),
             name,
-            "the name of a qube: a letter, then at most 30 letters, digits, '_' and '-'",
+            QUBE,
         );
         if is_generation(name) {
             self.fault(here.clone(), Fault::GenerationLink);
@@ -269,6 +274,32 @@ impl<'a> Check<'a> {
         for file in qube.policy.keys() {
             let attribute = member(&of("policy"), file);
             self.word(is_policy_file(file), attribute, file, "the name of a policy file");
+        }
+    }
+
+    fn remote(&mut self, name: &'a str, remote: &'a Remote) {
+        let here = member("remotes", name);
+        let of = |attribute: &str| member(&here, attribute);
+        if self.document.version < 3 {
+            self.fault(here.clone(), Fault::Later(3));
+        }
+        self.word(is_name(name) && !RESERVED.contains(&name), here.clone(), name, QUBE);
+        if self.document.qubes.contains_key(name) {
+            self.fault(here.clone(), Fault::Taken(name.to_owned()));
+        }
+        match self.document.qubes.get(&remote.relay) {
+            None => {
+                let name = remote.relay.clone();
+                self.fault(of("relay"), Fault::NotThere { kind: "qube", name });
+            }
+            Some(relay) if !relay.services.contains(&remote.service) => {
+                let (target, service) = (remote.relay.clone(), remote.service.clone());
+                self.fault(of("service"), Fault::NotOffered { target, service });
+            }
+            Some(_) => {}
+        }
+        for tag in &remote.tags {
+            self.word(!tag.is_empty() && is_word(tag), of("tags"), tag, "a tag");
         }
     }
 
@@ -454,11 +485,15 @@ impl<'a> Check<'a> {
                 }
             }
             _ if call.target == "dom0" => return,
+            // What a qube of another host offers, that host knows.
+            _ if document.remotes.contains_key(&call.target) => return,
             parts => {
                 let (name, container) =
                     parts.map_or((&*call.target, None), |(qube, container)| (qube, Some(container)));
                 let qube = document.qubes.get(name);
-                if qube.is_none() {
+                if qube.is_none() && document.remotes.contains_key(name) {
+                    self.fault(target, Fault::NotThere { kind: "container", name: call.target.clone() });
+                } else if qube.is_none() {
                     self.fault(target, Fault::NotThere { kind: "qube", name: name.to_owned() });
                 } else if let Some(container) = container
                     && let Some(qube) = qube

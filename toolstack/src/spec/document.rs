@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The version of the format.
-pub const VERSION: u64 = 2;
-/// The oldest version that is read: 2 added how a qube says that it is ready, and a file system for its volume.
+pub const VERSION: u64 = 3;
+/// The oldest version that is read: 2 added how a qube says that it is ready, and a file system for its volume; 3 qubes of other
+/// hosts.
 pub const OLDEST_VERSION: u64 = 1;
 
 /// All qubes of a host, and who may call what.
@@ -21,6 +22,9 @@ pub struct Document {
     pub host: Host,
     /// By name.
     pub qubes: BTreeMap<String, Qube>,
+    /// Qubes of other hosts, by the names that they have here; none before version 3.
+    #[serde(default)]
+    pub remotes: BTreeMap<String, Remote>,
     /// dom0's policy files, by name.
     pub policy: BTreeMap<String, String>,
 }
@@ -31,6 +35,18 @@ pub struct Document {
 pub struct Host {
     /// Memory that there is for qubes, in MiB; `None` where that is not known.
     pub memory: Option<u64>,
+}
+
+/// A qube of another host: a RemoteVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remote {
+    /// The qube of this host that carries its calls.
+    pub relay: String,
+    /// The relay's service that takes on calls to it.
+    pub service: String,
+    /// Its tags.
+    pub tags: Vec<String>,
 }
 
 /// What a qube is.

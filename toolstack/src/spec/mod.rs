@@ -11,7 +11,7 @@
 //! let error = Spec::parse("qubes.json", br#"{ "version": 1, "qubes": {}, "polcy": {} }"#).unwrap_err();
 //! assert_eq!(
 //!     error.to_string(),
-//!     "qubes.json:1:30: polcy: unknown field `polcy`, expected one of `version`, `host`, `qubes`, `policy`"
+//!     "qubes.json:1:30: polcy: unknown field `polcy`, expected one of `version`, `host`, `qubes`, `remotes`, `policy`"
 //! );
 //! # Ok::<(), toolstack::spec::SpecError>(())
 //! ```
@@ -28,7 +28,7 @@ pub use apply::{ApplyLock, Event, Failure, Hooks, Host, MakeRoom, Open, Outcome,
 pub use check::Fault;
 pub use document::{
     Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, OLDEST_VERSION,
-    Private, Qube, Ready, VERSION,
+    Private, Qube, Ready, Remote, VERSION,
 };
 pub use places::Place;
 pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Wishes, Work};
@@ -180,15 +180,23 @@ impl Spec {
     /// # Errors
     /// See [`SpecError`]; what needs the systems' files is found by [`Spec::config`].
     pub fn read(path: &Path) -> Result<Self, SpecError> {
-        let error = |source| SpecError::Read { path: path.to_owned(), source };
+        let file = std::fs::File::open(path)
+            .map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &Self::text(path, file)?)
+    }
+
+    /// The text of a document, for [`Spec::parse`], from what is open already; `name` is for errors.
+    ///
+    /// # Errors
+    /// [`SpecError::Read`], and [`SpecError::Size`] when there is more than a document may have.
+    pub fn text(name: &Path, source: impl Read) -> Result<Vec<u8>, SpecError> {
         let mut text = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(SIZE_LIMIT + 1).read_to_end(&mut text))
-            .map_err(error)?;
+        let read = source.take(SIZE_LIMIT + 1).read_to_end(&mut text);
+        read.map_err(|source| SpecError::Read { path: name.to_owned(), source })?;
         if text.len() as u64 > SIZE_LIMIT {
-            return Err(SpecError::Size { path: path.to_owned() });
+            return Err(SpecError::Size { path: name.to_owned() });
         }
-        Self::parse(&path.display().to_string(), &text)
+        Ok(text)
     }
 
     /// Reads a text.

@@ -34,6 +34,12 @@ fn what_nix_writes_is_read_to_the_last_attribute() {
 }
 
 #[test]
+fn a_call_may_go_to_a_qube_of_another_host() {
+    let document = with("/qubes/shop/calls/0/target", json!("bank"));
+    assert_eq!(parse(&document).unwrap().document().qubes["shop"].calls[0].target, "bank");
+}
+
+#[test]
 fn a_fault_has_its_line() {
     let error =
         Spec::parse("qubes.json", FULL.replace("0000:03:00.0", "0000:03:00.9").as_bytes()).unwrap_err();
@@ -94,7 +100,7 @@ fn each_fault_names_its_attribute() {
         qube
     };
     for (pointer, value, says) in [
-        ("/version", json!(3), "version 3 of qubes.json; this nxl reads 1 to 2"),
+        ("/version", json!(4), "version 4 of qubes.json; this nxl reads 1 to 3"),
         ("/version", json!("1"), "version \"1\" of qubes.json"),
         ("/more", json!(1), "more: unknown field `more`"),
         ("/qubes/shop/memory", json!("384"), "qubes.shop.memory: invalid type: string \"384\", expected u64"),
@@ -148,7 +154,19 @@ fn each_fault_names_its_attribute() {
             "qubes.work-1-link: ends like the link of a generation: -NUMBER-link",
         ),
         ("/version", json!(1), "qubes.net.ready: came with version 2 of the document"),
-        ("/version", json!(1), "and 8 more"),
+        ("/version", json!(1), "and 9 more"),
+        ("/version", json!(2), "remotes.bank: came with version 3 of the document"),
+        ("/remotes/shop", full()["remotes"]["bank"].clone(), "remotes.shop: shop is taken already"),
+        ("/remotes/a b", full()["remotes"]["bank"].clone(), "remotes.\"a b\": \"a b\" is not the name of a qube"),
+        ("/remotes/bank/relay", json!("gone"), "remotes.bank.relay: there is no qube \"gone\""),
+        ("/remotes/bank/relay", json!("bank"), "remotes.bank.relay: there is no qube \"bank\""),
+        ("/remotes/bank/service", json!("q.A"), "remotes.bank.service: net has no service \"q.A\""),
+        ("/remotes/bank/tags", json!(["a b"]), "remotes.bank.tags: \"a b\" is not a tag"),
+        (
+            "/qubes/shop/calls/0/target",
+            json!("bank:gpg"),
+            "qubes.shop.calls[0].target: there is no container \"bank:gpg\"",
+        ),
         ("/qubes/shop/ready/timeout", json!(0), "qubes.shop.ready.timeout: 0 is not within 1 to 86400"),
         ("/qubes/shop/private/format", json!("ntfs"), "qubes.shop.private.format: unknown variant `ntfs`"),
         ("/qubes/shop/vcpus", json!(0), "qubes.shop.vcpus: 0 is not within 1 to 128"),
