@@ -6,7 +6,7 @@
 let
   inherit (builtins)
     any attrNames attrValues concatLists concatMap concatStringsSep deepSeq filter fromJSON genList hasAttr head isList length
-    listToAttrs map readFile tryEval;
+    listToAttrs map readFile substring tryEval;
 
   lib = import ../lib;
   full = import ./full.nix;
@@ -52,6 +52,13 @@ let
   refusals = import ./refusals.nix;
 
   spec = lib.spec full;
+
+  # --- the example of several hosts
+
+  fleet = import ../examples/fleet.nix {
+    systems = listToAttrs (map (name: { inherit name; value = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-${name}"; }) [ "relay" "shop" "vault" ]);
+  };
+  inherit (fleet) documents;
 
   tests = [
     (test "full.nix sets every option" (unset "nexus" lib.shapes.nexus [ full ]) [ ])
@@ -132,6 +139,27 @@ let
       { "nexus.Query" = "skip-service-descriptor=true\nexit-on-client-eof=true\n"; "nexus.Log" = "skip-service-descriptor=true\n"; }
     ])
     (test "a socket may want to know who calls" (lib.ofQube full "net").rpcConfig { })
+  ]
+  ++ [
+    # --- nixos/examples/fleet.nix
+    (test "a fleet is several hosts out of one file" (attrNames documents) [ "berlin" "lisbon" "oslo" ])
+    (test "a fleet's declarations have no problems" (concatMap lib.problems (attrValues fleet.declarations)) [ ])
+    (test "a fleet's documents have the shape that is published" (concatMap lib.documentProblems (attrValues documents)) [ ])
+    (test "hosts of a fleet differ where they are to" (map (host: documents.${host}.qubes.shop.memory) [ "berlin" "oslo" ]) [ 768 512 ])
+    (test "a call between hosts goes to a relay" documents.berlin.remotes
+      { lisbon-vault = { relay = "relay"; service = "nexus.Relay"; tags = [ "elsewhere" ]; }; })
+    (test "both hosts decide a call between them, and nothing else comes in" (map (host: documents.${host}.policy."50-nexus.policy") [ "berlin" "lisbon" ]) [
+      ''
+        * * @tag:elsewhere @anyvm deny
+        nexus.Sign * shop lisbon-vault allow
+      ''
+      ''
+        nexus.Sign * berlin-shop vault allow
+        nexus.Sign * oslo-shop vault allow
+        * * @tag:elsewhere @anyvm deny
+      ''
+    ])
+    (test "each host gets the closures of its own qubes" (map (path: substring 57 9 path) fleet.closures.lisbon) [ "relay" "vault" ])
   ]
   ++ map (refusal: test "refused: ${head refusal.says}" (lib.problems refusal.declaration) refusal.says) refusals
   ++ import ./modules.nix { inherit test lib; }

@@ -4,7 +4,8 @@ use crate::command::{ApplyOptions, MannerOptions};
 use crate::error::Error;
 use crate::generations;
 use crate::plan;
-use crate::spec::{self, APPLIED, Declared};
+use crate::remote::Order;
+use crate::spec::{self, APPLIED, Declared, Text};
 use crate::watch;
 use crate::xl_conf::XlConf;
 use serde_json::{Value, json};
@@ -34,10 +35,18 @@ const RESTART_PATIENCE: Duration = Duration::from_secs(20);
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 pub(crate) fn apply(options: &ApplyOptions, dryrun: bool) -> Result<(), Error> {
+    if options.hosts.are_given() {
+        let line = options.line(dryrun);
+        let json = options.manner.json;
+        return Order { options: &options.hosts, line, spec: &options.spec, json }.give();
+    }
+    let text = Text::read(&options.spec)?;
+    // What is wrong with it is wrong whatever the host is like.
+    text.spec()?;
     let qubes = crate::qubes()?;
     let wishes = options.wishes();
     if dryrun {
-        return plan::plan(&qubes, &options.spec, &wishes, options.manner.json);
+        return plan::plan(&qubes, &text, &wishes, options.manner.json);
     }
     let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
     let wait = match options.wait {
@@ -49,7 +58,7 @@ pub(crate) fn apply(options: &ApplyOptions, dryrun: bool) -> Result<(), Error> {
     let effort = Effort {
         qubes: &qubes,
         lock: &lock,
-        spec: &options.spec,
+        spec: &text,
         wishes,
         only: None,
         no_restart: options.no_restart,
@@ -73,7 +82,7 @@ pub(crate) enum Wait {
 pub(crate) struct Effort<'a> {
     pub(crate) qubes: &'a Qubes,
     pub(crate) lock: &'a ApplyLock,
-    pub(crate) spec: &'a Path,
+    pub(crate) spec: &'a Text,
     pub(crate) wishes: Wishes,
     /// Nothing is done about any other qube.
     pub(crate) only: Option<&'a str>,
@@ -100,7 +109,7 @@ struct Judged {
 impl Effort<'_> {
     /// Does it, and sees whether what is new came up.
     pub(crate) fn make(&self) -> Result<(), Error> {
-        let declared = Declared::read(self.spec)?;
+        let declared = Declared::of(self.spec)?;
         let mut plan = declared.plan(self.qubes, &self.wishes)?;
         if let Some(conflict) = plan.conflicts.first() {
             return Err(Error::Conflict { first: conflict.to_string(), others: plan.conflicts.len() - 1 });
@@ -273,7 +282,7 @@ impl Effort<'_> {
             // It may end and be made again all the time: from now on only by whoever holds the lock.
             self.qubes.unattend(uuid_of(&fallen.name), RESTART_PATIENCE)?;
         }
-        let declared = Declared::read(self.spec)?;
+        let declared = Declared::of(self.spec)?;
         let start = names.iter().map(|name| (*name).to_owned()).collect();
         let mut plan = declared.plan(self.qubes, &Wishes { prune: false, start })?;
         restrict(&mut plan, &names);
@@ -403,14 +412,13 @@ fn make_room(
 }
 
 /// Keeps what was applied, for `nxl tree`.
-fn remember(spec: &Path) -> Result<(), Error> {
+fn remember(spec: &Text) -> Result<(), Error> {
     let applied = Path::new(APPLIED);
     let copy = || {
-        let text = fs::read(spec)?;
-        if fs::read(applied).is_ok_and(|there| there == text) {
+        if fs::read(applied).is_ok_and(|there| there == spec.bytes()) {
             return Ok(());
         }
-        whole_file::replace(applied, &text, 0o644)
+        whole_file::replace(applied, spec.bytes(), 0o644)
     };
     copy().map_err(|source| Error::Read { path: applied.to_owned(), source })
 }

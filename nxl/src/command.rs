@@ -5,6 +5,7 @@ use crate::diagnose::{DumpOptions, TriggerOptions};
 use crate::doctor::DoctorOptions;
 use crate::events::EventsOptions;
 use crate::memory::MemoryOptions;
+use crate::remote::Destination;
 use crate::scheduler::Credit2Options;
 use crate::stock::{self, Stock};
 use crate::top::TopOptions;
@@ -101,31 +102,10 @@ pub(crate) enum Command {
     /// Make this host what a qubes.json says: create, change, restart what must be; remove only with --prune.
     Apply(ApplyOptions),
     /// Say what apply would do, and why.
-    #[command(after_help = "Examples:\n  nxl plan qubes.json\n  nxl plan --check qubes.json")]
-    Plan {
-        #[command(flatten)]
-        wishes: WishOptions,
-        /// Only check the document; this can be done anywhere.
-        #[arg(long, conflicts_with_all = ["prune", "start", "json"])]
-        check: bool,
-        /// Say it as JSON.
-        #[arg(long)]
-        json: bool,
-        /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
-        #[arg(value_name = "QUBES.JSON")]
-        spec: PathBuf,
-    },
+    Plan(PlanOptions),
     /// Show in what this host differs from what a qubes.json says: - runs and is not declared, + is declared and does not
     /// run, ~ differs.
-    #[command(after_help = "Example:\n  nxl diff qubes.json")]
-    Diff {
-        /// Say it as JSON.
-        #[arg(long)]
-        json: bool,
-        /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
-        #[arg(value_name = "QUBES.JSON")]
-        spec: PathBuf,
-    },
+    Diff(DiffOptions),
     /// Show dom0, its qubes, their containers, and the calls that are allowed between them.
     Tree(TreeOptions),
     /// List the generations of a declared qube: the systems that it was booted from.
@@ -413,10 +393,18 @@ pub(crate) enum Command {
   nxl plan qubes.json
   nxl apply qubes.json
   nxl apply --prune --no-restart qubes.json
+  nix-instantiate --eval --strict --json nixos -A spec --arg declaration 'import ./qubes.nix' | nxl apply -
+  nxl apply --host root@berlin.example.org qubes.json
+  nxl apply --host berlin --host oslo --in-turn --wait %h.json
+  NXL_SSHOPTS='-p 2222 -o ConnectTimeout=10' nxl apply --copy-closures --host berlin qubes.json
 
 Interrupted at any moment, the next apply finishes the job. Exit status 1 if anything could not be done, and if qubes
-were left that would have had to be restarted (--no-restart).")]
+were left that would have had to be restarted (--no-restart). With --host: what nxl ended with there; 255 if ssh failed,
+and 127 if there is no nxl (126: none that can be run); of several hosts, the highest. NXL_SSHOPTS has options for ssh,
+separated by blanks.")]
 pub(crate) struct ApplyOptions {
+    #[command(flatten)]
+    pub(crate) hosts: HostOptions,
     #[command(flatten)]
     wishes: WishOptions,
     /// Leave qubes as they are that would have to be restarted.
@@ -431,7 +419,7 @@ pub(crate) struct ApplyOptions {
     /// to take (ready.timeout). Unasked, only those are waited for that run a new generation.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "no_wait")]
     pub(crate) wait: Option<u64>,
-    /// The declaration, as Nix evaluates it (docs/declaring-qubes.md).
+    /// The declaration, as Nix evaluates it (docs/declaring-qubes.md); - is stdin.
     #[arg(value_name = "QUBES.JSON")]
     pub(crate) spec: PathBuf,
 }
@@ -440,6 +428,109 @@ impl ApplyOptions {
     /// What is asked for beyond the document.
     pub(crate) fn wishes(&self) -> Wishes {
         self.wishes.wishes()
+    }
+
+    /// The arguments of an nxl that does the same on its own host, with the document from stdin.
+    pub(crate) fn line(&self, dryrun: bool) -> Vec<String> {
+        let MannerOptions { timeout, no_wait, json, quiet } = self.manner;
+        let mut line = given([("-N", dryrun), ("apply", true)]);
+        line.extend(self.wishes.line());
+        line.extend(given([("--no-restart", self.no_restart)]));
+        line.extend([format!("--jobs={}", self.jobs), format!("--timeout={timeout}")]);
+        line.extend(self.wait.map(|seconds| match seconds {
+            0 => "--wait".to_owned(),
+            seconds => format!("--wait={seconds}"),
+        }));
+        line.extend(given([("--no-wait", no_wait), ("--json", json), ("--quiet", quiet), ("-", true)]));
+        line
+    }
+}
+
+/// The words that are there.
+fn given<const N: usize>(words: [(&str, bool); N]) -> Vec<String> {
+    words.into_iter().filter(|(_, is_there)| *is_there).map(|(word, _)| word.to_owned()).collect()
+}
+
+/// On which hosts.
+#[derive(Debug, Args)]
+pub(crate) struct HostOptions {
+    /// Do it on this host instead, by ssh; there may be several. The document goes there by stdin; %h in its name stands for
+    /// the name of the host, so that each has its own. Lines of several hosts begin with the host's name, and their JSON
+    /// is one object of all.
+    #[arg(long = "host", value_name = "[USER@]HOST")]
+    pub(crate) hosts: Vec<Destination>,
+    /// One host after another, in the order in which they are given, and none after one that failed. Otherwise all go on
+    /// at the same time, and ssh asks for no password.
+    #[arg(long, requires = "hosts")]
+    pub(crate) in_turn: bool,
+    /// Before that, copy the closures that the document names to the host, by nix-copy-closure.
+    #[arg(long, requires = "hosts")]
+    pub(crate) copy_closures: bool,
+    /// How nxl is called there: a path, or words of a shell such as 'sudo -n nxl'.
+    #[arg(long, value_name = "COMMAND", default_value = "nxl", requires = "hosts")]
+    pub(crate) remote_program: String,
+}
+
+impl HostOptions {
+    pub(crate) fn are_given(&self) -> bool {
+        !self.hosts.is_empty()
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl plan qubes.json
+  nxl plan --check qubes.json
+  nxl plan --host berlin --host oslo %h.json
+
+With --host, the exit status is that of `nxl apply --host'.")]
+pub(crate) struct PlanOptions {
+    #[command(flatten)]
+    pub(crate) hosts: HostOptions,
+    #[command(flatten)]
+    pub(crate) wishes: WishOptions,
+    /// Only check the document; this can be done anywhere.
+    #[arg(long, conflicts_with_all = ["prune", "start", "json"])]
+    pub(crate) check: bool,
+    /// Say it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The declaration, as Nix evaluates it (docs/declaring-qubes.md); - is stdin.
+    #[arg(value_name = "QUBES.JSON")]
+    pub(crate) spec: PathBuf,
+}
+
+impl PlanOptions {
+    /// The arguments of an nxl that does the same on its own host, with the document from stdin.
+    pub(crate) fn line(&self) -> Vec<String> {
+        let mut line = given([("plan", true)]);
+        line.extend(self.wishes.line());
+        line.extend(given([("--check", self.check), ("--json", self.json), ("-", true)]));
+        line
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl diff qubes.json
+  nxl diff --host root@berlin qubes.json
+
+With --host, the exit status is that of `nxl apply --host'.")]
+pub(crate) struct DiffOptions {
+    #[command(flatten)]
+    pub(crate) hosts: HostOptions,
+    /// Say it as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The declaration, as Nix evaluates it (docs/declaring-qubes.md); - is stdin.
+    #[arg(value_name = "QUBES.JSON")]
+    pub(crate) spec: PathBuf,
+}
+
+impl DiffOptions {
+    /// The arguments of an nxl that does the same on its own host, with the document from stdin.
+    pub(crate) fn line(&self) -> Vec<String> {
+        given([("diff", true), ("--json", self.json), ("-", true)])
     }
 }
 
@@ -510,6 +601,12 @@ pub(crate) struct WishOptions {
 impl WishOptions {
     pub(crate) fn wishes(&self) -> Wishes {
         Wishes { prune: self.prune, start: self.start.iter().cloned().collect() }
+    }
+
+    fn line(&self) -> Vec<String> {
+        let mut line = given([("--prune", self.prune)]);
+        line.extend(self.start.iter().map(|name| format!("--start={name}")));
+        line
     }
 }
 
@@ -684,7 +781,7 @@ pub(crate) struct TreeOptions {
     /// Ask no qube what its containers do.
     #[arg(long)]
     pub(crate) no_ask: bool,
-    /// What is declared, instead of what was applied last.
+    /// What is declared, instead of what was applied last; - is stdin.
     #[arg(value_name = "QUBES.JSON")]
     pub(crate) spec: Option<PathBuf>,
 }
@@ -961,6 +1058,45 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         description().debug_assert();
+    }
+
+    #[test]
+    fn the_nxl_of_another_host_is_told_what_this_one_was() {
+        // The description of a command without the hosts and the document, which are this end's.
+        let without = |command: &Command| {
+            let text = format!("{command:?}");
+            let (before, rest) = text.split_once("HostOptions {").unwrap();
+            let (_, after) = rest.split_once("remote_program: \"nxl\" }").unwrap();
+            format!("{before}{}", &after[..after.rfind("spec:").unwrap()])
+        };
+        for line in [
+            "nxl apply --host a q.json",
+            "nxl -N apply --host a q.json",
+            "nxl apply --host a --host b@c --in-turn --prune --start x --start y --no-restart -j 2 --timeout 0 --no-wait --json q.json",
+            "nxl apply --host a --wait --quiet q.json",
+            "nxl apply --host a --wait=7 q.json",
+            "nxl plan --host a --prune --start x --json q.json",
+            "nxl plan --host a --check q.json",
+            "nxl plan --host a q.json",
+            "nxl diff --host a q.json",
+            "nxl diff --host a --json q.json",
+        ] {
+            let here = Arguments::of(line.split(' ').map(OsString::from)).unwrap();
+            let dryrun = here.global.dryrun;
+            let line = match &here.command {
+                Command::Apply(options) => options.line(dryrun),
+                Command::Plan(options) => options.line(),
+                Command::Diff(options) => options.line(),
+                _ => unreachable!(),
+            };
+            let there = [OsString::from("nxl")].into_iter().chain(line.iter().map(OsString::from));
+            let there = Arguments::of(there).unwrap();
+            assert_eq!(there.global.dryrun, dryrun, "{line:?}");
+            assert_eq!(without(&there.command), without(&here.command), "{line:?}");
+            assert_eq!(line.last().unwrap(), "-");
+        }
+        let refused = ["nxl", "apply", "--host=-oProxyCommand=true", "q.json"].map(OsString::from);
+        assert_eq!(Arguments::of(refused).unwrap_err().exit_code(), 2);
     }
 
     #[test]

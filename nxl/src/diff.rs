@@ -1,17 +1,23 @@
 //! `nxl diff`: in what the host differs from what is declared, attribute by attribute.
 
+use crate::command::DiffOptions;
 use crate::error::Error;
 use crate::plan;
-use crate::spec::Declared;
+use crate::remote::Order;
+use crate::spec::{Declared, Text};
 use std::io::{self, Write};
-use std::path::Path;
-use toolstack::qubes::Qubes;
 use toolstack::spec::{Change, Plan, PolicyChange, Wishes, Work};
 
-pub(crate) fn diff(qubes: &Qubes, path: &Path, as_json: bool) -> Result<(), Error> {
+pub(crate) fn diff(options: &DiffOptions) -> Result<(), Error> {
+    let DiffOptions { hosts, json, spec } = options;
+    if hosts.are_given() {
+        return Order { options: hosts, line: options.line(), spec, json: *json }.give();
+    }
+    let declared = Text::read(spec)?;
     // As with --prune: what is declared no longer is a difference, too.
-    let plan = Declared::read(path)?.plan(qubes, &Wishes { prune: true, ..Wishes::default() })?;
-    let text = if as_json { format!("{:#}\n", plan::json(&plan)) } else { text(&plan) };
+    let plan =
+        Declared::of(&declared)?.plan(&crate::qubes()?, &Wishes { prune: true, ..Wishes::default() })?;
+    let text = if *json { format!("{:#}\n", plan::json(&plan)) } else { text(&plan) };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 

@@ -125,6 +125,10 @@ pub(crate) enum Error {
     Apply(#[from] toolstack::spec::Failure),
     #[error("another `nxl apply' (or switch, or rollback) is at work")]
     Applying,
+    #[error("--host: {0} is given twice")]
+    HostTwice(String),
+    #[error("{} of {of} hosts failed: {}{}", failed.len(), failed.join(", "), left_alone(left))]
+    Hosts { status: u8, of: usize, failed: Vec<String>, left: Vec<String> },
     #[error("{first}{}; nothing was done", and_more(*.others))]
     Conflict { first: String, others: usize },
     #[error("{first}{}; the rest was done, and another apply tries again", and_more(*.others))]
@@ -181,9 +185,16 @@ impl Error {
             Self::Refused { .. } => (EXIT_REFUSED, true),
             Self::Call { source, .. } => (source.exit_code(), true),
             Self::NoXenHost(_) => (3, true),
+            Self::HostTwice(_) => (2, true),
+            Self::Hosts { status, .. } => (*status, true),
             _ => (1, true),
         }
     }
+}
+
+/// The hosts whose turn did not come.
+fn left_alone(left: &[String]) -> String {
+    if left.is_empty() { String::new() } else { format!("; left alone: {}", left.join(", ")) }
 }
 
 /// What a machine is that is not dom0.

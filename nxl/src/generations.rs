@@ -3,7 +3,7 @@
 use crate::apply::{Effort, Wait};
 use crate::command::{GenerationsOptions, MannerOptions, RollbackOptions, SwitchOptions};
 use crate::error::Error;
-use crate::spec::{self, APPLIED};
+use crate::spec::{self, APPLIED, Text};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
@@ -108,10 +108,11 @@ fn run(
     qube: &str,
     manner: &MannerOptions,
 ) -> Result<(), Error> {
+    let spec = Text::read(Path::new(APPLIED))?;
     let effort = Effort {
         qubes,
         lock,
-        spec: Path::new(APPLIED),
+        spec: &spec,
         wishes: Wishes { prune: false, start: BTreeSet::from([qube.to_owned()]) },
         only: Some(qube),
         no_restart: false,

@@ -28,6 +28,7 @@ mod pci;
 mod plan;
 mod policy;
 mod pool;
+mod remote;
 mod scheduler;
 mod spec;
 mod stock;
@@ -86,9 +87,8 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Bootloader(options) => Ok(bootloader::bootloader(&options)?),
         Command::Stock(command) => match stock::exec(command.name())? {},
         _ if dryrun => Err(Error::NoDryRun),
-        Command::Plan { check: true, spec, .. } => plan::check(&spec),
-        Command::Plan { wishes, json, spec, .. } => plan::plan(&qubes()?, &spec, &wishes.wishes(), json),
-        Command::Diff { json, spec } => diff::diff(&qubes()?, &spec, json),
+        Command::Plan(options) => plan::run(&options),
+        Command::Diff(options) => diff::diff(&options),
         Command::Generations(options) => generations::generations(&qubes()?, &options),
         Command::Switch(options) => generations::switch(&options),
         Command::Rollback(options) => generations::rollback(&options),

@@ -1,33 +1,48 @@
 //! `nxl plan`: what `nxl apply` would do.
 
+use crate::command::PlanOptions;
 use crate::error::Error;
-use crate::spec::Declared;
+use crate::remote::Order;
+use crate::spec::{Declared, Text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::path::Path;
 use toolstack::generations::Choice;
 use toolstack::qubes::Qubes;
 use toolstack::spec::{Plan, PolicyChange, Step, Wishes, Work};
 use toolstack::store_path;
 
-pub(crate) fn plan(qubes: &Qubes, path: &Path, wishes: &Wishes, as_json: bool) -> Result<(), Error> {
-    let declared = Declared::read(path)?;
+pub(crate) fn run(options: &PlanOptions) -> Result<(), Error> {
+    let PlanOptions { hosts, wishes, json, spec, .. } = options;
+    if hosts.are_given() {
+        return Order { options: hosts, line: options.line(), spec, json: *json }.give();
+    }
+    let text = Text::read(spec)?;
+    if options.check {
+        return check(&text);
+    }
+    // What is wrong with it is wrong whatever the host is like.
+    text.spec()?;
+    plan(&crate::qubes()?, &text, &wishes.wishes(), *json)
+}
+
+pub(crate) fn plan(qubes: &Qubes, text: &Text, wishes: &Wishes, as_json: bool) -> Result<(), Error> {
+    let declared = Declared::of(text)?;
     let plan = declared.plan(qubes, wishes)?;
-    let text = if as_json {
+    let said = if as_json {
         let mut value = json(&plan);
         value["held"] = held_json(&declared.choices);
         format!("{value:#}\n")
     } else {
-        text(&plan) + &held(&declared.choices)
+        self::text(&plan) + &held(&declared.choices)
     };
-    io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
+    io::stdout().write_all(said.as_bytes()).map_err(Error::Output)
 }
 
 /// Says that a document is right, as far as that can be seen without the host and the systems that it names.
-pub(crate) fn check(path: &Path) -> Result<(), Error> {
-    let spec = crate::spec::read(path)?;
+fn check(text: &Text) -> Result<(), Error> {
+    let spec = text.spec()?;
     let qubes = &spec.document().qubes;
     let containers: usize = qubes.values().map(|qube| qube.containers.len()).sum();
     writeln!(io::stdout(), "{} qubes, {containers} containers", qubes.len()).map_err(Error::Output)

@@ -9,12 +9,13 @@ use nexus::policy::parser::{self, Language, Statement};
 use nexus::policy::{Policy, QubeInfo, System};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use toolstack::config::QubeConfig;
 use toolstack::generations::{Choice, Generations};
 use toolstack::qubes::Qubes;
-use toolstack::spec::{Document, Plan, PolicyFolder, Spec, Wishes};
+use toolstack::spec::{Document, Plan, PolicyFolder, Spec, SpecError, Wishes};
 use toolstack::whole_file;
 
 /// What was applied last on this host.
@@ -32,9 +33,9 @@ pub(crate) struct Declared {
 }
 
 impl Declared {
-    /// Reads a document, and the systems that it names.
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let spec = read(path)?;
+    /// Takes a document, and reads the systems that it names.
+    pub(crate) fn of(text: &Text) -> Result<Self, Error> {
+        let spec = text.spec()?;
         let generations = Generations::default();
         let choices = spec.choices(&generations)?;
         let mut configs = spec.configs(&choices)?;
@@ -56,11 +57,42 @@ impl Declared {
     }
 }
 
+/// The text of a document, and what it is called in errors.
+pub(crate) struct Text {
+    name: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Text {
+    /// Reads a file, or stdin, which `-` stands for.
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        let (name, bytes) = if path == Path::new("-") {
+            let name = PathBuf::from("standard input");
+            let bytes = Spec::text(&name, io::stdin())?;
+            (name, bytes)
+        } else {
+            let error = |source| SpecError::Read { path: path.to_owned(), source };
+            (path.to_owned(), Spec::text(path, fs::File::open(path).map_err(error)?)?)
+        };
+        Ok(Self { name, bytes })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it says, if all is right that can be seen without the systems that it names.
+    pub(crate) fn spec(&self) -> Result<Spec, Error> {
+        let name = self.name.display().to_string();
+        let spec = Spec::parse(&name, &self.bytes)?;
+        check(&name, spec.document())?;
+        Ok(spec)
+    }
+}
+
 /// A document of which all is right that can be seen without the systems that it names.
 pub(crate) fn read(path: &Path) -> Result<Spec, Error> {
-    let spec = Spec::read(path)?;
-    check(&path.display().to_string(), spec.document())?;
-    Ok(spec)
+    Text::read(path)?.spec()
 }
 
 /// Checks the policies and what the agents are told.

@@ -35,6 +35,15 @@ pub fn is_one(path: &Path) -> bool {
     hash(OsStr::new(name)).is_some() && name.bytes().all(of_name)
 }
 
+/// The store path that a path is, or lies in: `/nix/store/…-linux-6.12` of `/nix/store/…-linux-6.12/bzImage`.
+#[must_use]
+pub fn of(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix(STORE)?;
+    let end = STORE.len() + rest.find('/').unwrap_or(rest.len());
+    let path = &path[..end];
+    is_one(Path::new(path)).then_some(path)
+}
+
 /// What the store path is called that a path is, or lies in: `linux-6.12` of `/nix/store/…-linux-6.12/bzImage`.
 #[must_use]
 pub fn name(path: &str) -> Option<&str> {
@@ -46,6 +55,16 @@ pub fn name(path: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lies_in_a_store_path_is_its() {
+        let whole = format!("/nix/store/{}-linux-6.12", "0".repeat(HASH_LEN));
+        assert_eq!(of(&whole), Some(&*whole));
+        assert_eq!(of(&format!("{whole}/bzImage")), Some(&*whole));
+        for path in ["/nix/store/", "/nix/store/linux", "/boot/vmlinuz", &whole[1..], &format!("{whole} x")] {
+            assert_eq!(of(path), None, "{path}");
+        }
+    }
 
     #[test]
     fn names_of_store_paths_begin_with_a_hash() {

@@ -201,12 +201,7 @@ impl<'a> Check<'a> {
         let here = member("qubes", name);
         let of = |attribute: &str| member(&here, attribute);
         let is_one = is_name(name) && !RESERVED.contains(&name);
-        self.word(
-            is_one,
-            here.clone(),
-            name,
-            QUBE,
-        );
+        self.word(is_one, here.clone(), name, QUBE);
         if is_generation(name) {
             self.fault(here.clone(), Fault::GenerationLink);
         }

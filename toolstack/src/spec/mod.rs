@@ -180,8 +180,8 @@ impl Spec {
     /// # Errors
     /// See [`SpecError`]; what needs the systems' files is found by [`Spec::config`].
     pub fn read(path: &Path) -> Result<Self, SpecError> {
-        let file = std::fs::File::open(path)
-            .map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
+        let file =
+            std::fs::File::open(path).map_err(|source| SpecError::Read { path: path.to_owned(), source })?;
         Self::parse(&path.display().to_string(), &Self::text(path, file)?)
     }
 

@@ -157,7 +157,11 @@ fn each_fault_names_its_attribute() {
         ("/version", json!(1), "and 9 more"),
         ("/version", json!(2), "remotes.bank: came with version 3 of the document"),
         ("/remotes/shop", full()["remotes"]["bank"].clone(), "remotes.shop: shop is taken already"),
-        ("/remotes/a b", full()["remotes"]["bank"].clone(), "remotes.\"a b\": \"a b\" is not the name of a qube"),
+        (
+            "/remotes/a b",
+            full()["remotes"]["bank"].clone(),
+            "remotes.\"a b\": \"a b\" is not the name of a qube",
+        ),
         ("/remotes/bank/relay", json!("gone"), "remotes.bank.relay: there is no qube \"gone\""),
         ("/remotes/bank/relay", json!("bank"), "remotes.bank.relay: there is no qube \"bank\""),
         ("/remotes/bank/service", json!("q.A"), "remotes.bank.service: net has no service \"q.A\""),
