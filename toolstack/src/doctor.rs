@@ -278,7 +278,7 @@ mod tests {
             repair(&host);
             // Of the end of one that was not introduced, xenconsoled would not hear.
             let recorded = left.iter().any(|line| line.starts_with("/local/domain/1/console/ring-ref"));
-            let introduced = host.machine.counts().calls.get("xs_introduce_domain").is_some();
+            let introduced = host.machine.counts().calls.contains_key("xs_introduce_domain");
             assert_eq!(introduced, recorded, "killed after {nth} of {calls} calls");
             assert_eq!(host.qubes.leftovers().unwrap(), [], "killed after {nth} of {calls} calls");
             assert_eq!(inventory(&host), before, "killed after {nth} of {calls} calls");
