@@ -40,7 +40,7 @@ enum OutputFormat {
   bootloader = \"nxl-bootloader\"
   bootloader_args = [ \"--generation=42\", \"--specialisation=rescue\" ]   # of what is on the first disk
   bootloader_args = [ \"--system=/nix/var/nix/profiles/work\" ]          # of dom0's store
-By hand:
+Example by hand:
   nxl-bootloader --list-entries /img/work.img
   nxl-bootloader --output-directory=/tmp /nix/var/nix/profiles/system")]
 pub(crate) struct BootloaderOptions {

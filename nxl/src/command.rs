@@ -121,6 +121,7 @@ pub(crate) enum Command {
   nxl switch work")]
     Switch(SwitchOptions),
     /// Restart a declared qube with the generation before the one that it runs.
+    #[command(after_help = "Example:\n  nxl rollback work")]
     Rollback(RollbackOptions),
     /// Run a command in a qube or container: its stdin, stdout, stderr and exit status are this one's.
     Exec(ExecOptions),
@@ -135,32 +136,40 @@ pub(crate) enum Command {
     #[command(visible_alias = "ls")]
     List(ListOptions),
     /// End a qube at once, as pulling the plug would.
+    #[command(after_help = "Example:\n  nxl destroy work")]
     Destroy(DestroyOptions),
     /// Ask a qube to power off.
+    #[command(after_help = "Examples:\n  nxl shutdown -w work\n  nxl shutdown -a -w")]
     Shutdown(RequestOptions),
     /// Ask a qube to restart.
+    #[command(after_help = "Example:\n  nxl reboot work")]
     Reboot(RequestOptions),
     /// Stop a qube's vCPUs.
+    #[command(after_help = "Example:\n  nxl pause work")]
     Pause {
         /// Which.
         qube: String,
     },
     /// Let a qube's vCPUs run.
+    #[command(after_help = "Example:\n  nxl unpause work")]
     Unpause {
         /// Which.
         qube: String,
     },
     /// Attach this terminal to a qube's console; Ctrl-] detaches.
+    #[command(after_help = "Example:\n  nxl console work")]
     Console {
         /// Which.
         qube: String,
     },
     /// The domain id of a qube's name.
+    #[command(after_help = "Example:\n  nxl domid work")]
     Domid {
         /// Which.
         qube: String,
     },
     /// The name of a domain id.
+    #[command(after_help = "Example:\n  nxl domname 3")]
     Domname {
         /// Which.
         domid: u16,
@@ -175,6 +184,7 @@ pub(crate) enum Command {
         disk: Vec<String>,
     },
     /// Take a disk from a qube.
+    #[command(after_help = "Example:\n  nxl block-detach work xvdb")]
     BlockDetach {
         /// Do not wait for the qube to release it.
         #[arg(short, long)]
@@ -185,11 +195,8 @@ pub(crate) enum Command {
         device: String,
     },
     /// List the disks of qubes.
-    BlockList {
-        /// Which.
-        #[arg(required = true, value_name = "QUBE")]
-        qubes: Vec<String>,
-    },
+    #[command(after_help = "Examples:\n  nxl block-list work vault\n  nxl block-list --json work")]
+    BlockList(AttachedOptions),
     /// Give a qube another network interface.
     #[command(after_help = "Example:\n  nxl network-attach work bridge=xenbr0 mac=00:16:3e:12:34:56")]
     NetworkAttach {
@@ -200,6 +207,7 @@ pub(crate) enum Command {
         nic: Vec<String>,
     },
     /// Take a network interface from a qube.
+    #[command(after_help = "Example:\n  nxl network-detach work 0")]
     NetworkDetach {
         /// Which.
         qube: String,
@@ -207,12 +215,10 @@ pub(crate) enum Command {
         device: String,
     },
     /// List the network interfaces of qubes.
-    NetworkList {
-        /// Which.
-        #[arg(required = true, value_name = "QUBE")]
-        qubes: Vec<String>,
-    },
+    #[command(after_help = "Examples:\n  nxl network-list work\n  nxl network-list --json work")]
+    NetworkList(AttachedOptions),
     /// What Xen says of this host and of itself.
+    #[command(after_help = "Examples:\n  nxl info\n  nxl info free_memory")]
     Info {
         /// How CPUs, memory and devices lie on NUMA nodes, too.
         #[arg(short, long)]
@@ -222,6 +228,7 @@ pub(crate) enum Command {
         name: Option<String>,
     },
     /// Give a qube another name.
+    #[command(after_help = "Example:\n  nxl rename work office")]
     Rename {
         /// Which.
         qube: String,
@@ -229,6 +236,7 @@ pub(crate) enum Command {
         name: String,
     },
     /// How long domains have been there.
+    #[command(after_help = "Examples:\n  nxl uptime\n  nxl uptime work")]
     Uptime {
         /// As uptime(1) says it.
         #[arg(short)]
@@ -238,43 +246,62 @@ pub(crate) enum Command {
         qubes: Vec<String>,
     },
     /// List the domains that are no stub domains, by UUID.
-    VmList,
+    #[command(after_help = "Examples:\n  nxl vm-list\n  nxl vm-list --json")]
+    VmList {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// List vCPUs: where they are, and where they may be.
+    #[command(after_help = "Examples:\n  nxl vcpu-list work\n  nxl vcpu-list --json")]
     VcpuList {
+        /// As JSON: times in nanoseconds.
+        #[arg(long)]
+        json: bool,
         /// Only those of these.
         #[arg(value_name = "QUBE")]
         qubes: Vec<String>,
     },
     /// Say where a vCPU may run.
+    #[command(after_help = "Examples:\n  nxl vcpu-pin work all 0-1\n  nxl vcpu-pin work 0 2 -")]
     VcpuPin(PinOptions),
     /// Ask a qube to use so many of its vCPUs.
+    #[command(after_help = "Example:\n  nxl vcpu-set work 2")]
     VcpuSet(SetOptions),
     /// Ask a qube to get by with so much memory.
+    #[command(after_help = "Example:\n  nxl mem-set work 1g")]
     MemSet(MemoryOptions),
     /// Set how much memory a qube may have at most.
+    #[command(after_help = "Example:\n  nxl mem-max work 2g")]
     MemMax(MemoryOptions),
     /// List domains with the memory that is claimed for them.
+    #[command(after_help = "Example:\n  nxl claims")]
     Claims,
     /// List domains with the memory that they share.
+    #[command(after_help = "Example:\n  nxl sharing")]
     Sharing {
         /// Only this one.
         qube: Option<String>,
     },
     /// Show or set what the credit2 scheduler gives a domain.
     #[command(name = "sched-credit2")]
+    #[command(after_help = "Examples:\n  nxl sched-credit2\n  nxl sched-credit2 -d work -w 512")]
     SchedCredit2(Credit2Options),
     /// Show Xen's messages.
+    #[command(after_help = "Example:\n  nxl dmesg")]
     Dmesg {
         /// Forget them, too.
         #[arg(short, long)]
         clear: bool,
     },
     /// Press keys on Xen's console; h makes it write down what each does.
+    #[command(after_help = "Example:\n  nxl debug-keys q")]
     DebugKeys {
         /// Which.
         keys: String,
     },
     /// Press a magic system request key in a qube.
+    #[command(after_help = "Example:\n  nxl sysrq work s")]
     Sysrq {
         /// Which.
         qube: String,
@@ -282,16 +309,16 @@ pub(crate) enum Command {
         letter: String,
     },
     /// Set off an interrupt or press a button in a qube.
+    #[command(after_help = "Example:\n  nxl trigger work nmi")]
     Trigger(TriggerOptions),
     /// Write a qube's memory to a file.
+    #[command(after_help = "Example:\n  nxl dump-core work /var/lib/nxl/work.core")]
     DumpCore(DumpOptions),
     /// List the channels of qubes.
-    ChannelList {
-        /// Whose.
-        #[arg(value_name = "QUBE", required = true)]
-        qubes: Vec<String>,
-    },
+    #[command(after_help = "Example:\n  nxl channel-list work")]
+    ChannelList(AttachedOptions),
     /// Take a PCI device from its driver, so that a qube can be given it.
+    #[command(after_help = "Example:\n  nxl pci-assignable-add 03:00.0")]
     PciAssignableAdd {
         /// Call it so, for pci-assignable-remove and in a configuration's pci.
         #[arg(short, long)]
@@ -300,6 +327,7 @@ pub(crate) enum Command {
         device: String,
     },
     /// Take a PCI device back, so that no qube can be given it.
+    #[command(after_help = "Example:\n  nxl pci-assignable-remove -r 03:00.0")]
     PciAssignableRemove {
         /// Give it to the driver that it was taken from.
         #[arg(short)]
@@ -308,12 +336,17 @@ pub(crate) enum Command {
         device: String,
     },
     /// List the PCI devices that a qube can be given.
+    #[command(after_help = "Examples:\n  nxl pci-assignable-list\n  nxl pci-assignable-list --json")]
     PciAssignableList {
         /// With their names.
         #[arg(short = 'n', long)]
         show_names: bool,
+        /// As JSON, with their names.
+        #[arg(long)]
+        json: bool,
     },
     /// Give a PV qube that runs a PCI device.
+    #[command(after_help = "Example:\n  nxl pci-attach work 03:00.0")]
     PciAttach {
         /// Whose it becomes.
         qube: String,
@@ -324,6 +357,7 @@ pub(crate) enum Command {
         device: String,
     },
     /// Take a PCI device from a qube.
+    #[command(after_help = "Example:\n  nxl pci-detach work 03:00.0")]
     PciDetach {
         /// Even if the qube does not let go of it.
         #[arg(short)]
@@ -334,19 +368,25 @@ pub(crate) enum Command {
         device: String,
     },
     /// List the PCI devices that a qube has.
+    #[command(after_help = "Example:\n  nxl pci-list work")]
     PciList {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
         /// Whose.
         qube: String,
     },
     /// Watch the domains as top(1) does processes.
     Top(TopOptions),
     /// Set what a qube is made of when it restarts.
+    #[command(after_help = "Example:\n  nxl config-update work work.cfg memory=1024")]
     ConfigUpdate(UpdateOptions),
     /// Look whether this host is fit for qubes: Xen, its devices and daemons, folders, policy; and find what killed programs
     /// have left of domains.
     Doctor(DoctorOptions),
     /// Carry out on_poweroff, on_reboot and on_crash of the qubes that nxl made, until a minute after the last of them is
     /// gone. `create` starts it where none runs; a second one ends at once.
+    #[command(after_help = "Example:\n  nxl watch")]
     Watch(WatchOptions),
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
@@ -360,6 +400,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Show the calls between qubes: what was decided, and how each ended.
+    #[command(after_help = "Example:\n  nxl calls --follow --denied")]
     Calls(CallsOptions),
     /// Show what happened to qubes: created, unpaused, ended, restarted, devices attached, and so on.
     Events(EventsOptions),
@@ -367,6 +408,7 @@ pub(crate) enum Command {
     /// own, nxl-bootloader.
     Bootloader(Box<BootloaderOptions>),
     /// Print a shell's completions.
+    #[command(after_help = "Example:\n  nxl completions bash > /etc/bash_completion.d/nxl")]
     Completions {
         /// For which shell.
         shell: Shell,
@@ -618,11 +660,29 @@ fn jobs(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Whose devices are listed, and how.
 #[derive(Debug, Args)]
+pub(crate) struct AttachedOptions {
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Whose.
+    #[arg(required = true, value_name = "QUBE")]
+    pub(crate) qubes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  nxl list
+  nxl list -l work
+  nxl list --json | jq -r '.[] | select(.state == \"running\") | .name'")]
 pub(crate) struct ListOptions {
-    /// All that is known of each, as JSON.
+    /// The configuration of each as it is now, as JSON.
     #[arg(short, long)]
     pub(crate) long: bool,
+    /// The rows as JSON, with all columns: memory in KiB, CPU time in nanoseconds.
+    #[arg(long, conflicts_with_all = ["long", "verbose", "context", "cpupool", "numa"])]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) columns: ListColumns,
     /// Only these.
@@ -716,6 +776,7 @@ pub(crate) enum PoolCommand {
         options: Box<CreateOptions>,
     },
     /// Name one of those that wait, and let it go. Prints its domain id.
+    #[command(after_help = "Example:\n  nxl pool take disposable work")]
     Take {
         /// Out of which.
         pool: String,
@@ -727,8 +788,14 @@ pub(crate) enum PoolCommand {
     },
     /// List those that wait.
     #[command(visible_alias = "ls")]
-    List,
+    #[command(after_help = "Example:\n  nxl pool list")]
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Destroy those that wait.
+    #[command(after_help = "Example:\n  nxl pool drain disposable")]
     Drain {
         /// Which.
         pool: String,
@@ -739,6 +806,7 @@ pub(crate) enum PoolCommand {
 pub(crate) enum CacheCommand {
     /// List the kernels, the last used first.
     #[command(visible_alias = "ls")]
+    #[command(after_help = "Example:\n  nxl cache list")]
     List {
         /// As JSON: sizes in bytes, times in seconds since 1970.
         #[arg(long)]
@@ -746,6 +814,7 @@ pub(crate) enum CacheCommand {
     },
     /// Remove what a crash has left, and the least recently used kernels until the others have at most 1024 MiB.
     /// Qubes that run, or are just being created, need none of them.
+    #[command(after_help = "Example:\n  nxl cache prune --max-size 512")]
     Prune {
         /// Remove all kernels.
         #[arg(short, long, conflicts_with = "max_size")]
@@ -880,8 +949,10 @@ pub(crate) enum ContainerCommand {
     #[command(after_help = "Example:\n  nxl container start work:mail")]
     Start(ContainerOptions),
     /// Stop one.
+    #[command(after_help = "Example:\n  nxl container stop work:mail")]
     Stop(ContainerOptions),
     /// Stop one if it runs, and start it.
+    #[command(after_help = "Example:\n  nxl container restart work:mail")]
     Restart(ContainerOptions),
 }
 
@@ -927,6 +998,7 @@ pub(crate) struct PolicySource {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Say what is wrong with a policy, by file, line and column. Exit status 1 if anything is.
+    #[command(after_help = "Example:\n  nxl policy check")]
     Check {
         /// Folders of .policy files, instead of the host's.
         #[arg(value_name = "FOLDER")]
@@ -955,6 +1027,7 @@ pub(crate) enum PolicyCommand {
     },
     /// Draw who may call whom, as Graphviz's text. Lines are broken where somebody is asked first; a service * is one
     /// that no rule names.
+    #[command(after_help = "Example:\n  nxl policy graph > policy.dot")]
     Graph {
         #[command(flatten)]
         policy: PolicySource,

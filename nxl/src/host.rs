@@ -1,8 +1,10 @@
 //! `nxl uptime`, `vm-list` and `channel-list`.
 
+use crate::command::AttachedOptions;
 use crate::error::Error;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -67,25 +69,52 @@ fn duration(seconds: u64, short: bool) -> String {
     format!("{days}{hours:>2}:{minutes:02}{seconds}")
 }
 
-pub(crate) fn vm_list(qubes: &Qubes) -> Result<(), Error> {
+pub(crate) fn vm_list(qubes: &Qubes, as_json: bool) -> Result<(), Error> {
     let mut text = "UUID                                  ID    name\n".to_owned();
+    let mut objects = Vec::new();
     for qube in guests(qubes)? {
         text += &format!("{}  {}    {:<30}\n", qube.uuid(), qube.info.domid, qube.display_name());
+        objects.push(json!({ "uuid": qube.uuid(), "domid": qube.info.domid.0, "name": qube.name }));
+    }
+    if as_json {
+        text = format!("{:#}\n", Value::Array(objects));
     }
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
-pub(crate) fn channel_list(qubes: &Qubes, which: &[String]) -> Result<(), Error> {
+pub(crate) fn channel_list(qubes: &Qubes, options: &AttachedOptions) -> Result<(), Error> {
     let mut text = format!(
         "{:<3} {:<2} {:<5} {:<6} {:>8} {:<10} {:<30}\n",
         "Idx", "BE", "state", "evt-ch", "ring-ref", "connection", ""
     );
-    for which in which {
-        for channel in qubes.channels(&qubes.find(which)?)? {
+    let mut objects = Vec::new();
+    for which in &options.qubes {
+        let qube = qubes.find(which)?;
+        for channel in qubes.channels(&qube)? {
             text += &channel_row(&channel);
+            objects.push(channel_object(qube.info.domid, &channel));
         }
     }
+    if options.json {
+        text = format!("{:#}\n", Value::Array(objects));
+    }
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
+}
+
+fn channel_object(domid: DomId, channel: &Channel) -> Value {
+    let Channel { number, backend, state, port, ring, connection, tty } = channel;
+    // Where the table has xl's -1.
+    let there = |number: &i64| u64::try_from(*number).ok();
+    json!({
+        "domid": domid.0,
+        "number": number,
+        "backend": backend,
+        "state": there(state),
+        "event_channel": there(port),
+        "ring_ref": there(ring),
+        "connection": connection,
+        "tty": tty,
+    })
 }
 
 fn channel_row(channel: &Channel) -> String {

@@ -1,17 +1,22 @@
 //! `nxl list`, in `xl list`'s columns.
 
-use crate::command::ListColumns;
+use crate::command::{ListColumns, ListOptions};
 use crate::error::Error;
+use serde_json::{Value, json};
 use std::io::{self, Write};
 use toolstack::qubes::{Qube, Qubes};
 use xen::{PAGE_SHIFT, ShutdownReason};
 
-pub(crate) fn list(qubes: &Qubes, long: bool, columns: ListColumns, which: &[String]) -> Result<(), Error> {
-    let selected = match which {
+pub(crate) fn list(qubes: &Qubes, options: &ListOptions) -> Result<(), Error> {
+    let selected = match options.qubes.as_slice() {
         [] => qubes.list()?,
         which => which.iter().map(|which| qubes.find(which)).collect::<Result<_, _>>()?,
     };
-    let text = if long { details(qubes, &selected)? } else { table(qubes, &selected, columns, false)? };
+    let text = match options {
+        ListOptions { long: true, .. } => details(qubes, &selected)?,
+        ListOptions { json: true, .. } => format!("{:#}\n", objects(qubes, &selected)?),
+        options => table(qubes, &selected, options.columns, false)?,
+    };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
@@ -101,6 +106,46 @@ fn row(qube: &Qube, verbose: bool) -> String {
     row
 }
 
+/// The rows as JSON.
+fn objects(qubes: &Qubes, selected: &[Qube]) -> Result<Value, Error> {
+    let nodes = qubes.control().phys_info()?.nodes;
+    let mut objects = Vec::new();
+    for qube in selected {
+        let info = &qube.info;
+        let mut object = described(qube);
+        object["security_label"] = json!(qubes.control().security_label(info.ssidref)?);
+        object["cpupool"] = json!(qubes.cpu_pool_name(info.cpupool)?);
+        object["node_affinity"] =
+            json!(qubes.control().node_affinity(info.domid)?.display(nodes).to_string());
+        objects.push(object);
+    }
+    Ok(Value::Array(objects))
+}
+
+/// All but what costs a question.
+fn described(qube: &Qube) -> Value {
+    let info = &qube.info;
+    // One word of those that xl's letters stand for.
+    let state = match info {
+        info if info.dying => "dying",
+        info if info.shutdown.is_some() => "shutdown",
+        info if info.paused => "paused",
+        info if info.running => "running",
+        info if info.blocked => "blocked",
+        _ => "runnable",
+    };
+    json!({
+        "name": qube.name,
+        "domid": info.domid.0,
+        "uuid": qube.uuid(),
+        "memory_kib": (info.pages + info.outstanding_pages) << (PAGE_SHIFT - 10),
+        "vcpus": info.online_vcpus,
+        "state": state,
+        "shutdown_reason": info.shutdown.map(ShutdownReason::code),
+        "cpu_time_ns": info.cpu_time,
+    })
+}
+
 /// What `xl list -l` prints: an array of the configurations as they are now, with their domain ids.
 fn details(qubes: &Qubes, selected: &[Qube]) -> Result<String, Error> {
     let mut entries = Vec::new();
@@ -143,6 +188,25 @@ pub(crate) mod tests {
             },
             name: Some("work".to_owned()),
         }
+    }
+
+    #[test]
+    fn as_json_a_row_has_names_and_units() {
+        let row = |change: fn(&mut DomainInfo)| {
+            let mut qube = qube();
+            change(&mut qube.info);
+            described(&qube)
+        };
+        assert_eq!(
+            row(|_| ()),
+            json!({
+                "name": "work", "domid": 3, "uuid": "abababab-abab-abab-abab-abababababab", "memory_kib": 524_316,
+                "vcpus": 2, "state": "blocked", "shutdown_reason": null, "cpu_time_ns": 12_340_000_000_u64,
+            })
+        );
+        assert_eq!(row(|info| info.paused = true)["state"], "paused");
+        let crashed = row(|info| info.shutdown = Some(ShutdownReason::Crash));
+        assert_eq!((&crashed["state"], &crashed["shutdown_reason"]), (&json!("shutdown"), &json!(3)));
     }
 
     #[test]

@@ -216,6 +216,25 @@ mod tests {
     }
 
     #[test]
+    fn every_command_has_an_example_in_its_help() {
+        fn without(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_long_help().or_else(|| command.get_after_help());
+            // Of a command that only has others, they are the examples.
+            if !command.has_subcommands() && !help.is_some_and(|help| help.to_string().contains("Example")) {
+                found.push(path.clone());
+            }
+            command
+                .get_subcommands()
+                .filter(|one| !one.is_hide_set())
+                .for_each(|one| without(one, &path, found));
+        }
+        let mut found = Vec::new();
+        without(&crate::command::description(), "", &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
     fn every_documented_command_and_option_exists() {
         let (mut wrong, mut seen) = (Vec::new(), 0);
         for (file, line) in shown() {

@@ -1,7 +1,9 @@
 //! `nxl network-attach`, `network-detach` and `network-list`, in `xl`'s columns.
 
+use crate::command::AttachedOptions;
 use crate::error::Error;
 use crate::xl_conf::XlConf;
+use serde_json::{Value, json};
 use std::io::{self, Write};
 use toolstack::device::{AttachedNic, DeviceError, Mac, Release, spec};
 use toolstack::qubes::{QubeError, Qubes};
@@ -26,16 +28,38 @@ pub(crate) fn detach(qubes: &Qubes, which: &str, device: &str) -> Result<(), Err
     Ok(qubes.detach_nic(&qube, devid, Release::AskedThenForced)?)
 }
 
-pub(crate) fn list(qubes: &Qubes, which: &[String]) -> Result<(), Error> {
-    let selected = which.iter().map(|which| qubes.find(which)).collect::<Result<Vec<_>, QubeError>>()?;
+pub(crate) fn list(qubes: &Qubes, options: &AttachedOptions) -> Result<(), Error> {
+    let selected =
+        options.qubes.iter().map(|which| qubes.find(which)).collect::<Result<Vec<_>, QubeError>>()?;
     let mut text = format!(
         "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:>5}/{:<5} {:<30}\n",
         "Idx", "BE", "Mac Addr.", "handle", "state", "evt-ch", "tx-", "rx-ring-ref", "BE-path"
     );
+    let mut objects = Vec::new();
     for qube in selected {
-        qubes.list_nics(&qube)?.iter().for_each(|nic| text += &row(nic));
+        for nic in qubes.list_nics(&qube)? {
+            text += &row(&nic);
+            objects.push(object(&nic));
+        }
+    }
+    if options.json {
+        text = format!("{:#}\n", Value::Array(objects));
     }
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
+}
+
+fn object(nic: &AttachedNic) -> Value {
+    json!({
+        "domid": nic.address.domid.0,
+        "devid": nic.address.devid,
+        "mac": nic.mac.to_string(),
+        "backend": nic.address.backend.0,
+        "state": nic.state,
+        "event_channel": nic.event_channel,
+        "tx_ring_ref": nic.ring_refs.0,
+        "rx_ring_ref": nic.ring_refs.1,
+        "backend_path": nic.backend_path,
+    })
 }
 
 fn row(nic: &AttachedNic) -> String {

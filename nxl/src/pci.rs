@@ -2,6 +2,7 @@
 //! `pci-assignable-remove`, in `xl`'s columns.
 
 use crate::error::Error;
+use serde_json::{Value, json};
 use std::io::{self, Write};
 use toolstack::config::{PciConfig, PciOptions};
 use toolstack::device::{AttachedPci, Release};
@@ -17,9 +18,13 @@ pub(crate) fn remove(qubes: &Qubes, device: &str, rebind: bool) -> Result<(), Er
     Ok(Pciback::new(qubes, &KernelSysfs).remove(device, rebind)?)
 }
 
-pub(crate) fn list(qubes: &Qubes, names: bool) -> Result<(), Error> {
+pub(crate) fn list(qubes: &Qubes, names: bool, as_json: bool) -> Result<(), Error> {
     let assignable = Pciback::new(qubes, &KernelSysfs).list()?;
-    let text: String = assignable.iter().map(|found| row(found, names)).collect();
+    let object = |found: &Assignable| json!({ "device": found.device.to_string(), "name": found.name });
+    let text = match as_json {
+        true => format!("{:#}\n", assignable.iter().map(object).collect::<Value>()),
+        false => assignable.iter().map(|found| row(found, names)).collect(),
+    };
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
@@ -34,9 +39,17 @@ pub(crate) fn detach(qubes: &Qubes, which: &str, device: &str, force: bool) -> R
     Ok(qubes.detach_pci(&qubes.find(which)?, &config.device, release)?)
 }
 
-pub(crate) fn list_attached(qubes: &Qubes, which: &str) -> Result<(), Error> {
+pub(crate) fn list_attached(qubes: &Qubes, as_json: bool, which: &str) -> Result<(), Error> {
     let attached = qubes.list_pcis(&qubes.find(which)?)?;
-    io::stdout().write_all(table(&attached).as_bytes()).map_err(Error::Output)
+    let object = |pci: &AttachedPci| {
+        let place = format!("{:02x}.{:x}", pci.vdevfn >> 3, pci.vdevfn & 7);
+        json!({ "vdev": place, "device": pci.device.to_string(), "name": pci.name })
+    };
+    let text = match as_json {
+        true => format!("{:#}\n", attached.iter().map(object).collect::<Value>()),
+        false => table(&attached),
+    };
+    io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 
 /// As with xl, a qube without devices has no header either.

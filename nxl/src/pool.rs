@@ -4,8 +4,10 @@ use crate::command::PoolCommand;
 use crate::error::Error;
 use crate::manage::say;
 use crate::{create, watch};
+use serde_json::{Value, json};
 use std::io::{self, Write};
 use toolstack::KernelCache;
+use toolstack::pool::Shell;
 use toolstack::qubes::Qubes;
 use xen::Platform;
 use xen::host::Dom0;
@@ -28,7 +30,14 @@ pub(crate) fn pool(qubes: Qubes, command: &PoolCommand) -> Result<(), Error> {
             }
             say(&qube.info.domid.to_string())
         }
-        PoolCommand::List => {
+        PoolCommand::List { json: true } => {
+            let shells = qubes.shells()?.into_iter().map(|shell| {
+                let Shell { pool, qube } = shell;
+                json!({ "name": qube.name, "domid": qube.info.domid.0, "pool": pool })
+            });
+            writeln!(io::stdout(), "{:#}", shells.collect::<Value>()).map_err(Error::Output)
+        }
+        PoolCommand::List { json: false } => {
             let mut text = format!("{:<32} {:>5} Pool\n", "Name", "ID");
             for shell in qubes.shells()? {
                 let (name, domid) = (shell.qube.display_name(), shell.qube.info.domid.0);

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::manage::say;
 use crate::xl_conf::XlConf;
 use clap::Args;
+use serde_json::{Value, json};
 use std::io::{self, Write};
 use toolstack::config::CpusError;
 use toolstack::qubes::{Qube, Qubes};
@@ -44,7 +45,7 @@ pub(crate) struct SetOptions {
     vcpus: u32,
 }
 
-pub(crate) fn list(qubes: &Qubes, which: &[String]) -> Result<(), Error> {
+pub(crate) fn list(qubes: &Qubes, as_json: bool, which: &[String]) -> Result<(), Error> {
     let selected = match which {
         [] => qubes.list()?,
         which => which.iter().map(|which| qubes.find(which)).collect::<Result<_, _>>()?,
@@ -54,10 +55,15 @@ pub(crate) fn list(qubes: &Qubes, which: &[String]) -> Result<(), Error> {
         "{:<32} {:>5} {:>5} {:>5} {:>5} {:>9} {}\n",
         "Name", "ID", "VCPU", "CPU", "State", "Time(s)", "Affinity (Hard / Soft)"
     );
+    let mut objects = Vec::new();
     for qube in &selected {
         for vcpu in qubes.vcpus(qube)? {
             text += &row(qube, &vcpu, cpus);
+            objects.push(object(qube, &vcpu, cpus));
         }
+    }
+    if as_json {
+        text = format!("{:#}\n", Value::Array(objects));
     }
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
@@ -79,6 +85,22 @@ fn row(qube: &Qube, vcpu: &Vcpu, cpus: u32) -> String {
         affinity.hard.display(cpus),
         affinity.soft.display(cpus),
     )
+}
+
+fn object(qube: &Qube, vcpu: &Vcpu, cpus: u32) -> Value {
+    let Vcpu { number, info, affinity } = vcpu;
+    json!({
+        "name": qube.name,
+        "domid": qube.info.domid.0,
+        "vcpu": number,
+        "cpu": info.online.then_some(info.cpu),
+        "online": info.online,
+        "running": info.running,
+        "blocked": info.blocked,
+        "cpu_time_ns": info.cpu_time,
+        "hard_affinity": affinity.hard.display(cpus).to_string(),
+        "soft_affinity": affinity.soft.display(cpus).to_string(),
+    })
 }
 
 pub(crate) fn pin(qubes: &Qubes, options: &PinOptions, dryrun: bool) -> Result<(), Error> {

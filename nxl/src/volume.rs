@@ -24,6 +24,7 @@ pub(crate) struct VolumeOptions {
 pub(crate) enum VolumeCommand {
     /// List volumes and their snapshots. `Disk' is what they have of it: blocks that two share are counted in each.
     #[command(visible_alias = "ls")]
+    #[command(after_help = "Examples:\n  nxl volume list\n  nxl volume list --json work")]
     List {
         /// Only these.
         #[arg(value_name = "VOLUME")]
@@ -46,6 +47,7 @@ pub(crate) enum VolumeCommand {
         if_missing: bool,
     },
     /// Let a volume grow; a qube that has it sees that at once, and lets its file system grow.
+    #[command(after_help = "Example:\n  nxl volume resize work 40g")]
     Resize {
         /// Which.
         volume: String,
@@ -54,6 +56,7 @@ pub(crate) enum VolumeCommand {
     },
     /// Keep what a volume has now. Where the file system shares blocks between files (XFS, btrfs), also of a qube that
     /// runs, as after a power failure; elsewhere the volume is copied, and may not be in use.
+    #[command(after_help = "Example:\n  nxl volume snapshot work before-upgrade")]
     Snapshot {
         /// Which.
         volume: String,
@@ -61,6 +64,7 @@ pub(crate) enum VolumeCommand {
         snapshot: String,
     },
     /// Give a volume back what a snapshot has. The qube must be down; the snapshot stays.
+    #[command(after_help = "Example:\n  nxl volume restore work before-upgrade")]
     Restore {
         /// Which.
         volume: String,
@@ -69,6 +73,7 @@ pub(crate) enum VolumeCommand {
     },
     /// Remove a volume, or a snapshot.
     #[command(visible_alias = "rm")]
+    #[command(after_help = "Example:\n  nxl volume remove work@before-upgrade")]
     Remove {
         /// Which: VOLUME, or VOLUME@SNAPSHOT.
         volume: String,
