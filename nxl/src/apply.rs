@@ -2,7 +2,6 @@
 
 use crate::command::{ApplyOptions, MannerOptions};
 use crate::error::Error;
-use crate::generations;
 use crate::plan;
 use crate::remote::Order;
 use crate::spec::{self, APPLIED, Declared, Text};
@@ -14,7 +13,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use toolstack::events::{self, EventLog};
+use toolstack::events::{self, EventLog, Step};
 use toolstack::generations::Variant;
 use toolstack::memory::MemoryError;
 use toolstack::qubes::{QubeError, Qubes};
@@ -228,6 +227,7 @@ impl Effort<'_> {
             let system = declared.spec.document().qubes.get(name).and_then(|qube| qube.system.as_ref());
             let Some(system) = system else { continue };
             if let Verdict::Ready(_) = verdict {
+                self.qubes.tell_of(name, Step::Ready);
                 declared.generations.confirm(name)?;
             } else if let Some((from, to)) =
                 declared.generations.fall_back(name, system, &verdict.to_string())?
@@ -238,11 +238,9 @@ impl Effort<'_> {
         for fallen in &fallen {
             // Where the journal has it, whatever else is said: nobody asked for this.
             let _ = writeln!(io::stderr(), "nxl: {fallen}");
-            generations::log(
-                "fell-back",
-                &fallen.name,
-                &json!({ "failed": fallen.from, "why": fallen.why, "booted": fallen.to }),
-            );
+            let Fallen { name, why, from, to } = fallen;
+            let (from, to) = (from.to_string(), to.to_string());
+            self.qubes.tell_of(name, Step::FellBack { from, to, why: why.clone() });
         }
         Ok(Judged { verdicts, fallen })
     }

@@ -9,34 +9,20 @@ use jiff::{Timestamp, Zoned};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use toolstack::config::{Closure, ClosureError};
+use toolstack::events::Step;
 use toolstack::generations::{Generation, Generations, Reason, Record, Variant};
 use toolstack::qubes::Qubes;
 use toolstack::spec::{Document, Wishes, uuid_of};
 use toolstack::store_path;
 
-/// What happened to generations, a JSON object a line; beside nexusd's log of calls.
-const LOG: &str = "/var/log/nexus/generations.jsonl";
 /// Bytes of a nixos-version that are read.
 const VERSION_LIMIT: u64 = 128;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Writes down what happened to a qube's generations. That a log cannot be written changes nothing of it.
-pub(crate) fn log(event: &str, qube: &str, more: &Value) {
-    let mut line = json!({ "time": Timestamp::now().to_string(), "event": event, "qube": qube });
-    if let (Some(line), Some(more)) = (line.as_object_mut(), more.as_object()) {
-        line.extend(more.clone());
-    }
-    let path = Path::new(LOG);
-    let _ = path.parent().map_or(Ok(()), fs::create_dir_all);
-    if let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path) {
-        let _ = file.write_all(format!("{line}\n").as_bytes());
-    }
-}
 
 /// What was applied last, and the system that it declares of a NixOS.
 fn declared(qube: &str) -> Result<(Document, PathBuf), Error> {
@@ -57,20 +43,24 @@ pub(crate) fn switch(options: &SwitchOptions) -> Result<(), Error> {
     let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
     let (_, system) = declared(&options.qube)?;
     let generations = Generations::default();
-    choose(&generations, options, &system)?;
-    log(
-        "switch",
-        &options.qube,
-        &json!({ "generation": options.generation, "specialisation": options.specialisation }),
-    );
+    let chosen = choose(&generations, options, &system)?;
+    let to = chosen.map_or_else(|| "what is declared".to_owned(), |variant| variant.to_string());
+    qubes.tell_of(&options.qube, Step::Switched { to });
     run(&qubes, &lock, &options.qube, &options.manner)
 }
 
-/// Writes down what is to run from now on.
-fn choose(generations: &Generations, options: &SwitchOptions, declared: &Path) -> Result<(), Error> {
+/// Writes down what is to run from now on; `None` when that is what is declared.
+fn choose(
+    generations: &Generations,
+    options: &SwitchOptions,
+    declared: &Path,
+) -> Result<Option<Variant>, Error> {
     let SwitchOptions { qube, generation, specialisation, .. } = options;
     let number = match (generation, specialisation) {
-        (None, None) => return Ok(generations.release(qube)?),
+        (None, None) => {
+            generations.release(qube)?;
+            return Ok(None);
+        }
         (Some(number), _) => *number,
         (None, Some(_)) => {
             let booted = generations.record(qube)?.booted.map(|variant| variant.generation);
@@ -85,7 +75,8 @@ fn choose(generations: &Generations, options: &SwitchOptions, declared: &Path) -
         None => closure.check()?,
     }
     let variant = Variant { generation: number, specialisation: specialisation.clone() };
-    Ok(generations.hold(qube, declared, variant, Reason::Switched)?)
+    generations.hold(qube, declared, variant.clone(), Reason::Switched)?;
+    Ok(Some(variant))
 }
 
 pub(crate) fn rollback(options: &RollbackOptions) -> Result<(), Error> {
@@ -96,8 +87,9 @@ pub(crate) fn rollback(options: &RollbackOptions) -> Result<(), Error> {
     let before = generations.before(&options.qube)?;
     Closure::open(&before.system)?.check()?;
     let variant = Variant { generation: before.number, specialisation: None };
+    let to = variant.to_string();
     generations.hold(&options.qube, &system, variant, Reason::RolledBack)?;
-    log("rollback", &options.qube, &json!({ "generation": before.number }));
+    qubes.tell_of(&options.qube, Step::RolledBack { to });
     run(&qubes, &lock, &options.qube, &options.manner)
 }
 

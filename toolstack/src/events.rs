@@ -73,6 +73,27 @@ pub enum Step {
         /// Which.
         work: String,
     },
+    /// It said that it is up to an apply that waited for that.
+    Ready,
+    /// Another generation was chosen for it, by `nxl switch`.
+    Switched {
+        /// Which: `generation 4`, `generation 4, specialisation rescue`, or `what is declared`.
+        to: String,
+    },
+    /// The generation before was chosen for it, by `nxl rollback`.
+    RolledBack {
+        /// Which.
+        to: String,
+    },
+    /// A generation did not come up, and another one was booted in its place: nobody asked for that.
+    FellBack {
+        /// Which did not.
+        from: String,
+        /// Which was.
+        to: String,
+        /// Why.
+        why: String,
+    },
     /// A volume was made, grew, was kept or given back, or removed.
     Volume {
         /// Which.
@@ -121,6 +142,10 @@ impl Step {
             Self::Attached { device } => ("attached", device.clone()),
             Self::Detached { device } => ("detached", device.clone()),
             Self::Applied { work } => ("applied", work.clone()),
+            Self::Ready => ("ready", String::new()),
+            Self::Switched { to } => ("switched", format!("to {to}")),
+            Self::RolledBack { to } => ("rolled-back", format!("to {to}")),
+            Self::FellBack { from, to, why } => ("fell-back", format!("from {from} to {to}: {why}")),
             Self::Volume { volume, work } => ("volume", format!("{work} {volume}")),
             Self::Image { path } => ("image", path.display().to_string()),
             Self::Failed { error } => ("failed", error.clone()),
@@ -309,7 +334,7 @@ fn entry(event: &Event) -> Vec<u8> {
         entry.extend_from_slice(value.as_bytes());
         entry.push(b'\n');
     };
-    let failed = matches!(event.step, Step::Failed { .. });
+    let failed = matches!(event.step, Step::Failed { .. } | Step::FellBack { .. });
     field("MESSAGE", &event.to_string());
     // Error, and informational (syslog(3)).
     field("PRIORITY", if failed { "3" } else { "6" });

@@ -163,6 +163,11 @@ impl Qubes {
         self.events.tell(&[Event::of(qube, step)]);
     }
 
+    /// Tells of something that was done about a qube of that name, which may have no domain now.
+    pub fn tell_of(&self, name: &str, step: Step) {
+        self.events.tell(&[Event::now(step).named(name)]);
+    }
+
     /// Puts something else behind the devices than this domain's kernel: for tests.
     #[must_use]
     pub fn with_plumbing(self, plumbing: impl Plumbing + 'static) -> Self {
