@@ -472,10 +472,12 @@ pub(crate) mod tests {
         let stored = host.qubes.stored_config(&qube).unwrap().unwrap();
         assert!(stored.contains("\"name\": \"work\""), "{stored}");
         assert_eq!(host.files(), 2);
+        let error = host.qubes.find("wrok").unwrap_err().to_string();
+        assert!(error.ends_with("name or id; did you mean `work'? (see `nxl list`)"), "{error}");
         host.qubes.destroy(&qube).unwrap();
         assert_eq!(host.inventory(), before);
         assert_eq!(host.files(), 0);
-        assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+        assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound { .. })));
     }
 
     #[test]

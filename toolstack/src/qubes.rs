@@ -1,6 +1,7 @@
 //! The qubes of this host: finding, listing, pausing, shutting down and destroying them, whoever made them.
 
 use crate::cache::KernelCache;
+use crate::config::nearest_of;
 use crate::device::{Address, DeviceError, Dom0, Plumbing};
 use crate::events::{Event, EventLog, Step};
 use crate::pciback::{KernelSysfs, Sysfs};
@@ -43,8 +44,14 @@ impl Qube {
 #[derive(Debug, thiserror::Error)]
 pub enum QubeError {
     /// No domain of that name or id.
-    #[error("{0} is an invalid domain identifier: there is no domain of that name or id (see `nxl list`)")]
-    NotFound(String),
+    #[error("{which} is an invalid domain identifier: there is no domain of that name or id{} (see `nxl list`)",
+        meant.as_ref().map_or_else(String::new, |meant| format!("; did you mean `{meant}'?")))]
+    NotFound {
+        /// The name or id.
+        which: String,
+        /// A name that is near enough to have been meant.
+        meant: Option<String>,
+    },
     /// dom0 is to be left alone.
     #[error("domain 0 is this very domain: it is not to be {0}")]
     Dom0(&'static str),
@@ -232,7 +239,7 @@ impl Qubes {
     pub fn get(&self, domid: DomId) -> Result<Qube, QubeError> {
         match self.control.domain_info(domid) {
             Ok(info) => Ok(self.named(info)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => Err(QubeError::NotFound(domid.to_string())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(not_found(domid.to_string())),
             Err(error) => Err(error.into()),
         }
     }
@@ -242,11 +249,15 @@ impl Qubes {
     /// # Errors
     /// [`QubeError::NotFound`] when there is none.
     pub fn find(&self, which: &str) -> Result<Qube, QubeError> {
-        let not_found = || QubeError::NotFound(which.to_owned());
         if !which.is_empty() && which.bytes().all(|byte| byte.is_ascii_digit()) {
-            return self.get(DomId(which.parse().map_err(|_| not_found())?));
+            return self.get(DomId(which.parse().map_err(|_| not_found(which.to_owned()))?));
         }
-        self.list()?.into_iter().find(|qube| qube.name.as_deref() == Some(which)).ok_or_else(not_found)
+        let mut qubes = self.list()?;
+        if let Some(at) = qubes.iter().position(|qube| qube.name.as_deref() == Some(which)) {
+            return Ok(qubes.swap_remove(at));
+        }
+        let meant = nearest_of(which, qubes.iter().filter_map(|qube| qube.name.as_deref()));
+        Err(QubeError::NotFound { which: which.to_owned(), meant: meant.map(str::to_owned) })
     }
 
     /// Stops the vCPUs of a domain.
@@ -467,6 +478,10 @@ impl Qubes {
     pub fn stored_config(&self, qube: &Qube) -> Result<Option<String>, QubeError> {
         self.userdata.read(Kind::Libxl, qube.info.domid, qube.uuid())
     }
+}
+
+fn not_found(which: String) -> QubeError {
+    QubeError::NotFound { which, meant: None }
 }
 
 /// Waits until a descriptor is readable, at most `limit`; a signal ends the wait, too.

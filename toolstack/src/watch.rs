@@ -215,7 +215,7 @@ impl<'a> Watcher<'a> {
             let qube = match self.qubes.get(domid) {
                 Ok(qube) if qube.uuid() == uuid => qube,
                 // Ended by somebody who does not know of our file, or before a restart of the host.
-                Ok(_) | Err(QubeError::NotFound(_)) => {
+                Ok(_) | Err(QubeError::NotFound { .. }) => {
                     self.qubes.userdata.remove(domid, uuid)?;
                     continue;
                 }
@@ -494,7 +494,7 @@ pub(crate) mod tests {
             .unwrap();
         assert!(reports[0].as_ref().unwrap_err().starts_with("work: no core was written"), "{reports:?}");
         assert_eq!(reports[1..], [Ok(Action::CoredumpDestroy)]);
-        assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound(_))));
+        assert!(matches!(host.qubes.find("work"), Err(QubeError::NotFound { .. })));
     }
 
     #[test]

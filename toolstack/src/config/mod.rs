@@ -33,6 +33,7 @@ pub(crate) use cpus::cpu_set;
 pub use cpus::{CpusError, HostCpus};
 pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
 pub use keys::known_keys;
+pub(crate) use keys::nearest_of;
 pub(crate) use libxl_json::{disk_record, laid_out, nic_record, pci_record};
 pub use nic::{Mac, NicConfig, NicError, NicRate, NicType};
 pub use parameters::{ChannelConfig, P9Config, ParameterError, VfbConfig, VkbBackend, VkbConfig, VtpmConfig};

@@ -315,7 +315,7 @@ impl Worker<'_> {
             }
         }
         match self.qubes.destroy(qube) {
-            Ok(()) | Err(QubeError::NotFound(_)) => Ok(()),
+            Ok(()) | Err(QubeError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
