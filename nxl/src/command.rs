@@ -424,7 +424,11 @@ pub(crate) enum Command {
     },
     /// Print the page of the documents that has every command and option.
     #[command(hide = true)]
-    Reference,
+    Reference {
+        /// That of the other programs.
+        #[arg(long)]
+        programs: bool,
+    },
     /// A command of the host's xl. Last: what stands above is ours.
     #[command(flatten)]
     Stock(Stock),

@@ -2,6 +2,7 @@
 
 mod apply;
 mod block;
+mod block_nix;
 mod bootloader;
 mod cache;
 mod calls;
@@ -145,6 +146,6 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Events(options) => events::events(&options),
         Command::Completions { shell, program } => manual::completions(shell, &program),
         Command::Man { folder } => manual::man(&folder),
-        Command::Reference => manual::reference(),
+        Command::Reference { programs } => manual::reference(programs),
     }
 }

@@ -1,8 +1,9 @@
 //! What a package ships beside the program, and the documents show of it, made from the command line's own description.
 
+use crate::block_nix;
 use crate::command::description;
 use crate::error::Error;
-use clap::{Arg, Command};
+use clap::{Arg, Command, CommandFactory};
 use clap_complete::Shell;
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -20,9 +21,10 @@ pub(crate) const PROGRAMS: [&str; 8] = [
     "vchan-cat",
 ];
 
-/// The programs that have a description of their own, besides nxl.
+/// The programs that have a description of their own, besides nxl. (That of `nxl-bootloader` is a command of nxl's, too.)
 fn others() -> impl Iterator<Item = Command> {
-    nexus::programs::descriptions().into_iter().chain([vchan::programs::description()])
+    let nexus = nexus::programs::descriptions().into_iter();
+    nexus.chain([vchan::programs::description(), block_nix::Arguments::command()])
 }
 
 pub(crate) fn completions(shell: Shell, program: &str) -> Result<(), Error> {
@@ -45,9 +47,24 @@ pub(crate) fn man(folder: &Path) -> Result<(), Error> {
         .map_err(|source| Error::Read { path: folder.to_owned(), source })
 }
 
-/// Prints the page of the documents that has every command and option.
-pub(crate) fn reference() -> Result<(), Error> {
-    io::stdout().write_all(page().as_bytes()).map_err(Error::Output)
+/// Prints the page of the documents that has every command and option: nxl's, or that of the other programs.
+pub(crate) fn reference(programs: bool) -> Result<(), Error> {
+    let page = if programs { programs_page() } else { page() };
+    io::stdout().write_all(page.as_bytes()).map_err(Error::Output)
+}
+
+/// docs/programs.md.
+fn programs_page() -> String {
+    let mut page = String::from(
+        "# The other programs\n\nEvery option of what is installed beside [nxl](nxl.md), as `--help` has them; each has a manual page, too. This page is made by \
+         `nxl reference --programs`; a test compares.\n",
+    );
+    let written = others().try_for_each(|mut program| {
+        program.build();
+        section(&mut page, &program, 2)
+    });
+    written.expect("a string takes all that is written");
+    page
 }
 
 /// docs/nxl.md.
@@ -71,7 +88,8 @@ fn section(page: &mut String, command: &Command, level: usize) -> fmt::Result {
     if command.is_hide_set() || command.get_name() == "help" {
         return Ok(());
     }
-    writeln!(page, "\n{} {}\n", "#".repeat(level), command.get_bin_name().unwrap_or_default())?;
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    writeln!(page, "\n{} {name}\n", "#".repeat(level))?;
     if let Some(about) = command.get_long_about().or_else(|| command.get_about()) {
         writeln!(page, "{}\n", escaped(&about.to_string()))?;
     }
@@ -157,7 +175,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::page;
+    use super::{page, programs_page};
     use crate::command::Arguments;
     use std::ffi::OsString;
     use std::fs;
@@ -169,11 +187,13 @@ mod tests {
 
     #[test]
     fn every_command_and_option_is_documented() {
-        let there = fs::read_to_string(root().join("docs/nxl.md")).unwrap_or_default();
-        assert!(
-            there == page(),
-            "docs/nxl.md is not what `cargo run -p nxl --bin nxl -- reference > docs/nxl.md` writes"
-        );
+        for (name, option, page) in [("nxl", "", page()), ("programs", " --programs", programs_page())] {
+            let there = fs::read_to_string(root().join(format!("docs/{name}.md"))).unwrap_or_default();
+            assert!(
+                there == page,
+                "docs/{name}.md is not what `cargo run -p nxl --bin nxl -- reference{option} > docs/{name}.md` writes"
+            );
+        }
     }
 
     /// The lines that show a command of nxl's, in the README and the documents.

@@ -3,7 +3,11 @@
 //! libxl ends a script that takes more than 40 s, and packing a large closure takes longer. So the image is made by
 //! another process of this program, `block-nix prepare`, that outlives the script.
 
-use clap::{Parser, Subcommand};
+#[path = "../block_nix.rs"]
+mod block_nix;
+
+use block_nix::{Arguments, Verb};
+use clap::Parser;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fs::File;
@@ -20,41 +24,6 @@ use xen::host::Host;
 
 /// How long the script waits for an image: less than the 40 s that libxl waits for the script (`LIBXL_HOTPLUG_TIMEOUT`).
 const PATIENCE: Duration = Duration::from_secs(33);
-
-/// Makes a qube's disk of a NixOS closure: a read-only erofs image with its store paths, kept in /var/cache/nxl/images.
-/// A hotplug script of libxl's.
-#[derive(Debug, Parser)]
-#[command(
-    name = "block-nix",
-    version,
-    after_help = "In a configuration of xl, libvirt or nxl:
-  disk = [ 'script=block-nix,vdev=xvdb,access=r,target=/nix/store/…-nixos-system-work-25.05' ]"
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Connect the disk whose backend XENBUS_PATH names; libxl calls it so.
-    Add,
-    /// Take it away; libxl calls it so.
-    Remove,
-    /// Make the image of a store path, or of what leads to one, ahead of the first qube that wants it; print its record's
-    /// path, what identifies its bytes, and what it took.
-    Prepare {
-        /// The store path.
-        target: PathBuf,
-    },
-    /// Write the image of a store path to a file of its own, in one piece.
-    Export {
-        /// The store path.
-        target: PathBuf,
-        /// The file.
-        file: PathBuf,
-    },
-}
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
