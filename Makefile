@@ -124,6 +124,7 @@ install-programs: toolchain
 	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-agent.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-agent.service
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-memory.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-memory.service
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-ready.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-ready.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d nexus/systemd/70-nexus-agent.rules
 	install -D -m 644 nxl/logrotate/nxl $(DESTDIR)/etc/logrotate.d/nxl

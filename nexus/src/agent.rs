@@ -12,6 +12,7 @@ mod control;
 mod ends;
 mod frames;
 mod limits;
+mod memory;
 mod pair;
 mod pairs;
 mod plain;
@@ -24,6 +25,7 @@ mod services;
 mod session;
 
 pub use control::ControlSettings;
+pub use memory::report_memory;
 pub use ready::report_ready;
 pub use rpc_config::{RpcConfig, RpcConfigError};
 

@@ -19,6 +19,9 @@ pub struct AgentArguments {
     /// Tell dom0 that this qube is up, and which system it runs; and do nothing else.
     #[arg(long)]
     pub ready: bool,
+    /// Tell dom0 how much of this qube's memory is in use, again when that has changed; and do nothing else.
+    #[arg(long, conflicts_with = "ready")]
+    pub memory: bool,
 }
 
 /// Asks on a terminal whether a call is to be let through, and where to.

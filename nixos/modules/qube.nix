@@ -162,6 +162,23 @@ in
           ExecStart = "${cfg.agent}/bin/nexus-agent --ready";
         };
       };
+      systemd.services.nexus-memory = {
+        description = "Tell dom0 how much memory is in use";
+        wantedBy = [ "multi-user.target" ];
+        serviceConfig = {
+          ExecStart = "${cfg.agent}/bin/nexus-agent --memory";
+          Restart = "on-failure";
+          RestartSec = 10;
+          User = qube.user;
+          SupplementaryGroups = "nexus";
+          NoNewPrivileges = true;
+          CapabilityBoundingSet = "";
+          ProtectSystem = "strict";
+          ProtectHome = true;
+          PrivateTmp = true;
+          RestrictAddressFamilies = "AF_UNIX";
+        };
+      };
     })
 
     (lib.mkIf (qube.containers != { }) {

@@ -129,7 +129,7 @@ in
     "container@orders.service"
     "getty@tty1.service"
     "nexus-agent.service"
-    "nexus-container@.service" "nexus-ready.service"
+    "nexus-container@.service" "nexus-memory.service" "nexus-ready.service"
     "serial-getty@hvc0.service"
     "nexus-containers.slice"
     "nexus-container.socket"

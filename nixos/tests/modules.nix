@@ -165,6 +165,8 @@ in
   (test "it says that it is up when it is"
     [ work.systemd.services.nexus-ready.after work.systemd.services.nexus-ready.serviceConfig.ExecStart ]
     [ [ "multi-user.target" "nexus-agent.service" ] "${work.nexus.qube.agent}/bin/nexus-agent --ready" ])
+  (test "it says what memory it uses, as its user" [ work.systemd.services.nexus-memory.serviceConfig.ExecStart work.systemd.services.nexus-memory.serviceConfig.User ]
+    [ "${work.nexus.qube.agent}/bin/nexus-agent --memory" "user" ])
   (test "its agent runs as its user" [ work.systemd.services.nexus-agent.serviceConfig.User (work.users.users.user.uid) ] [ "user" 1000 ])
   (test "its own policy" work.environment.etc."nexus/policy.d/50-nexus.policy".text "nexus.Query * work:web work:db allow\n")
   (test "its services" [

@@ -52,6 +52,8 @@ struct Node {
     state: &'static str,
     domid: Option<DomId>,
     memory_mib: Option<u64>,
+    /// What of that it says to be in use.
+    used_kib: Option<u64>,
     /// The system that is declared, by the name in its store path.
     system: Option<String>,
     /// The kernel that it was booted from, by the name in its store path if it is in one.
@@ -139,6 +141,7 @@ fn node(qubes: &Qubes, found: Option<&Qube>) -> Result<Node, Error> {
         _ => None,
     };
     let kernel = config.as_ref().and_then(|config| config.pointer("/b_info/kernel")?.as_str());
+    let used_kib = found.map(|qube| qubes.memory_in_use(qube)).transpose()?.flatten();
     Ok(Node {
         name: found.map_or_else(String::new, |qube| qube.display_name().to_owned()),
         class: None,
@@ -146,6 +149,7 @@ fn node(qubes: &Qubes, found: Option<&Qube>) -> Result<Node, Error> {
         state,
         domid: found.map(|qube| qube.info.domid),
         memory_mib: found.map(|qube| qube.info.pages >> (20 - PAGE_SHIFT)),
+        used_kib,
         system: None,
         kernel: kernel.map(store_name),
         generation: None,
@@ -257,6 +261,7 @@ fn json(nodes: &[Node], calls: &[CallEdge]) -> Value {
                 "state": node.state,
                 "domid": node.domid.map(|domid| domid.0),
                 "memory_mib": node.memory_mib,
+                "used_kib": node.used_kib,
                 "system": node.system,
                 "generation": node.generation,
                 "kernel": node.kernel,
@@ -286,6 +291,7 @@ mod tests {
             state: "running",
             domid: Some(DomId(0)),
             memory_mib: Some(768),
+            used_kib: None,
             system: None,
             kernel: None,
             generation: None,
@@ -304,6 +310,7 @@ mod tests {
             declared: true,
             domid: Some(DomId(3)),
             memory_mib: Some(256),
+            used_kib: None,
             system: Some("nixos-system-work".to_owned()),
             kernel: Some("linux-6.12".to_owned()),
             generation: Some(7),
@@ -315,6 +322,7 @@ mod tests {
             state: "halted",
             domid: None,
             memory_mib: None,
+            used_kib: None,
             generation: None,
             containers: Vec::new(),
             ..work.clone()

@@ -77,6 +77,10 @@ impl HostSource {
                 (domid, counters)
             })
             .collect();
+        let mut used = BTreeMap::new();
+        for qube in &all {
+            used.extend(self.qubes.memory_in_use(qube)?.map(|kib| (qube.info.domid, kib >> 10)));
+        }
         let before = self.before.as_ref().map(|(then, counters)| (now.duration_since(*then), counters));
         let rows = all.iter().map(|qube| {
             let new = counters.get(&qube.info.domid).copied().unwrap_or_default();
@@ -85,7 +89,7 @@ impl HostSource {
                 // Another domain has the id, or no time went by.
                 (old.cpu <= new.cpu && !time.is_zero()).then_some((time.as_secs_f64(), *old))
             });
-            row(qube, new, old, system.as_ref())
+            Row { used: used.get(&qube.info.domid).copied(), ..row(qube, new, old, system.as_ref()) }
         });
         let pages = |pages: u64| pages >> (20 - PAGE_SHIFT);
         let snapshot = Snapshot {
@@ -136,6 +140,7 @@ fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>, system: Option<
         cpu: old.map(|(time, old)| (new.cpu - old.cpu) as f64 / (time * 1e7)),
         seconds: new.cpu as f64 / 1e9,
         memory: (info.pages + info.outstanding_pages) >> (20 - PAGE_SHIFT),
+        used: None,
         max_memory: (max_memory < 1 << 32).then_some(max_memory),
         vcpus: info.online_vcpus,
         network: rate(new.network, old.map(|(time, old)| (time, old.network))),

@@ -36,6 +36,8 @@ pub struct Row {
     pub seconds: f64,
     /// Memory, in MiB.
     pub memory: u64,
+    /// What it says of that to be in use, in MiB.
+    pub used: Option<u64>,
     /// Memory that it may have, in MiB; `None`: no limit.
     pub max_memory: Option<u64>,
     /// vCPUs on line.

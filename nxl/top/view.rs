@@ -88,7 +88,7 @@ pub enum Outcome {
     Quit,
 }
 
-const HELP: [&str; 11] = [
+const HELP: [&str; 12] = [
     "q  Ctrl-C      quit",
     "s              sort by the next of: cpu, memory, network, disk, name, id",
     "f  /           show only names with what is typed; Enter ends, Esc shows all again",
@@ -97,6 +97,7 @@ const HELP: [&str; 11] = [
     "",
     "CPU%           of one CPU, since the last time; TIME: seconds of it in all",
     "MEM            MiB",
+    "USE%           what a qube says to be in use of its memory: nexus-agent --memory",
     "NET, DISK      KiB a second, both ways, of devices whose backends dom0 has",
     "CONT           containers that dom0 gave it, where nexusd runs",
     "run, wait, pause, down, crash, dying: what a qube does",
@@ -172,7 +173,7 @@ fn host(snapshot: &Snapshot) -> [String; 2] {
     [first, second]
 }
 
-const HEAD: &str = "   ID STATE   CPU%     TIME    MEM VCPU      NET     DISK CONT";
+const HEAD: &str = "   ID STATE   CPU%     TIME    MEM USE% VCPU      NET     DISK CONT";
 
 /// A row whose name has so many columns.
 fn row(row: &Row, width: usize) -> String {
@@ -180,9 +181,11 @@ fn row(row: &Row, width: usize) -> String {
         rate.map_or_else(|| "-".to_owned(), |(there, back)| format!("{:.0}", (there + back) / 1024.0))
     };
     let cpu = row.cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
+    let used = row.used.filter(|_| row.memory > 0);
+    let used = used.map_or_else(|| "-".to_owned(), |used| (100 * used / row.memory).to_string());
     let containers = row.containers.map_or_else(|| "-".to_owned(), |containers| containers.to_string());
     format!(
-        "{} {:>4} {:<5} {cpu:>6} {:>8.0} {:>6} {:>4} {:>8} {:>8} {containers:>4}",
+        "{} {:>4} {:<5} {cpu:>6} {:>8.0} {:>6} {used:>4} {:>4} {:>8} {:>8} {containers:>4}",
         fitted(&row.name, width),
         row.domid,
         row.state.word(),
@@ -286,6 +289,7 @@ mod tests {
             cpu: Some(cpu),
             seconds: 12.4,
             memory,
+            used: (domid == 1).then_some(memory / 3),
             max_memory: None,
             vcpus: 2,
             network: None,
@@ -341,10 +345,10 @@ mod tests {
         assert_eq!(
             screen[2..7],
             [
-                "NAME                 ID STATE   CPU%     TIME    MEM VCPU      NET     DISK CONT",
-                "work                  1 wait    75.5       12    512    2       10        -    2",
-                "Domain-0              0 run     25.0       12   4096    2        -        -    -",
-                "vault                 2 crash    0.0       12   1024    2        -        4    -",
+                "NAME            ID STATE   CPU%     TIME    MEM USE% VCPU      NET     DISK CONT",
+                "work             1 wait    75.5       12    512   33    2       10        -    2",
+                "Domain-0         0 run     25.0       12   4096    -    2        -        -    -",
+                "vault            2 crash    0.0       12   1024    -    2        -        4    -",
                 "",
             ]
         );

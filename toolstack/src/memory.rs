@@ -12,6 +12,8 @@ const LEAST_DOM0_KIB: u64 = 128 << 10;
 /// What Xen itself may take of the host's memory for a new domain and its vCPUs, in KiB: without it a qube for which there
 /// is just room enough does not come about.
 const OVERHEAD_KIB: u64 = 8 << 10;
+/// Where a guest says how much of its memory is in use, below its home in xenstore: KiB, in decimal (nexus-agent `--memory`).
+pub const USED: &str = "data/nexus/memory";
 /// How often it is looked for memory that dom0 gives back.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -99,6 +101,17 @@ struct Known {
 }
 
 impl Qubes {
+    /// What a guest says of its memory to be in use, in KiB, where it says anything that can be; it cannot be more than it has.
+    ///
+    /// # Errors
+    /// What xenstored says.
+    pub fn memory_in_use(&self, qube: &Qube) -> Result<Option<u64>, QubeError> {
+        let said = self.read(&format!("{}/{USED}", home(qube.info.domid)))?;
+        let said = said.filter(|said| said.len() <= 20).and_then(|said| said.parse::<u64>().ok());
+        let has = qube.info.pages << (PAGE_SHIFT - 10);
+        Ok(said.map(|used| used.min(has)))
+    }
+
     fn memory_node(&self, tx: Transaction, domid: DomId, name: &str) -> Result<Option<u64>, xen::Error> {
         let value = store::read_if_there(&*self.store, tx, &format!("{}/memory/{name}", home(domid)))?;
         Ok(value.and_then(|value| std::str::from_utf8(&value).ok()?.trim().parse().ok()))
@@ -218,10 +231,33 @@ impl Qubes {
 mod tests {
     use super::*;
     use crate::create::tests::{Host, host};
+    use xen::Platform;
 
     fn qube(host: &Host) -> Qube {
         let config = host.config_with("work", "maxmem=768");
         host.qubes.create(&config, false, &*host.foreign).unwrap()
+    }
+
+    #[test]
+    fn what_a_guest_says_of_its_memory_is_a_number_and_no_more_than_it_has() {
+        let host = host();
+        let qube = qube(&host);
+        let guest = host.machine.domain(qube.info.domid).xenstore().unwrap();
+        let has = qube.info.pages << (PAGE_SHIFT - 10);
+        assert_eq!(host.qubes.memory_in_use(&qube).unwrap(), None);
+        let full = u64::MAX.to_string();
+        for (said, used) in [
+            ("200000", Some(200_000)),
+            (&*full, Some(has)),
+            ("18446744073709551616", None),
+            ("-5", None),
+            ("", None),
+            ("0000000000000000000000001", None),
+            ("1\n", None),
+        ] {
+            guest.write(Transaction::NONE, USED, said.as_bytes()).unwrap();
+            assert_eq!(host.qubes.memory_in_use(&qube).unwrap(), used, "{said:?}");
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let AgentArguments { config, ready: report } = AgentArguments::parse();
-    if report {
-        return match nexus::agent::report_ready() {
+    let AgentArguments { config, ready, memory } = AgentArguments::parse();
+    if ready || memory {
+        let report = if ready { nexus::agent::report_ready } else { nexus::agent::report_memory };
+        return match report() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 let _ = writeln!(io::stderr(), "nexus-agent: {error}");
