@@ -48,7 +48,7 @@ fn the_user_the_folders_and_the_log_are_those_of_nexusd() {
     let defaults = Settings::default();
     let folders: Vec<_> = lines("tmpfiles.d/nexus.conf").into_iter().map(|words| words[1].clone()).collect();
     let made = |path: &Path| folders.iter().any(|folder| Path::new(folder) == path);
-    assert!(made(defaults.system.parent().expect("a folder")), "{folders:?}");
+    assert!(made(Path::new("/etc/nexus")), "{folders:?}");
     assert!(defaults.policy.iter().filter(|path| path.starts_with("/etc")).all(|path| made(path)));
 
     let rotated = lines("logrotate.d/nexus");
@@ -56,6 +56,20 @@ fn the_user_the_folders_and_the_log_are_those_of_nexusd() {
     assert!(rotated.iter().any(|words| words[..] == ["su", "nexus", "nexus"]));
     assert!(rotated.iter().any(|words| words.join(" ").ends_with("systemctl reload nexusd.service")));
     assert_eq!(values(&unit("nexusd.service"), "ExecReload"), ["kill -HUP $MAINPID"]);
+}
+
+#[test]
+fn the_page_has_the_defaults() {
+    let page = packaged("../docs/nexusd.md");
+    let block = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let mut keys: serde_json::Map<_, _> = serde_json::from_str(block).expect("JSON");
+    for key in ["ask", "notify", "user", "disposables"] {
+        assert!(keys.remove(key).is_some(), "the page has no {key}");
+    }
+    let count = keys.len();
+    let settings: Settings = serde_json::from_value(keys.into()).expect("settings");
+    assert_eq!(format!("{settings:?}"), format!("{:?}", Settings::default()));
+    assert_eq!(count, 11, "a key is on the page twice, or not at all");
 }
 
 /// Where systemd is not installed, the tests above are all there is.

@@ -127,7 +127,6 @@ in
       SUBSYSTEM=="misc", KERNEL=="xen/evtchn|xen/gntalloc|xen/gntdev|xen/xenbus", GROUP="nexus", MODE="0660"
     '';
     environment.etc."nexus/nexusd.json".source = pkgs.writeText "nexusd.json" (builtins.toJSON ({
-      system = "/run/nxl/system.json";
       user = "nexus";
     } // cfg.nexusd));
     environment.etc."nexus/dom0.json".source = pkgs.writeText "dom0.json" (builtins.toJSON {

@@ -135,14 +135,14 @@ in
   (test "nexusd finds what starts qubes, and takes settings" [
     (map (package: package.outPath) ofFull.systemd.services.nexusd.path)
     (fromJSON (dom0 { inherit package; nexusd.calls = 9; }).environment.etc."nexus/nexusd.json".source.text)
-  ] [ [ package.outPath ] { system = "/run/nxl/system.json"; user = "nexus"; calls = 9; } ])
+  ] [ [ package.outPath ] { user = "nexus"; calls = 9; } ])
   (test "the package is built unless another is given" [ (dom0 { }).nexus.package.outPath (has "--add-rpath ${pkgs.xen.outPath}/lib" (dom0 { }).nexus.package.postFixup) ] [ package.outPath true ])
   (test "a new declaration is applied" ofFull.systemd.services.nexus-apply.restartTriggers [ ofFull.nexus.spec ])
   (test "dom0 calls by an agent that is not root" [
     ofFull.systemd.services.nexus-agent-dom0.serviceConfig.User
     (fromJSON ofFull.environment.etc."nexus/nexusd.json".source.text)
     (fromJSON ofFull.environment.etc."nexus/dom0.json".source.text).qube
-  ] [ "nexus" { system = "/run/nxl/system.json"; user = "nexus"; } "dom0" ])
+  ] [ "nexus" { user = "nexus"; } "dom0" ])
   (test "without a package there is none" ((dom0 { package = null; qubes.work = { system = toplevel; }; }).systemd.services ? nexusd) false)
   (test "without enable nothing is done" ((dom0 { enable = false; }).virtualisation ? xen) false)
   (test "a qube's system is built from its config" (fromJSON ofDemo.nexus.spec.text).qubes.work.system "${toplevel}-work")

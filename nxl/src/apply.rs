@@ -47,7 +47,7 @@ pub(crate) fn apply(options: &ApplyOptions, dryrun: bool) -> Result<(), Error> {
     if dryrun {
         return plan::plan(&qubes, &text, &wishes, options.manner.json);
     }
-    let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
+    let lock = options.manner.lock(&qubes)?;
     let wait = match options.wait {
         _ if options.manner.no_wait => Wait::Nobody,
         None => Wait::Trials,

@@ -3,6 +3,7 @@
 use crate::bootloader::BootloaderOptions;
 use crate::diagnose::{DumpOptions, TriggerOptions};
 use crate::doctor::DoctorOptions;
+use crate::error::Error;
 use crate::events::EventsOptions;
 use crate::memory::MemoryOptions;
 use crate::remote::Destination;
@@ -15,7 +16,9 @@ use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use toolstack::spec::Wishes;
+use std::time::Duration;
+use toolstack::qubes::Qubes;
+use toolstack::spec::{ApplyLock, Wishes};
 
 /// Creates and manages Xen qubes, with the commands of xl.
 #[derive(Debug, Parser)]
@@ -478,11 +481,12 @@ impl ApplyOptions {
 
     /// The arguments of an nxl that does the same on its own host, with the document from stdin.
     pub(crate) fn line(&self, dryrun: bool) -> Vec<String> {
-        let MannerOptions { timeout, no_wait, json, quiet } = self.manner;
+        let MannerOptions { timeout, lock_timeout, no_wait, json, quiet } = self.manner;
         let mut line = given([("-N", dryrun), ("apply", true)]);
         line.extend(self.wishes.line());
         line.extend(given([("--no-restart", self.no_restart)]));
         line.extend([format!("--jobs={}", self.jobs), format!("--timeout={timeout}")]);
+        line.extend((lock_timeout > 0).then(|| format!("--lock-timeout={lock_timeout}")));
         line.extend(self.wait.map(|seconds| match seconds {
             0 => "--wait".to_owned(),
             seconds => format!("--wait={seconds}"),
@@ -586,6 +590,9 @@ pub(crate) struct MannerOptions {
     /// Give a qube that is to be restarted or removed so many seconds to power off; with 0 it is not asked.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) timeout: u64,
+    /// Wait so long for another apply, switch or rollback that is at work; with 0, fail at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) lock_timeout: u64,
     /// Wait for nobody: whether a new generation came up is judged by the next apply.
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -595,6 +602,13 @@ pub(crate) struct MannerOptions {
     /// Say nothing but errors.
     #[arg(short, long, conflicts_with = "json")]
     pub(crate) quiet: bool,
+}
+
+impl MannerOptions {
+    /// Keeps others from applying meanwhile.
+    pub(crate) fn lock(&self, qubes: &Qubes) -> Result<ApplyLock, Error> {
+        qubes.lock_apply_within(Duration::from_secs(self.lock_timeout))?.ok_or(Error::Applying)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -1236,6 +1250,19 @@ mod tests {
     }
 
     #[test]
+    fn nexusd_has_a_qube_started_by_a_command_that_there_is_and_that_waits_its_turn() {
+        let line = nexus::broker::Settings::default().start;
+        let line = line.iter().map(|word| word.replace("{name}", "work").into());
+        let Command::Apply(options) = Arguments::of(line).unwrap().command else {
+            panic!("no apply");
+        };
+        assert_eq!(options.wishes().start.into_iter().collect::<Vec<_>>(), ["work"]);
+        assert!(options.no_restart);
+        // Another apply may be at work when a call comes.
+        assert!(options.manner.lock_timeout > 0);
+    }
+
+    #[test]
     fn a_file_from_an_option_leaves_the_arguments_to_settings() {
         let line = ["nxl", "create", "-f", "work.cfg", "memory=512", "vcpus=2"];
         let Command::Create(options) = Arguments::of(line.map(OsString::from)).unwrap().command else {
@@ -1338,7 +1365,7 @@ mod tests {
             "nxl bootloader --runas=1000 --quiet --output=/o --output-format=simple0 --output-directory=/d /disk",
             "nxl bootloader -l /disk",
             "nxl apply qubes.json",
-            "nxl apply --prune --no-restart -j 2 --timeout 0 -q qubes.json",
+            "nxl apply --prune --no-restart -j 2 --timeout 0 --lock-timeout 30 -q qubes.json",
             "nxl apply --json --start work --start vault qubes.json",
             "nxl plan --prune --json qubes.json",
             "nxl plan --check qubes.json",

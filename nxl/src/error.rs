@@ -123,7 +123,7 @@ pub(crate) enum Error {
     Plan(#[from] toolstack::spec::PlanError),
     #[error(transparent)]
     Apply(#[from] toolstack::spec::Failure),
-    #[error("another `nxl apply' (or switch, or rollback) is at work")]
+    #[error("another `nxl apply' (or switch, or rollback) is at work; --lock-timeout waits for it")]
     Applying,
     #[error("--host: {0} is given twice")]
     HostTwice(String),

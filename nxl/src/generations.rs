@@ -40,7 +40,7 @@ fn declared(qube: &str) -> Result<(Document, PathBuf), Error> {
 
 pub(crate) fn switch(options: &SwitchOptions) -> Result<(), Error> {
     let qubes = crate::qubes()?;
-    let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
+    let lock = options.manner.lock(&qubes)?;
     let (_, system) = declared(&options.qube)?;
     let generations = Generations::default();
     let chosen = choose(&generations, options, &system)?;
@@ -81,7 +81,7 @@ fn choose(
 
 pub(crate) fn rollback(options: &RollbackOptions) -> Result<(), Error> {
     let qubes = crate::qubes()?;
-    let lock = qubes.lock_apply()?.ok_or(Error::Applying)?;
+    let lock = options.manner.lock(&qubes)?;
     let (_, system) = declared(&options.qube)?;
     let generations = Generations::default();
     let before = generations.before(&options.qube)?;

@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::xl_conf::XlConf;
 use nexus::agent::Settings;
+use nexus::broker::SYSTEM_FILE;
 use nexus::name::Name;
 use nexus::policy::parser::{self, Language, Statement};
 use nexus::policy::{Policy, QubeInfo, System};
@@ -20,8 +21,6 @@ use toolstack::whole_file;
 
 /// What was applied last on this host.
 pub(crate) const APPLIED: &str = "/run/nxl/qubes.json";
-/// What policy is to know of those qubes, for nexusd.
-const SYSTEM: &str = "/run/nxl/system.json";
 
 /// A document, and what becomes of its qubes here.
 pub(crate) struct Declared {
@@ -179,9 +178,9 @@ fn system(document: &Document) -> Result<System, Error> {
 
 /// Writes down for nexusd which qubes and containers are declared.
 pub(crate) fn remember_system(document: &Document) -> Result<(), Error> {
-    let path = Path::new(SYSTEM);
+    let path = Path::new(SYSTEM_FILE);
     let text = serde_json::to_string(&system(document)?)
-        .map_err(|source| Error::Stored { path: SYSTEM.to_owned(), source })?;
+        .map_err(|source| Error::Stored { path: SYSTEM_FILE.to_owned(), source })?;
     // nexusd, which is not root, looks at it each second.
     if fs::read_to_string(path).is_ok_and(|there| there == text) {
         return Ok(());

@@ -5,6 +5,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// What `nxl apply` writes of the qubes that are declared, and nexusd reads unless it is told otherwise.
+pub const SYSTEM_FILE: &str = "/run/nxl/system.json";
+
 /// `/etc/nexus/nexusd.json`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -46,16 +49,25 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             policy: vec!["/run/qubes/policy.d".into(), "/etc/qubes/policy.d".into()],
-            system: "/etc/nexus/system.json".into(),
+            system: SYSTEM_FILE.into(),
             socket: "/run/nexus/control.sock".into(),
             log: "/var/log/nexus/calls.jsonl".into(),
             metrics: "/run/nexus/metrics.sock".into(),
             ask: Vec::new(),
             ask_seconds: 60,
             notify: Vec::new(),
-            start: ["nxl", "apply", "--quiet", "--no-restart", "--start", "{name}", "/etc/nexus/qubes.json"]
-                .map(str::to_owned)
-                .into(),
+            start: [
+                "nxl",
+                "apply",
+                "--quiet",
+                "--no-restart",
+                "--lock-timeout=60",
+                "--start",
+                "{name}",
+                "/etc/nexus/qubes.json",
+            ]
+            .map(str::to_owned)
+            .into(),
             start_seconds: 60,
             calls: 1000,
             user: None,

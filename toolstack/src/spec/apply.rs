@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 use xen::ForeignMemory;
 
@@ -136,6 +137,23 @@ impl Qubes {
     /// When the folder of locks is not to be had.
     pub fn lock_apply(&self) -> Result<Option<ApplyLock>, QubeError> {
         Ok(self.userdata.lock(LOCK, false)?.map(ApplyLock))
+    }
+
+    /// Takes the lock of an apply; `None` when somebody has it, and still has it after so long.
+    ///
+    /// # Errors
+    /// When the folder of locks is not to be had.
+    pub fn lock_apply_within(&self, patience: Duration) -> Result<Option<ApplyLock>, QubeError> {
+        let begun = Instant::now();
+        loop {
+            let lock = self.lock_apply()?;
+            // Whoever has it works for seconds.
+            let left = patience.saturating_sub(begun.elapsed()).min(Duration::from_millis(50));
+            if lock.is_some() || left.is_zero() {
+                return Ok(lock);
+            }
+            thread::sleep(left);
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::userdata::Kind;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use xen::mock::Backends;
 use xen::{DomId, Platform, Transaction};
 
@@ -705,6 +706,23 @@ fn two_do_not_apply_at_once() {
     assert!(open(&host).unwrap().0.lock_apply().unwrap().is_none());
     drop(held);
     assert!(open(&host).unwrap().0.lock_apply().unwrap().is_some());
+}
+
+#[test]
+fn who_has_patience_applies_after_the_other() {
+    let host = site();
+    let held = host.qubes.lock_apply().unwrap().unwrap();
+    let other = open(&host).unwrap().0;
+    let (short, long) = (Duration::from_millis(120), Duration::from_secs(60));
+    let begun = Instant::now();
+    assert!(other.lock_apply_within(short).unwrap().is_none());
+    assert!(begun.elapsed() >= short);
+    let waiting = thread::spawn(move || other.lock_apply_within(long).unwrap().is_some());
+    thread::sleep(short);
+    assert!(!waiting.is_finished());
+    drop(held);
+    assert!(waiting.join().unwrap());
+    assert!(begun.elapsed() < long, "it got the lock when the time was over");
 }
 
 #[test]
