@@ -104,16 +104,17 @@ in
     systemd.services.nexus-apply = {
       description = "Make this host what is declared of its qubes";
       wantedBy = [ "multi-user.target" ];
-      after = [ "xenconsoled.service" "xenstored.service" "xen-init-dom0.service" "network.target" ];
+      after = [ "xenconsoled.service" "xenstored.service" "xen-init-dom0.service" "network.target" "nexusd.service" ];
       requires = [ "xenstored.service" ];
       # A new declaration is applied when the system is switched to it. Nothing is removed by that.
       restartTriggers = [ cfg.spec ];
       serviceConfig = {
         Type = "oneshot";
         RemainAfterExit = true;
-        # The watcher that it has started looks after all qubes, and stays.
+        # A call that came early may have a qube started meanwhile.
+        ExecStart = "${if cfg.package == null then "/usr" else cfg.package}/${if cfg.package == null then "sbin" else "bin"}/nxl apply --lock-timeout=300 ${cfg.spec}";
+        # Qubes go on when this stops, or could not do all of it, and so does nxl's watcher.
         KillMode = "process";
-        ExecStart = "${if cfg.package == null then "/usr" else cfg.package}/${if cfg.package == null then "sbin" else "bin"}/nxl apply ${cfg.spec}";
       };
     };
   } (lib.mkIf (cfg.package != null) {

@@ -65,6 +65,11 @@ let
     };
   };
 
+  # The unit of a dom0 that is no NixOS.
+  unitFile = ../../nxl/systemd/nexus-apply.service;
+  applyUnit = filter isString (split "\n" (readFile unitFile));
+  apply = ofFull.systemd.services.nexus-apply.serviceConfig;
+
   ofFull = dom0 (listless full // { inherit package; });
 
   demo = {
@@ -129,7 +134,7 @@ in
   (test "dom0's module yields what plain Nix does" (fromJSON ofFull.nexus.spec.text) (fromJSON (readFile ./full.json)))
   (test "dom0 is a Xen host" ofFull.virtualisation.xen.enable true)
   (test "dom0 applies its declaration" ofFull.systemd.services.nexus-apply.serviceConfig.ExecStart
-    "${package.outPath}/bin/nxl apply ${ofFull.nexus.spec.outPath}")
+    "${package.outPath}/bin/nxl apply --lock-timeout=300 ${ofFull.nexus.spec.outPath}")
   (test "what attaches the stores of qubes is where it is looked for" ofFull.environment.etc."xen/scripts/block-nix".source "${package.outPath}/bin/block-nix")
   (test "what an apply has started outlives it" ofFull.systemd.services.nexus-apply.serviceConfig.KillMode "process")
   (test "nexusd finds what starts qubes, and takes settings" [
@@ -137,6 +142,18 @@ in
     (fromJSON (dom0 { inherit package; nexusd.calls = 9; }).environment.etc."nexus/nexusd.json".source.text)
   ] [ [ package.outPath ] { user = "nexus"; calls = 9; } ])
   (test "the package is built unless another is given" [ (dom0 { }).nexus.package.outPath (has "--add-rpath ${pkgs.xen.outPath}/lib" (dom0 { }).nexus.package.postFixup) ] [ package.outPath true ])
+  (test "a dom0 that is no NixOS has the same unit" (filter (line: !elem line applyUnit) (
+    [
+      "Description=${ofFull.systemd.services.nexus-apply.description}"
+      "Type=${apply.Type}"
+      "KillMode=${apply.KillMode}"
+      "RemainAfterExit=${if apply.RemainAfterExit then "yes" else "no"}"
+      "ExecStart=${replaceStrings [ "${package.outPath}/bin" ofFull.nexus.spec.outPath ] [ "/usr/sbin" "/etc/nexus/qubes.json" ] apply.ExecStart}"
+    ]
+    ++ map (target: "WantedBy=${target}") ofFull.systemd.services.nexus-apply.wantedBy
+  )) [ ])
+  (test "which comes after the same" (filter (unit: !has " ${unit} " (replaceStrings [ "After=" "\n" ] [ " " " " ] (readFile unitFile)))
+    ofFull.systemd.services.nexus-apply.after) [ ])
   (test "a new declaration is applied" ofFull.systemd.services.nexus-apply.restartTriggers [ ofFull.nexus.spec ])
   (test "dom0 calls by an agent that is not root" [
     ofFull.systemd.services.nexus-agent-dom0.serviceConfig.User

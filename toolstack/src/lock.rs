@@ -3,6 +3,7 @@
 //! Whoever holds one may remove its file, as libxl and its scripts do: so whoever got a lock looks whether the file that it
 //! opened is still the one of that name.
 
+use crate::whole_file::make_folder;
 use rustix::fs::FlockOperation;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -62,7 +63,8 @@ fn attempt_file(file: &File, path: &Path) -> io::Result<Attempt> {
 
 fn open(path: &Path) -> io::Result<File> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        // /run/nxl is one of them, and has what nexusd reads.
+        make_folder(folder, 0o755)?;
     }
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }

@@ -5,6 +5,7 @@
 
 use crate::lock;
 use crate::qubes::QubeError;
+use crate::whole_file::make_folder;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -134,7 +135,7 @@ impl UserData {
     pub(crate) fn note_restart(&self, uuid: Uuid, json: &str) -> Result<(), QubeError> {
         let path = self.locks.join(format!("{RESTART}{uuid}"));
         let new = self.locks.join(format!("{RESTART}{uuid}.new"));
-        let written = fs::create_dir_all(&self.locks).and_then(|()| write_new(&new, json));
+        let written = make_folder(&self.locks, 0o755).and_then(|()| write_new(&new, json));
         written.and_then(|()| fs::rename(&new, &path)).map_err(|source| QubeError::UserData { path, source })
     }
 
