@@ -71,7 +71,7 @@ fuzz: toolchain
 
 # The documents as a book, in target/book.
 book:
-	@command -v mdbook > /dev/null || { echo "mdBook is needed: cargo install mdbook" >&2; exit 1; }
+	@command -v mdbook > /dev/null || { echo "mdBook is needed (0.5.4 was tried): cargo install --locked mdbook" >&2; exit 1; }
 	mdbook build docs
 
 # The last line times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md).
