@@ -11,7 +11,9 @@ demo: toolchain
 	.ci/deps
 	$(CARGO) run --release --quiet -p testbed -- demo
 
+# A bare Debian can only be made by root, and so nobody else's run tries the packages in one.
 test: lint unit asan valgrind testbed
+	@if [ "$$(id -u)" -eq 0 ]; then $(MAKE) packages; else echo "NOT RUN: make packages, which wants root" >&2; fi
 
 lint: toolchain
 	.ci/deps
@@ -88,13 +90,19 @@ LIBDIR = $(DESTDIR)$(PREFIX)/lib
 INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
+# Where cargo leaves what it builds for `make install`: package by package, as the testbed builds them. Together they would have other
+# features, and all would be compiled once more.
+RELEASE = $(or $(CARGO_TARGET_DIR),target)/release
+
 install: install-programs install-c
 
 # For C programs: libraries, headers, pkg-config. (A libxenvchan.h of Xen's in the same place is replaced.)
 install-c: toolchain
-	XEN_SONAME=$(XEN_SONAME) $(CARGO) build --release --locked -p libxenvchan -p libvchan-xen
-	install -D -m 755 target/release/libxenvchan.so $(LIBDIR)/libxenvchan.so.$(XEN_SONAME)
-	install -D -m 755 target/release/libvchan_xen.so $(LIBDIR)/libvchan-xen.so.1
+	for package in libxenvchan libvchan-xen; do \
+	    XEN_SONAME=$(XEN_SONAME) $(CARGO) build --release --locked -p $$package || exit 1; \
+	done
+	install -D -m 755 $(RELEASE)/libxenvchan.so $(LIBDIR)/libxenvchan.so.$(XEN_SONAME)
+	install -D -m 755 $(RELEASE)/libvchan_xen.so $(LIBDIR)/libvchan-xen.so.1
 	ln -sf libxenvchan.so.$(XEN_SONAME) $(LIBDIR)/libxenvchan.so
 	ln -sf libvchan-xen.so.1 $(LIBDIR)/libvchan-xen.so
 	install -D -m 644 -t $(INCLUDEDIR) vchan/capi/include/*.h
@@ -113,13 +121,13 @@ XEN_SCRIPTS ?= /etc/xen/scripts
 POLICY ?= /etc/qubes/policy.d
 
 install-programs: toolchain
-	$(CARGO) build --release --locked -p nxl -p tesseraqt-vchan -p tesseraqt-nexus
-	install -D -m 755 target/release/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
-	install -D -m 755 target/release/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
-	install -D -m 755 target/release/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
-	install -D -m 755 target/release/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin target/release/nexusd target/release/nexus-agent
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin target/release/nexus-ask target/release/nexus-call target/release/nexus-service
+	for package in nxl tesseraqt-vchan tesseraqt-nexus; do $(CARGO) build --release --locked -p $$package || exit 1; done
+	install -D -m 755 $(RELEASE)/nxl $(DESTDIR)$(PREFIX)/sbin/nxl
+	install -D -m 755 $(RELEASE)/nxl-bootloader $(DESTDIR)$(PREFIX)/sbin/nxl-bootloader
+	install -D -m 755 $(RELEASE)/block-nix $(DESTDIR)$(XEN_SCRIPTS)/block-nix
+	install -D -m 755 $(RELEASE)/vchan-cat $(DESTDIR)$(PREFIX)/bin/vchan-cat
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/sbin $(RELEASE)/nexusd $(RELEASE)/nexus-agent
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/nexus-ask $(RELEASE)/nexus-call $(RELEASE)/nexus-service
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 644 nexus/systemd/nexusd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.socket
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexusd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexusd.service
@@ -137,12 +145,12 @@ install-programs: toolchain
 	install -D -m 644 -t $(DESTDIR)$(POLICY) nexus/policy.d/90-nexus.policy
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	target/release/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
+	$(RELEASE)/nxl man $(DESTDIR)$(PREFIX)/share/man/man1
 	for program in nxl nxl-bootloader nexusd nexus-agent nexus-ask nexus-call nexus-service vchan-cat; do \
 	    share=$(DESTDIR)$(PREFIX)/share; \
-	    target/release/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
-	    target/release/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
-	    target/release/nxl completions fish $$program > $$share/fish/vendor_completions.d/$$program.fish || exit 1; \
+	    $(RELEASE)/nxl completions bash $$program > $$share/bash-completion/completions/$$program && \
+	    $(RELEASE)/nxl completions zsh $$program > $$share/zsh/site-functions/_$$program && \
+	    $(RELEASE)/nxl completions fish $$program > $$share/fish/vendor_completions.d/$$program.fish || exit 1; \
 	done
 
 # What a qube that is not built by nixos/modules needs beside the programs, so that dom0 can run commands, see its journal and look
@@ -160,14 +168,11 @@ install-qube:
 # Debian packages, in target/deb; lintian has nothing against them. Needs debhelper.
 deb: toolchain
 	.ci/deps build packages
-	rm -rf target/deb
-	mkdir -p target/deb/tesseraqt
-	cp -r packaging/debian target/deb/tesseraqt/debian
-	cd target/deb/tesseraqt && TESSERAQT=$(CURDIR) dpkg-buildpackage --build=binary --no-sign --no-check-builddeps
+	packaging/build target/deb
 	lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file target/deb/*.changes
 
 # The packages, and what becomes of them in a bare Debian 12: installed, tried, purged. As root, and with Debian's mirror at hand.
-# Two to three minutes when the programs are built, two thirds of it to fetch and unpack Debian.
+# Two to three minutes when the programs are built, as the testbed leaves them; two thirds of it to fetch and unpack Debian.
 packages: deb
 	tests/packages target/deb
 

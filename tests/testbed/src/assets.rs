@@ -4,6 +4,7 @@
 //! A check asks for assets in its header (`# with: NAME…`), and finds each in dom0 at `/testbed/assets/NAME`. Those
 //! that are booted hold one system's files: those of `vault`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Cursor, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::closure::{Builder, Closure};
 use crate::debian::{Debian, Tree};
 use crate::error::At as _;
 use crate::products::{OF_CALLS, Products};
-use crate::{Error, Result, elf, process};
+use crate::{Error, Result, elf, packages, process};
 
 /// The system whose files they hold; its kernel is the one that is unpacked fastest.
 const SYSTEM: &str = "vault";
@@ -25,13 +26,27 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 7] = ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1], TUTORIAL];
+pub const NAMES: [&str; 8] =
+    ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1], TUTORIAL, PACKAGES];
 
 /// Those that are a `qubes.json` with the systems that it names, which `nixos/testing` builds: dom0 has all of their store paths.
 pub const DECLARED: [&str; 2] = ["demo", "demo-next"];
 
 /// The one that is the tutorial, and the documents that its commands for a machine with Nix make.
 pub const TUTORIAL: &str = "tutorial";
+
+/// The one that is our Debian packages, with Debian's programs that install them.
+pub const PACKAGES: &str = "packages";
+
+/// What installs packages, and what theirs ask for then: where it lies in Debian 12.
+const INSTALLERS: [&str; 5] =
+    ["usr/bin/dpkg", "usr/bin/dpkg-deb", "usr/bin/dpkg-query", "usr/bin/dpkg-split", "usr/bin/tar"];
+const USERS_AND_FOLDERS: [&str; 2] = ["usr/bin/systemd-sysusers", "usr/bin/systemd-tmpfiles"];
+const LINKER_CACHE: (&str, &str) = ("libc-bin", "usr/sbin/ldconfig");
+
+/// What our packages depend on: what of these dom0 needs, it has.
+const DEPENDENCIES: [&str; 6] =
+    ["libc6", "libgcc-s1", "libxenevtchn1", "libxengnttab1", "libxenmisc4.17", "libxenstore4"];
 
 /// How a block of such commands is marked.
 const WHERE_NIX_IS: &str = "```sh nix";
@@ -88,6 +103,46 @@ impl Assets {
             }
         }
         Ok(())
+    }
+
+    /// Makes [`PACKAGES`], which takes a build: `debs`, and `bin` and `lib` to install them with, and `status`, by which dpkg knows
+    /// what dom0 has of Debian.
+    pub fn make_packages(&self, cache: &Cache, debian: &Debian, folder: &Path) -> Result<()> {
+        let place = self.path(PACKAGES);
+        let debs = place.join("debs");
+        fs::create_dir_all(&debs).at(&debs)?;
+        let built = folder.join("debian-packages");
+        process::run(Command::new(checkout().join("packaging/build")).arg(&built))?;
+        for file in fs::read_dir(&built).at(&built)? {
+            let path = file.at(&built)?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                fs::copy(&path, debs.join(path.file_name().unwrap_or_default())).at(&path)?;
+            }
+        }
+
+        let guests = packages::debian_tree(cache)?;
+        let mut binaries = vec![Tree::of_package(cache, LINKER_CACHE.0)?.file(LINKER_CACHE.1)?];
+        for (tree, paths) in [(&debian.tree, &INSTALLERS[..]), (&guests, &USERS_AND_FOLDERS)] {
+            for path in paths {
+                binaries.push(tree.file(path)?);
+            }
+        }
+        let folders: Vec<_> = [&debian.tree, &guests].into_iter().flat_map(packages::folders).collect();
+        let libraries = elf::libraries(&binaries, &folders)?;
+        copy_flat(&place, binaries, libraries)?;
+
+        let mut status = String::new();
+        for (name, tree) in
+            DEPENDENCIES.map(|name| (name, &debian.tree)).into_iter().chain([("systemd", &guests)])
+        {
+            let version = tree.version(name)?;
+            status.push_str(&format!(
+                "Package: {name}\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\
+                 Maintainer: Debian\nDescription: what the testbed's dom0 has of it\n\n"
+            ));
+        }
+        let path = place.join("status");
+        fs::write(&path, status).at(&path)
     }
 
     /// The folder of an asset.
@@ -227,17 +282,23 @@ fn make_calls(strangers: &Tree, debian: &Debian, products: &Products, place: &Pa
     let folders: Vec<_> = [&debian.tree, strangers].into_iter().flat_map(Tree::library_folders).collect();
     let libraries = elf::libraries(&binaries, &folders)?;
     let contents = place.with_extension("contents");
+    copy_flat(&contents, binaries, libraries)?;
+    fs::create_dir_all(place).at(place)?;
+    let tar = place.join("calls.tar");
+    // xen-blkback wants whole sectors, and tar writes whole blocks of 10 KiB.
+    process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&contents).args(["bin", "lib"]))
+}
+
+/// Programs in `bin/` of a folder, and their libraries in its `lib/`.
+fn copy_flat(place: &Path, binaries: Vec<PathBuf>, libraries: BTreeMap<String, PathBuf>) -> Result<()> {
     for (folder, files) in [("bin", binaries), ("lib", libraries.into_values().collect())] {
-        let folder = contents.join(folder);
+        let folder = place.join(folder);
         fs::create_dir_all(&folder).at(&folder)?;
         for file in files {
             fs::copy(&file, folder.join(file.file_name().unwrap_or_default())).at(&file)?;
         }
     }
-    fs::create_dir_all(place).at(place)?;
-    let tar = place.join("calls.tar");
-    // xen-blkback wants whole sectors, and tar writes whole blocks of 10 KiB.
-    process::run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(&contents).args(["bin", "lib"]))
+    Ok(())
 }
 
 fn texts(files: &Files, place: &Path) -> Result<[PathBuf; 2]> {

@@ -181,6 +181,15 @@ impl Tree {
             .ok_or_else(|| Error::NotPackaged { path: path.to_owned() })
     }
 
+    /// The version of a package in it, by the package's changelog.
+    pub fn version(&self, package: &str) -> Result<String> {
+        let path = self.file(&format!("usr/share/doc/{package}/changelog.Debian.gz"))?;
+        let text = process::output(Command::new("zcat").arg(&path))?;
+        // PACKAGE (VERSION) SUITE; urgency=…
+        let version = text.split(['(', ')']).nth(1).map(str::to_owned);
+        version.ok_or_else(|| Error::NotPackaged { path: format!("version of {package}") })
+    }
+
     /// The folders of shared libraries.
     pub fn library_folders(&self) -> Vec<PathBuf> {
         ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|path| self.root.join(path)).into()

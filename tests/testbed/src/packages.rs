@@ -115,7 +115,7 @@ const REVISION: u32 = 1;
 
 /// Puts a folder for each package below `folder`: `bin/`, `lib/` and, of some, more. Nothing in them is patched yet.
 pub fn gather(cache: &Cache, products: &Products, folder: &Path) -> Result<PathBuf> {
-    let tree = Tree::of_packages(cache, "guest-packages", &DEBIAN)?;
+    let tree = debian_tree(cache)?;
     let recipe = format!("{REVISION} {DEBIAN:?} {PACKAGES:?} {GLIBC:?} {}", tree.root().display());
     let debian = cache.entry("guest-programs", &recipe, |place| {
         PACKAGES.iter().try_for_each(|(name, files)| {
@@ -149,8 +149,13 @@ pub fn gather(cache: &Cache, products: &Products, folder: &Path) -> Result<PathB
     Ok(place)
 }
 
+/// The packages of Debian that they are made of.
+pub fn debian_tree(cache: &Cache) -> Result<Tree> {
+    Tree::of_packages(cache, "guest-packages", &DEBIAN)
+}
+
 /// systemd has libraries of its own in a folder of its own.
-fn folders(tree: &Tree) -> Vec<PathBuf> {
+pub fn folders(tree: &Tree) -> Vec<PathBuf> {
     let mut folders = tree.library_folders();
     let own: Vec<_> = folders.iter().map(|folder| folder.join("systemd")).collect();
     folders.extend(own);

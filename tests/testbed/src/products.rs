@@ -128,10 +128,11 @@ impl Toolchain<'_> {
     fn cargo(&self) -> Command {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(checkout()).env("CARGO_TARGET_DIR", &self.target);
+        // As for the packages, so that the library of that name is not built twice.
+        cargo.env("XEN_SONAME", self.release.xen);
         if let Some(tree) = self.tree {
             let pkg_config = tree.root().join("usr/lib/x86_64-linux-gnu/pkgconfig");
             cargo.env("PKG_CONFIG_SYSROOT_DIR", tree.root()).env("PKG_CONFIG_LIBDIR", pkg_config);
-            cargo.env("XEN_SONAME", self.release.xen);
         }
         cargo
     }

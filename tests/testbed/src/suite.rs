@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::assets::{Assets, DECLARED, TUTORIAL};
+use crate::assets::{Assets, DECLARED, PACKAGES, TUTORIAL};
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check, DEMO};
 use crate::closure::{Builder, Closure, Store};
@@ -305,6 +305,10 @@ impl Testbed {
         let declared = declared.collect::<Result<Vec<_>>>()?;
         if matches!(task, Task::Checks(_)) && is_wanted(TUTORIAL) {
             step("what the tutorial builds", || self.assets.make_tutorial(&self.builder))?;
+        }
+        if matches!(task, Task::Checks(_)) && is_wanted(PACKAGES) {
+            let make = || self.assets.make_packages(&self.cache, &self.debian, self.scratch.path());
+            step("our Debian packages", make)?;
         }
         let systems = dom0::Systems { closures: &self.closures, declared: &declared, assets: &self.assets };
         let overlay = dom0::overlay((&self.debian, tree), products, &systems, task)?;
