@@ -26,4 +26,4 @@ pub use attendant::attend;
 pub use daemon::{OpenError, Opened, serve};
 pub use metrics::Metrics;
 pub use record::{DecisionRecord, EndRecord, Entry, Outcome, Record};
-pub use settings::{DisposableSettings, SYSTEM_FILE, Settings};
+pub use settings::{DisposableSettings, SETTINGS_FILE, SYSTEM_FILE, Settings, SettingsError};

@@ -78,9 +78,9 @@ pub struct CallArguments {
 #[derive(Debug, Parser)]
 #[command(name = "nexusd", version)]
 pub struct DaemonArguments {
-    /// A JSON file.
-    #[arg(long, value_name = "FILE", default_value = "/etc/nexus/nexusd.json")]
-    pub config: PathBuf,
+    /// A JSON file. Without it, /etc/nexus/nexusd.json, which need not be there.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Keep the system calls: for those who look for a fault with a debugger.
     #[arg(long)]
     pub no_seccomp: bool,

@@ -2,6 +2,7 @@
 //! are right in systemd's eyes.
 
 use nexus::broker::Settings;
+use nexus::broker::confine::USER;
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
@@ -39,7 +40,9 @@ fn the_user_the_folders_and_the_log_are_those_of_nexusd() {
         lines.filter(|words: &Vec<String>| words.first().is_some_and(|word| word != "#")).collect()
     };
     let users = lines("systemd/nexus.conf");
-    assert_eq!(users.iter().map(|words| &words[..2]).collect::<Vec<_>>(), [["u", "nexus"]]);
+    assert_eq!(users.iter().map(|words| &words[..2]).collect::<Vec<_>>(), [["u", USER]]);
+    // Whom nexusd becomes is whose dom0's agent is: else it would be turned away.
+    assert_eq!(values(&unit("nexus-agent-dom0.service"), "User"), [USER]);
     // A group of the user's name is made with it: that of Xen's devices in a qube.
     assert!(unit("70-nexus-agent.rules").contains("GROUP=\"nexus\""));
     let groups = unit("nexus-agent.service");

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::watch;
 use clap::Args;
-use nexus::broker::Settings;
+use nexus::broker::{SETTINGS_FILE, Settings};
 use nexus::policy::PolicyFolders;
 use nxl_top::figures::figures;
 use std::fs;
@@ -17,7 +17,6 @@ use xen::host::Dom0;
 use xen::{Platform, Transaction};
 
 const WATCHER: &str = "the watcher";
-const NEXUSD_SETTINGS: &str = "/etc/nexus/nexusd.json";
 const AGENT_SETTINGS: &str = "/etc/nexus/dom0.json";
 
 #[derive(Debug, Args)]
@@ -148,14 +147,9 @@ fn watcher(qubes: &Qubes) -> Result<Finding, Error> {
 
 /// nexusd, by its figures: it has to be at work to answer.
 fn nexusd() -> Finding {
-    let settings = match fs::read_to_string(NEXUSD_SETTINGS) {
-        Ok(text) => serde_json::from_str::<Settings>(&text).map_err(|error| error.to_string()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Settings::default()),
-        Err(error) => Err(error.to_string()),
-    };
-    match settings {
+    match Settings::of_host(Path::new(SETTINGS_FILE)) {
         Ok(settings) => answering(&settings.metrics),
-        Err(error) => Finding::wrong("nexusd", format!("{NEXUSD_SETTINGS}: {error}"), "see docs/nexusd.md"),
+        Err(error) => Finding::wrong("nexusd", error.to_string(), "see docs/nexusd.md"),
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Parser;
 use listenfd::ListenFd;
 use nexus::broker::confine::{self, Identity};
-use nexus::broker::{Opened, Settings, attend, serve};
+use nexus::broker::{Opened, SETTINGS_FILE, Settings, attend, serve};
 use nexus::programs::DaemonArguments;
 use nexus::sd_notify::Notifier;
 use std::error::Error;
@@ -35,15 +35,16 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &DaemonArguments) -> Result<(), Box<dyn Error>> {
-    let config = &arguments.config;
-    let settings: Settings = fs::read(config)
-        .and_then(|text| Ok(serde_json::from_slice(&text)?))
-        .map_err(|error| format!("{}: {error}", config.display()))?;
+    let config = arguments.config.as_deref();
+    let settings = match config {
+        Some(path) => Settings::read(path)?,
+        None => Settings::of_host(Path::new(SETTINGS_FILE))?,
+    };
     if arguments.attendant {
         let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         return Ok(attend(socket, settings)?);
     }
-    let identity = settings.user.as_deref().map(Identity::of).transpose()?;
+    let identity = Identity::chosen(settings.user.as_deref())?;
     let programs = [&settings.ask, &settings.notify, &settings.start].iter().any(|words| !words.is_empty())
         || !settings.disposables.is_empty();
     let attendant = if programs { Some(attendant(config)?) } else { None };
@@ -81,15 +82,14 @@ fn become_user(identity: &Identity, paths: &[PathBuf]) -> io::Result<()> {
 }
 
 /// Starts the process that runs programs, while we may.
-fn attendant(config: &Path) -> io::Result<UnixStream> {
+fn attendant(config: Option<&Path>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
-    Command::new("/proc/self/exe")
-        .arg("--attendant")
-        .arg("--config")
-        .arg(config)
-        .stdin(OwnedFd::from(theirs))
-        .env_remove("NOTIFY_SOCKET")
-        .spawn()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--attendant").stdin(OwnedFd::from(theirs)).env_remove("NOTIFY_SOCKET");
+    if let Some(path) = config {
+        command.arg("--config").arg(path);
+    }
+    command.spawn()?;
     Ok(ours)
 }
 

@@ -3,7 +3,7 @@
 //! What Xen offers of that kind does not hold here: `xenevtchn_restrict` and `xentoolcore_restrict_all` tie a handle to one
 //! domain, and nexusd speaks with all of them over few.
 
-use nix::unistd::{User, setgroups, setresgid, setresuid};
+use nix::unistd::{Uid, User, setgroups, setresgid, setresuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +30,9 @@ pub enum ConfineError {
     Backend(#[from] seccompiler::BackendError),
 }
 
+/// Whom nexusd becomes when nothing else is said: its packages make that user.
+pub const USER: &str = "nexus";
+
 /// Whom to become.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -37,13 +40,36 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Looks a user up.
+    /// Whom nexusd is to become: who is named; else [`USER`], where there is such a user. `None`: it stays who it is, and
+    /// the log says so of root.
     ///
     /// # Errors
-    /// There is none.
-    pub fn of(name: &str) -> Result<Self, ConfineError> {
-        let found = User::from_name(name).map_err(|error| system("getpwnam_r", error))?;
-        Ok(Self { user: found.ok_or_else(|| ConfineError::NoUser(name.to_owned()))? })
+    /// There is no user of the name.
+    pub fn chosen(named: Option<&str>) -> Result<Option<Self>, ConfineError> {
+        Self::choose(named, Uid::effective().is_root(), User::from_name)
+    }
+
+    fn choose(
+        named: Option<&str>,
+        is_root: bool,
+        find: impl FnOnce(&str) -> nix::Result<Option<User>>,
+    ) -> Result<Option<Self>, ConfineError> {
+        if named.is_none() && !is_root {
+            // Somebody has started it as whom it is to be.
+            return Ok(None);
+        }
+        let name = named.unwrap_or(USER);
+        match find(name).map_err(|error| system("getpwnam_r", error))? {
+            Some(user) => Ok(Some(Self { user })),
+            None if named.is_some() => Err(ConfineError::NoUser(name.to_owned())),
+            None => {
+                tracing::warn!(
+                    "there is no user {USER}: nexusd stays root. Make one (useradd --system {USER}), or say in the configuration whom \
+                     it is to become"
+                );
+                Ok(None)
+            }
+        }
     }
 
     /// The user's number.
@@ -120,4 +146,29 @@ pub fn filter() -> Result<(), ConfineError> {
     let program: BpfProgram = filter.try_into()?;
     // It sets no_new_privs, too, without which the kernel takes no filter from who is not root.
     Ok(seccompiler::apply_filter_all_threads(&program)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(named: Option<&str>, is_root: bool, there: &[&str]) -> Result<Option<String>, ConfineError> {
+        let find = |name: &str| {
+            let root = User::from_uid(Uid::from_raw(0))?;
+            Ok(root.filter(|_| there.contains(&name)).map(|user| User { name: name.to_owned(), ..user }))
+        };
+        Ok(Identity::choose(named, is_root, find)?.map(|identity| identity.user.name))
+    }
+
+    #[test]
+    fn it_becomes_who_is_named_or_its_own_user_if_there_is_one() {
+        let becomes = |named, is_root, there: &[&str]| chosen(named, is_root, there).unwrap();
+        assert_eq!(becomes(None, true, &["root", "nexus"]).as_deref(), Some("nexus"));
+        assert_eq!(becomes(None, true, &["root"]), None);
+        assert_eq!(becomes(Some("root"), true, &["root", "nexus"]).as_deref(), Some("root"));
+        assert_eq!(becomes(Some("calls"), true, &["root", "nexus", "calls"]).as_deref(), Some("calls"));
+        assert_eq!(becomes(None, false, &["root", "nexus"]), None, "who is not root can become nobody");
+        let error = chosen(Some("calls"), true, &["root", "nexus"]).unwrap_err().to_string();
+        assert!(error.starts_with("there is no user calls"), "{error}");
+    }
 }

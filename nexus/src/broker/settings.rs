@@ -3,12 +3,37 @@
 use crate::name::Name;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// What `nxl apply` writes of the qubes that are declared, and nexusd reads unless it is told otherwise.
 pub const SYSTEM_FILE: &str = "/run/nxl/system.json";
 
-/// `/etc/nexus/nexusd.json`.
+/// Where nexusd's settings are, if nothing else is said. It need not be there.
+pub const SETTINGS_FILE: &str = "/etc/nexus/nexusd.json";
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no JSON, or says what no key can mean.
+    #[error("{path}: {source}", path = path.display())]
+    Wrong {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// What is in [`SETTINGS_FILE`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -35,7 +60,7 @@ pub struct Settings {
     pub start_seconds: u64,
     /// How many calls a qube, its containers included, may have open.
     pub calls: usize,
-    /// Whom nexusd runs as. None: as whom it was started.
+    /// Whom nexusd becomes. None: `nexus`, if there is that user ([`Identity::chosen`](super::confine::Identity::chosen)).
     pub user: Option<String>,
     /// Whom a stock agent runs services as when policy does not say.
     pub default_user: String,
@@ -78,6 +103,30 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Reads a file that was named.
+    ///
+    /// # Errors
+    /// It is not there, cannot be read, or is wrong.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let text = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        serde_json::from_slice(&text).map_err(|source| SettingsError::Wrong { path: path.to_owned(), source })
+    }
+
+    /// Reads the file that nobody has named: the defaults, where there is none.
+    ///
+    /// # Errors
+    /// It is there, and cannot be read, or is wrong.
+    pub fn of_host(path: &Path) -> Result<Self, SettingsError> {
+        match Self::read(path) {
+            Err(SettingsError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            read => read,
+        }
+    }
+}
+
 /// How one kind of disposable qube is made. `{name}` in an argument stands for its name, but for that of `fill`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,4 +154,33 @@ fn destroy() -> Vec<String> {
 
 fn patience() -> u64 {
     60
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_need_not_be_there_unless_it_was_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nexusd.json");
+        let defaults = format!("{:?}", Settings::default());
+        assert_eq!(format!("{:?}", Settings::of_host(&path).unwrap()), defaults);
+        let error = Settings::read(&path).unwrap_err().to_string();
+        assert!(error.starts_with(&path.display().to_string()), "{error}");
+
+        fs::write(&path, "{}").unwrap();
+        assert_eq!(format!("{:?}", Settings::of_host(&path).unwrap()), defaults, "every key may be left out");
+        fs::write(&path, r#"{ "calls": 3, "user": "root" }"#).unwrap();
+        for settings in [Settings::of_host(&path).unwrap(), Settings::read(&path).unwrap()] {
+            assert_eq!((settings.calls, settings.user.as_deref()), (3, Some("root")));
+        }
+        // One that is wrong is none that is not there.
+        fs::write(&path, r#"{ "call": 3 }"#).unwrap();
+        let error = Settings::of_host(&path).unwrap_err().to_string();
+        assert!(error.contains("call"), "{error}");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(Settings::of_host(&path), Err(SettingsError::Read { .. })));
+    }
 }

@@ -5,6 +5,7 @@ use nexus::broker::{Outcome, Record};
 use nexus::wire::control::{Ended, Role};
 use nexus::wire::{Link, Message};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const POLICY: &str = "\
@@ -167,6 +168,17 @@ fn it_has_given_up_what_it_does_not_need() {
     std::fs::rename(&log, &old).expect("a log");
     host.signal("HUP");
     until("the log is opened anew", || log.exists());
+}
+
+#[test]
+fn a_file_that_is_named_has_to_be_there() {
+    let host = Host::new(POLICY);
+    let missing = host.path("no.json");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_nexusd")).arg("--config").arg(&missing).output().expect("nexusd");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&missing.display().to_string()), "{said}");
 }
 
 #[test]
