@@ -54,7 +54,7 @@ const FILE_SYSTEM_PROGRAMS: [(usize, &str); 2] = [(0, "usr/sbin/mkfs.xfs"), (3, 
 const SOAK_CYCLES: &str = "TESSERAQT_SOAK_CYCLES";
 
 /// Raised when what goes into the base changes otherwise than by the lists above.
-const REVISION: u32 = 4;
+const REVISION: u32 = 5;
 
 /// The machine's part of a boot, the same for every run.
 #[derive(Debug, Clone)]
@@ -130,8 +130,10 @@ fn base_archive(debian: &Debian, (release, tree): (Release, &Tree)) -> Result<Ve
     archive.copy("etc/xen/xl.conf", &tree.file("etc/xen/xl.conf")?)?;
     // What stock xl runs for a disk and an interface.
     archive.copy("etc/xen/scripts", &tree.file("etc/xen/scripts")?)?;
-    archive.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n");
-    archive.file("etc/group", 0o644, b"root:x:0:\n");
+    // Besides root, whom nexusd becomes and dom0's agent is (nexus/systemd/nexus.conf).
+    let users = "root:x:0:0:root:/root:/bin/sh\nnexus:x:999:999:Calls between qubes:/:/bin/false\n";
+    archive.file("etc/passwd", 0o644, users.as_bytes());
+    archive.file("etc/group", 0o644, b"root:x:0:\nnexus:x:999:\n");
     Ok(archive.finish())
 }
 
@@ -175,7 +177,9 @@ pub fn overlay(
     let init = scripts.join("init");
     archive.file("init", 0o755, &fs::read(&init).at(&init)?);
     archive.copy("testbed", &scripts)?;
+    // What is installed beside our programs.
     archive.copy("testbed/policy.d", &checkout().join("nexus/policy.d"))?;
+    archive.copy("testbed/systemd", &checkout().join("nexus/systemd"))?;
 
     // Where libxl looks for the scripts of disks.
     archive.link("etc/xen/scripts/block-nix", "/usr/bin/block-nix");
