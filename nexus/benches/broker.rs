@@ -68,6 +68,7 @@ fn world(version: u32) -> (Broker, Qube, Qube) {
         start: None,
         default_user: "user".to_owned(),
         disposables: [].into(),
+        declared_disposables: None,
     };
     let mut broker = Broker::new(limits, move || Current::Policy(policy.clone()), 1);
     let qubes: serde_json::Map<_, _> =

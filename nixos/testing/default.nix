@@ -7,8 +7,8 @@
 #   tools     folder: bin/ and lib/, what the guests run beside busybox
 #   packages  folder: NAME/bin, NAME/lib …, what guests with systemd are made of (./packages.nix)
 #
-# `nix-build -A work` yields /nix/store/…-nixos-system-work-…; `-A demo` and `-A demo-next` the qubes.json of nixos/examples/demo.nix and demo-next.nix, whose systems
-# are built with it.
+# `nix-build -A work` yields /nix/store/…-nixos-system-work-…; `-A demo`, `-A demo-next` and `-A demo-disposable` the qubes.json of nixos/examples/demo.nix, of
+# demo-next.nix, and of the first with a template of disposable qubes, whose systems are built with it.
 { busybox, kernels, tools, packages }:
 
 let
@@ -55,6 +55,39 @@ in
 {
   demo = declared (serving (import ../examples/demo.nix));
   demo-next = declared (serving (import ../examples/demo-next.nix));
+
+  # The demo with a template of disposable qubes, which never runs itself, and a container that may call one.
+  demo-disposable = declared (serving (
+    let demo = import ../examples/demo.nix; in
+    demo // {
+      qubes = demo.qubes // {
+        shop = demo.qubes.shop // { defaultDisposable = "sheet"; };
+        sheet = {
+          memory = 320;
+          autostart = false;
+          disposableTemplate = true;
+          private.size = 64;
+          # It says who calls, and what it is itself; and is refused when it calls somebody.
+          services."nexus.Once".program = "/run/current-system/sw/bin/once";
+          config = { pkgs, ... }: {
+            environment.systemPackages = [
+              (pkgs.writeShellScriptBin "once" ''
+                PATH=/run/current-system/sw/bin
+                read -r line
+                echo "$1 $QREXEC_REMOTE_DOMAIN $line"
+                echo "kept: $(ls /var/lib | grep -c mark)"
+                echo "its volume: $(grep -c '^/dev/xvd.* /var/lib ' /proc/mounts)"
+                nexus-call vault nexus.Sign < /dev/null
+                echo "refused: $?"
+                exit 7
+              '')
+            ];
+          };
+        };
+      };
+      policy.rules = demo.policy.rules ++ [ { service = "nexus.Once"; source = "shop:front"; target = "@dispvm"; action = "allow"; } ];
+    }
+  ));
 
   # What stands for nixpkgs where a command line of the documents says <nixpkgs> (tests/testbed/src/closure.rs), and for its
   # nixos/lib/eval-config.nix.

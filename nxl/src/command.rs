@@ -394,6 +394,9 @@ pub(crate) enum Command {
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),
+    /// Disposable qubes: made of a template that is declared, and gone when they end, with all that they had.
+    #[command(subcommand)]
+    Disposable(DisposableCommand),
     /// Manage what qubes keep: private volumes, their growth and their snapshots.
     Volume(VolumeOptions),
     /// The unpacked kernels that `create` keeps in /var/cache/nxl, for the next qube with the same kernel.
@@ -817,6 +820,49 @@ pub(crate) enum PoolCommand {
     Drain {
         /// Which.
         pool: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DisposableCommand {
+    /// Make one as its template was applied last, of the generation that the template would boot now, and let it run; one that was
+    /// built ahead, where one is ready. Prints its name.
+    #[command(after_help = "Examples:
+  nxl disposable create office
+  nxl disposable create --name disp7 office
+
+Of the template it has the system, the store, memory, vCPUs, interfaces, read-only disks and containers; name, UUID and Ethernet
+addresses are its own. A private volume, if the template has one, begins empty and goes with it. When it powers off,
+reboots or crashes, it is destroyed.")]
+    Create {
+        /// What it is to be called; by itself, disp and a number to 9999.
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Do not print its name.
+        #[arg(short, long)]
+        quiet: bool,
+        /// The template: a declared qube that has disposableTemplate.
+        template: String,
+    },
+    /// End one: nothing is left of it.
+    #[command(visible_alias = "rm")]
+    #[command(after_help = "Example:\n  nxl disposable destroy disp7")]
+    Destroy {
+        /// That there is no qube of that name is no error: it may have ended by itself.
+        #[arg(short, long)]
+        force: bool,
+        /// Which. One that is no disposable qube is left alone.
+        qube: String,
+    },
+    /// Build some ahead, until so many wait in the pool that has the template's name (nxl pool list). What waits and is not what
+    /// would be made now is destroyed: after an apply, fill again.
+    #[command(after_help = "Example:\n  nxl disposable fill office --count 2")]
+    Fill {
+        /// The template.
+        template: String,
+        /// How many are to wait.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        count: usize,
     },
 }
 
@@ -1372,6 +1418,11 @@ mod tests {
             "nxl diff --json qubes.json",
             "nxl tree",
             "nxl tree --svg qubes.json",
+            "nxl disposable create office",
+            "nxl disposable create -q --name disp7 office",
+            "nxl disposable destroy -f disp7",
+            "nxl disposable rm disp7",
+            "nxl disposable fill office --count 3",
             "nxl top",
             "nxl top -b -n 1 -d 0.5 -s memory -f work",
             "nxl events",
@@ -1417,6 +1468,10 @@ mod tests {
             "nxl tree --svg --json",
             "nxl policy",
             "nxl policy explain work vault",
+            "nxl disposable",
+            "nxl disposable create",
+            "nxl disposable create a b",
+            "nxl disposable fill office --count -1",
             "nxl volume",
             "nxl volume create work",
             "nxl volume snapshot work",

@@ -101,7 +101,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
 }
 
 /// Has dom0 give memory to a new domain, where xl.conf lets it.
-fn make_room(qubes: &Qubes, needed_kib: u64) -> Result<(), Error> {
+pub(crate) fn make_room(qubes: &Qubes, needed_kib: u64) -> Result<(), Error> {
     let conf = XlConf::open()?;
     let dom0 = qubes.get(DomId::DOM0)?;
     if !conf.balloons_dom0(qubes.control())? {

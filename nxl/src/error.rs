@@ -79,6 +79,10 @@ pub(crate) enum Error {
     Volume(#[from] toolstack::volume::VolumeError),
     #[error(transparent)]
     Pool(#[from] toolstack::pool::PoolError),
+    #[error(transparent)]
+    Disposable(#[from] toolstack::spec::DisposableError),
+    #[error("all names of disposable qubes are taken, disp0 to disp9999")]
+    NoFreeName,
     #[error("{0} left over; `nxl doctor --repair` removes it")]
     LeftOver(usize),
     #[error("{0} wrong: each line says what to do, and `nxl doctor --repair` does what is safe")]

@@ -12,6 +12,7 @@ mod containers;
 mod create;
 mod diagnose;
 mod diff;
+mod disposable;
 mod doctor;
 mod error;
 mod events;
@@ -132,6 +133,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Top(options) => top::top(qubes()?, &options),
         Command::Doctor(options) => doctor::doctor(&options),
         Command::Pool(command) => pool::pool(qubes()?, &command),
+        Command::Disposable(command) => disposable::disposable(qubes()?, &command),
         Command::BlockAttach { qube, disk } => block::attach(&qubes()?, &qube, &disk),
         Command::BlockDetach { force, qube, device } => block::detach(&qubes()?, &qube, &device, force),
         Command::BlockList(options) => block::list(&qubes()?, &options),

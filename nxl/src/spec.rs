@@ -158,6 +158,7 @@ fn system(document: &Document) -> Result<System, Error> {
             tags: names(&mut qube.tags.iter())?,
             default_dispvm: qube.default_disposable.as_deref().map(Name::new).transpose()?,
             template_for_dispvms: qube.disposable_template,
+            declared: true,
             containers: names(&mut qube.containers.keys())?,
             ..QubeInfo::app_vm()
         };

@@ -78,19 +78,46 @@ impl Qubes {
         count: usize,
         foreign: &dyn ForeignMemory,
     ) -> Result<Vec<Qube>, PoolError> {
+        self.fill_pool_with(
+            pool,
+            count,
+            |_| true,
+            |name| {
+                let config = QubeConfig { name, uuid: Uuid::new_v4(), ..config.clone() };
+                Ok(self.make(&config, Some(Kind::Pool), Ending::Paused, foreign)?)
+            },
+        )
+    }
+
+    /// Makes shells, as somebody says, until the pool has `count` of those that count.
+    pub(crate) fn fill_pool_with<E: From<PoolError> + From<QubeError>>(
+        &self,
+        pool: &str,
+        count: usize,
+        counts: impl Fn(&Qube) -> bool,
+        mut make: impl FnMut(String) -> Result<Qube, E>,
+    ) -> Result<Vec<Qube>, E> {
         let _lock = self.userdata.lock(POOL_LOCK, true)?;
         let there: Vec<Shell> = self.shells()?.into_iter().filter(|shell| shell.pool == pool).collect();
         let mut names = (1_u32..)
             .map(|number| format!("{pool}{WARM}{number}"))
             .filter(|name| there.iter().all(|shell| shell.qube.name.as_ref() != Some(name)));
+        let waiting = there.iter().filter(|shell| counts(&shell.qube)).count();
         let mut made = Vec::new();
-        while there.len() + made.len() < count
+        while waiting + made.len() < count
             && let Some(name) = names.next()
         {
-            let config = QubeConfig { name, uuid: Uuid::new_v4(), ..config.clone() };
-            made.push(self.make(&config, Some(Kind::Pool), Ending::Paused, foreign)?);
+            made.push(make(name)?);
         }
         Ok(made)
+    }
+
+    /// What a shell was made of.
+    fn kept_of(&self, shell: &Qube) -> Result<QubeConfig, PoolError> {
+        let domid = shell.info.domid;
+        let kept = self.userdata.read(Kind::Pool, domid, shell.uuid())?.unwrap_or_default();
+        serde_json::from_str(&kept)
+            .map_err(|source| PoolError::Config { path: format!("domain {domid}").into(), source })
     }
 
     /// Names a shell of the pool and lets it go. With `attended` its configuration is kept for the
@@ -99,18 +126,33 @@ impl Qubes {
     /// # Errors
     /// See [`PoolError`].
     pub fn take_from_pool(&self, pool: &str, name: &str, attended: bool) -> Result<Qube, PoolError> {
-        let (domid, uuid, kept) = {
+        self.take_from_pool_if(pool, name, attended, &|_, _| true)
+    }
+
+    /// The same, of those shells that fit by what they were made of.
+    pub(crate) fn take_from_pool_if(
+        &self,
+        pool: &str,
+        name: &str,
+        attended: bool,
+        fits: &dyn Fn(&Qube, &QubeConfig) -> bool,
+    ) -> Result<Qube, PoolError> {
+        let (domid, uuid, config) = {
             let _lock = self.userdata.lock(POOL_LOCK, true)?;
-            let shell = self.shells()?.into_iter().find(|shell| shell.pool == pool);
-            let Shell { qube, .. } = shell.ok_or_else(|| PoolError::Empty(pool.to_owned()))?;
-            let (domid, uuid) = (qube.info.domid, qube.uuid());
-            let kept = self.userdata.read(Kind::Pool, domid, uuid)?.unwrap_or_default();
+            let mut found = None;
+            for Shell { qube, .. } in self.shells()?.into_iter().filter(|shell| shell.pool == pool) {
+                let kept = self.kept_of(&qube)?;
+                if fits(&qube, &kept) {
+                    found = Some((qube, kept));
+                    break;
+                }
+            }
+            let (qube, config) = found.ok_or_else(|| PoolError::Empty(pool.to_owned()))?;
             self.rename(&qube, name)?;
-            (domid, uuid, kept)
+            (qube.info.domid, qube.uuid(), config)
         };
         if attended {
             let error = |source| PoolError::Config { path: format!("domain {domid}").into(), source };
-            let config: QubeConfig = serde_json::from_str(&kept).map_err(error)?;
             let config = QubeConfig { name: name.to_owned(), ..config };
             // Against a watcher that is about to end for want of qubes.
             let _lock = self.userdata.lock(watch::RECORDS_LOCK, true)?;
@@ -134,6 +176,21 @@ impl Qubes {
             self.destroy(&shell.qube)?;
         }
         Ok(shells.len())
+    }
+
+    /// Destroys those shells of a pool of which somebody says so, by what they were made of.
+    pub(crate) fn drain_pool_of(
+        &self,
+        pool: &str,
+        goes: &dyn Fn(&Qube, &QubeConfig) -> bool,
+    ) -> Result<(), PoolError> {
+        let _lock = self.userdata.lock(POOL_LOCK, true)?;
+        for shell in self.shells()?.into_iter().filter(|shell| shell.pool == pool) {
+            if goes(&shell.qube, &self.kept_of(&shell.qube)?) {
+                self.destroy(&shell.qube)?;
+            }
+        }
+        Ok(())
     }
 }
 

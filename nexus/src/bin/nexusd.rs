@@ -46,7 +46,8 @@ fn run(arguments: &DaemonArguments) -> Result<(), Box<dyn Error>> {
     }
     let identity = Identity::chosen(settings.user.as_deref())?;
     let programs = [&settings.ask, &settings.notify, &settings.start].iter().any(|words| !words.is_empty())
-        || !settings.disposables.is_empty();
+        || !settings.disposables.is_empty()
+        || settings.declared_disposables.is_some();
     let attendant = if programs { Some(attendant(config)?) } else { None };
     let (control, metrics) = sockets(&settings)?;
     let paths = [&settings.log, &settings.socket, &settings.metrics].map(Clone::clone);

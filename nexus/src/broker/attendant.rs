@@ -4,7 +4,7 @@
 //! them up, reads nothing but nexusd's orders (a line of JSON each), and runs what the configuration names: the program
 //! that asks the user, the one that tells him, the one that starts a qube, and those that make and end disposable qubes. A
 //! nexusd that was taken over can have it do no more than that: the names of disposables are checked, only those are ended
-//! that were made here, and their number is bounded.
+//! that were made here, and their number is bounded. Which templates are declared is for the program to know that makes them.
 //!
 //! Each disposable has a file in a folder, with what it was made from in it, so that none is forgotten when either of the two
 //! processes dies.
@@ -111,7 +111,7 @@ pub fn attend(socket: UnixStream, settings: Settings) -> io::Result<()> {
         starting: Mutex::default(),
         filling: Mutex::default(),
     });
-    if !attendant.settings.disposables.is_empty() {
+    if !attendant.settings.disposables.is_empty() || attendant.settings.declared_disposables.is_some() {
         fs::create_dir_all(&attendant.settings.made)?;
         for (name, base) in made(&attendant.settings.made)? {
             attendant.tell(&Report::Found { name, base })?;
@@ -207,10 +207,15 @@ impl Attendant {
     }
 
     fn make(self: &Arc<Self>, base: &Name, name: &Name) -> Result<(), String> {
-        let table = &self.settings.disposables;
-        let how = table.get(base).ok_or_else(|| format!("nothing is made from {base}"))?;
+        let how = self
+            .settings
+            .disposables_of(base.as_str())
+            .ok_or_else(|| format!("nothing is made from {base}"))?;
         if !is_ours(name.as_str()) {
             return Err(format!("{name} is no name of a disposable qube"));
+        }
+        if base.as_str().starts_with('-') {
+            return Err(format!("{base} is an option, and no template"));
         }
         let error = |error: io::Error| format!("{}: {error}", self.settings.made.display());
         if made(&self.settings.made).map_err(error)?.len() >= DISPOSABLES {
@@ -220,7 +225,7 @@ impl Attendant {
         let mut file = fs::File::create_new(self.file(name)).map_err(error)?;
         file.write_all(base.as_str().as_bytes()).map_err(error)?;
         if !how.take.is_empty() {
-            match run(&how.take, name) {
+            match run(&how.take, name, Some(base)) {
                 Ok(()) => {
                     self.fill(base);
                     return Ok(());
@@ -230,7 +235,7 @@ impl Attendant {
                 }
             }
         }
-        let made = run(&how.create, name);
+        let made = run(&how.create, name, Some(base));
         // Not at the same time: somebody waits for this one.
         self.fill(base);
         made
@@ -239,7 +244,7 @@ impl Attendant {
     /// Has disposables built ahead, beside everything else, if they are to be. One after the other: who asks for it while
     /// that goes on has it done once more.
     fn fill(self: &Arc<Self>, base: &Name) {
-        let how = self.settings.disposables.get(base);
+        let how = self.settings.disposables_of(base.as_str());
         let Some(how) = how.filter(|how| !how.fill.is_empty()) else { return };
         match self.filling().entry(base.clone()) {
             Entry::Occupied(mut entry) => {
@@ -248,7 +253,8 @@ impl Attendant {
             }
             Entry::Vacant(entry) => entry.insert(false),
         };
-        let (this, base, fill) = (self.clone(), base.clone(), how.fill.clone());
+        let words = how.fill.iter().map(|word| word.replace("{template}", base.as_str()));
+        let (this, base, fill) = (self.clone(), base.clone(), words.collect::<Vec<_>>());
         let work = move || {
             loop {
                 if let Err(reason) = run_words(fill.iter().cloned()) {
@@ -276,17 +282,19 @@ impl Attendant {
     fn destroy(&self, name: &Name) -> Result<(), String> {
         let path = self.file(name);
         let base = fs::read_to_string(&path).map_err(|_| format!("{name} was not made here"))?;
-        let how = Name::new(base.trim()).ok().and_then(|base| self.settings.disposables.get(&base));
-        let how: &DisposableSettings =
-            how.ok_or_else(|| format!("nothing is made from {} any more", base.trim()))?;
-        run(&how.destroy, name)?;
+        let base = Name::new(base.trim()).map_err(|error| format!("{}: {error}", path.display()))?;
+        let how: &DisposableSettings = self
+            .settings
+            .disposables_of(base.as_str())
+            .ok_or_else(|| format!("nothing is made from {base} any more"))?;
+        run(&how.destroy, name, Some(&base))?;
         fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     /// What can be started is for the program to know: the qubes that are declared.
     fn start(&self, name: &Name) -> Result<(), String> {
         let _turn = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        run(&self.settings.start, name)
+        run(&self.settings.start, name, None)
     }
 
     /// Tells the user. That it could not be done is for the log of nexusd: nobody waits for it.
@@ -345,8 +353,12 @@ impl Attendant {
 }
 
 /// Runs a program that makes, starts or ends a qube.
-fn run(command: &[String], name: &Name) -> Result<(), String> {
-    run_words(command.iter().map(|word| word.replace("{name}", name.as_str())))
+fn run(command: &[String], name: &Name, template: Option<&Name>) -> Result<(), String> {
+    run_words(command.iter().map(|word| match template {
+        // Of what a name is made there is no { in it.
+        Some(template) => word.replace("{name}", name.as_str()).replace("{template}", template.as_str()),
+        None => word.replace("{name}", name.as_str()),
+    }))
 }
 
 fn run_words(mut words: impl Iterator<Item = String>) -> Result<(), String> {

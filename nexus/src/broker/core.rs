@@ -118,6 +118,8 @@ pub struct Limits {
     pub default_user: String,
     /// What disposable qubes can be made from, and how long each may take until its agent says hello.
     pub disposables: BTreeMap<Name, Duration>,
+    /// The same of templates that are declared and not among them; none: of such none can be made.
+    pub declared_disposables: Option<Duration>,
 }
 
 /// Questions of one qube that wait for an answer: it is the user's time.

@@ -152,6 +152,7 @@ pub fn serve(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Resu
 
 async fn run(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let Opened { settings, policy, store, hub, log, control, metrics, attendant } = opened;
+    let patience = |how: &super::DisposableSettings| Duration::from_secs(how.seconds);
     let limits = Limits {
         calls: settings.calls,
         asks: attendant.is_some() && !settings.ask.is_empty(),
@@ -160,11 +161,15 @@ async fn run(opened: Opened, ready: impl FnOnce() -> io::Result<()>) -> io::Resu
             .then(|| Duration::from_secs(settings.start_seconds)),
         default_user: settings.default_user.clone(),
         disposables: if attendant.is_some() {
-            let patience = |how: &super::DisposableSettings| Duration::from_secs(how.seconds);
             settings.disposables.iter().map(|(base, how)| (base.clone(), patience(how))).collect()
         } else {
             BTreeMap::new()
         },
+        declared_disposables: settings
+            .declared_disposables
+            .as_ref()
+            .filter(|_| attendant.is_some())
+            .map(patience),
     };
     let (seed, ..) = uuid::Uuid::new_v4().as_fields();
     let broker = Broker::new(limits, move || policy.current(), seed);

@@ -66,6 +66,8 @@ pub struct Settings {
     pub default_user: String,
     /// What disposable qubes may be made from.
     pub disposables: BTreeMap<Name, DisposableSettings>,
+    /// How they are made of a template that is declared and not among those. None: of such there are none.
+    pub declared_disposables: Option<DisposableSettings>,
     /// Where the maker of disposable qubes notes which there are.
     pub made: PathBuf,
 }
@@ -98,6 +100,13 @@ impl Default for Settings {
             user: None,
             default_user: "user".to_owned(),
             disposables: BTreeMap::new(),
+            declared_disposables: Some(DisposableSettings {
+                take: Vec::new(),
+                fill: Vec::new(),
+                create: words(&["nxl", "disposable", "create", "--quiet", "--name", "{name}", "{template}"]),
+                destroy: words(&["nxl", "disposable", "destroy", "--force", "{name}"]),
+                seconds: patience(),
+            }),
             made: "/var/lib/nexus/made".into(),
         }
     }
@@ -127,7 +136,20 @@ impl Settings {
     }
 }
 
-/// How one kind of disposable qube is made. `{name}` in an argument stands for its name, but for that of `fill`.
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+impl Settings {
+    /// How disposable qubes of a template are made. That a template is declared, whoever asks has to know.
+    #[must_use]
+    pub fn disposables_of(&self, template: &str) -> Option<&DisposableSettings> {
+        self.disposables.get(template).or(self.declared_disposables.as_ref())
+    }
+}
+
+/// How one kind of disposable qube is made. `{name}` in an argument stands for its name, but for that of `fill`; `{template}` for
+/// what it is made from.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DisposableSettings {
@@ -149,7 +171,7 @@ pub struct DisposableSettings {
 }
 
 fn destroy() -> Vec<String> {
-    ["nxl", "destroy", "{name}"].map(str::to_owned).into()
+    words(&["nxl", "destroy", "{name}"])
 }
 
 fn patience() -> u64 {

@@ -12,6 +12,7 @@
 //!       "running": true,
 //!       "default_dispvm": "office-dvm",
 //!       "template_for_dispvms": false,
+//!       "declared": false,
 //!       "disposable_of": null,
 //!       "containers": ["mail", "web"]
 //!     }
@@ -65,6 +66,9 @@ pub struct QubeInfo {
     /// Whether disposable qubes may be made from it.
     #[serde(default)]
     pub template_for_dispvms: bool,
+    /// Whether `nxl apply` has declared it: what is made of it, `nxl disposable` knows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub declared: bool,
     /// For a disposable qube: what it was made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disposable_of: Option<Name>,
@@ -93,6 +97,7 @@ impl QubeInfo {
             running: true,
             default_dispvm: None,
             template_for_dispvms: false,
+            declared: false,
             disposable_of: None,
             containers: BTreeSet::new(),
             relayvm: None,

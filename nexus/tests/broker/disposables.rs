@@ -102,3 +102,69 @@ fn only_what_is_configured_is_made() {
     world.refused(WORK, "d", Outcome::Fail, "configuration does not say");
     assert!(world.made.is_empty());
 }
+
+#[test]
+fn one_of_a_declared_template_is_made_unless_that_is_configured_otherwise() {
+    let declared = || nexus::broker::Limits {
+        disposables: [].into(),
+        declared_disposables: Some(Duration::from_secs(10)),
+        ..super::world::limits()
+    };
+    let mut system = super::world::system();
+    system.qubes.get_mut("dvm").expect("a template").declared = true;
+    // Not when nobody has declared it.
+    let mut world = World::with(declared(), 1);
+    world.agent(WORK, NEXUS);
+    world.request(WORK, 4, "d", "", "@dispvm", "test.Disp");
+    world.refused(WORK, "d", Outcome::Fail, "was not declared");
+
+    let mut world = World::with(declared(), 1);
+    world.broker.set_system(system.clone());
+    let name = wanted(&mut world);
+    assert!(!world.broker.system().qubes[&name].declared);
+    world.broker.made(&name, Ok(()), world.now);
+    world.tick(Duration::from_secs(11));
+    world.refused(WORK, "d", Outcome::Fail, "does not answer");
+
+    // What the configuration says of it comes first: there, it may take longer.
+    let limits = nexus::broker::Limits { disposables: super::world::limits().disposables, ..declared() };
+    let mut world = World::with(limits, 1);
+    world.broker.set_system(system);
+    let name = wanted(&mut world);
+    world.broker.made(&name, Ok(()), world.now);
+    world.tick(Duration::from_secs(11));
+    assert!(world.decisions.is_empty());
+    world.start(&name, 50);
+    world.agent(50, NEXUS);
+    assert!(matches!(&world.heard(WORK)[..], [Got::Join { .. }]));
+}
+
+#[test]
+fn its_agent_has_its_templates_name_for_itself_and_nobody_elses() {
+    let mut world = World::new();
+    let name = wanted(&mut world);
+    world.start(&name, 50);
+    world.agent(50, NEXUS);
+    assert!(matches!(&world.heard(50)[..], [Got::Run { .. }]));
+    let disposable = name.as_str();
+    for (claim, source) in [
+        ("dvm", disposable.to_owned()),
+        ("dvm:web", format!("{disposable}:web")),
+        (disposable, disposable.to_owned()),
+        ("", disposable.to_owned()),
+    ] {
+        world.request(50, 4, "a", claim, "vault", "test.Nothing");
+        assert_eq!((world.last().source.as_str(), world.last().verdict), (&*source, Outcome::Deny));
+        assert!(world.last().reason.as_ref().is_some_and(|reason| reason == "no rule matches"), "{claim}");
+        world.heard(50);
+    }
+    // Rules for the template are not for it.
+    for claim in ["work", "vault:gpg", "dom0"] {
+        world.request(50, 4, "b", claim, "vault", "test.Allowed");
+        world.refused(50, "b", Outcome::Deny, "in the name of");
+    }
+    // And the template's name is nobody else's.
+    world.heard(WORK);
+    world.request(WORK, 4, "c", "dvm:web", "vault", "test.Allowed");
+    world.refused(WORK, "c", Outcome::Deny, "in the name of");
+}

@@ -115,6 +115,7 @@ pub(crate) fn limits() -> Limits {
         start: Some(Duration::from_secs(60)),
         default_user: "user".to_owned(),
         disposables: BTreeMap::from([(Name::new("dvm").unwrap(), Duration::from_secs(60))]),
+        declared_disposables: None,
     }
 }
 

@@ -97,6 +97,9 @@ impl Host {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nexusd"));
         self.environment(0, &mut command);
         command.arg("--config").arg(self.path("nexusd.json")).env("NOTIFY_SOCKET", self.path("notify"));
+        // A test may put programs of its own before those of this machine.
+        let path = format!("{}:{}", self.path("bin").display(), env::var("PATH").unwrap_or_default());
+        command.env("PATH", path);
         self.nexusd = Some(command.spawn().expect("nexusd"));
         let mut ready = [0; 64];
         let read = notify.recv(&mut ready).expect("nexusd says that it is ready");

@@ -228,6 +228,41 @@ fn a_disposable_qube_is_made_called_and_ended() {
 }
 
 #[test]
+fn a_disposable_qube_of_a_declared_template_is_made_and_ended_by_nxl() {
+    let mut host = Host::new(POLICY);
+    let listener = with_disposables(&mut host);
+    // The settings say nothing of it. What stands for nxl does what the scripts do that they named before.
+    host.settings.as_object_mut().expect("settings").remove("disposables");
+    fs::create_dir(host.path("bin")).expect("a folder");
+    let folder = host.path("").display().to_string();
+    host.script(
+        "bin/nxl",
+        &format!(
+            "echo \"$*\" >> {folder}/said
+case \"$1 $2\" in
+    'disposable create') exec {folder}/create $5 ;;
+    'disposable destroy') exec {folder}/destroy $4 ;;
+    *) exit 1 ;;
+esac"
+        ),
+    );
+    let system = fs::read_to_string(host.path("system.json")).expect("a file");
+    let template = "\"template_for_dispvms\": true";
+    host.write("system.json", &system.replace(template, &format!("{template}, \"declared\": true")));
+    host.start();
+    let (mut work, mut disposable, call) = call_disposable(&host, &listener);
+    let [name] = &made(&host)[..] else { panic!("{:?}", made(&host)) };
+    let said = || fs::read_to_string(host.path("said")).expect("nxl was run");
+    assert_eq!(said(), format!("disposable create --quiet --name {name} dvm\n"));
+    disposable.ends(call, Role::Service, 0);
+    host.becomes("nexus_disposables", "0");
+    assert_eq!(said().lines().last(), Some(&*format!("disposable destroy --force {name}")));
+    assert!(made(&host).is_empty());
+    work.ends(call, Role::Caller, 0);
+    work.hear(|message| assert_eq!(*message, Message::Gone(50)));
+}
+
+#[test]
 fn a_disposable_qube_that_was_built_ahead_is_taken() {
     let mut host = Host::new(POLICY);
     let listener = with_disposables(&mut host);

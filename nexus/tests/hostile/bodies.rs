@@ -173,6 +173,7 @@ pub(crate) fn broker(bytes: &[u8]) {
         start: Some(Duration::from_secs(60)),
         default_user: "user".to_owned(),
         disposables: [(Name::new("dvm").expect("a name"), Duration::from_secs(60))].into(),
+        declared_disposables: None,
     };
     let mut broker = Broker::new(limits, || Current::Policy(BROKERS_POLICY.clone()), 1);
     let mut now = Instant::now();

@@ -96,6 +96,9 @@ pub enum Fault {
     /// A qube of which no disposables are made.
     #[error("{0} is no template of disposables")]
     NoTemplate(String),
+    /// A disposable qube cannot have what one qube alone can have.
+    #[error("can be one qube's alone, and so no disposable one's")]
+    OneQubes,
     /// A circle of netvms.
     #[error("{} is a cycle", .0.join(" -> "))]
     Cycle(Vec<String>),

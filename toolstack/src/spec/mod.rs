@@ -18,6 +18,7 @@
 
 mod apply;
 mod check;
+mod disposable;
 mod document;
 mod places;
 mod plan;
@@ -26,6 +27,7 @@ mod volume;
 
 pub use apply::{ApplyLock, Event, Failure, Hooks, Host, MakeRoom, Open, Outcome, Report};
 pub use check::Fault;
+pub use disposable::{Disposable, DisposableError, is_disposable};
 pub use document::{
     Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, OLDEST_VERSION,
     Private, Qube, Ready, Remote, VERSION,
@@ -141,6 +143,14 @@ pub enum SpecError {
         attribute: String,
         /// The system.
         system: PathBuf,
+    },
+    /// No disposable qube can be made of it.
+    #[error("{attribute}: {fault}")]
+    NotDisposable {
+        /// The attribute.
+        attribute: String,
+        /// Why.
+        fault: Box<Fault>,
     },
     /// What a qube comes to cannot be made. The message begins with the attribute.
     #[error("{source}")]
@@ -279,6 +289,12 @@ impl Spec {
                 }],
             });
         };
+        self.config_of(name, qube, choice)
+    }
+
+    /// The same of a qube that is declared so.
+    fn config_of(&self, name: &str, qube: &Qube, choice: Option<&Choice>) -> Result<QubeConfig, SpecError> {
+        let attribute = member("qubes", name);
         let system = choice.map(|choice| &*choice.system).or(qube.system.as_deref());
         let text = settings(name, qube, system);
         let config_error =

@@ -1,10 +1,11 @@
 //! The document, and what a host makes of it: on the mock.
 
 use super::*;
+use crate::config::Action;
 use crate::create::tests::{Host as MockHost, host as mock_host, next_program};
 use crate::device::tests::Kernel;
 use crate::generations::{Reason, Variant};
-use crate::qubes::Qubes;
+use crate::qubes::{QubeError, Qubes};
 use crate::ready::{Awaited, READY, Verdict};
 use crate::userdata::Kind;
 use serde_json::{Value, json};
@@ -1071,4 +1072,186 @@ fn of_command_lines_the_words_are_shown_that_differ() {
     assert_eq!(said("command line", "quiet", "quiet panic=-1"), "command line: nothing -> panic=-1");
     assert_eq!(said("command line", "a b", "b a"), "command line: a b -> b a");
     assert_eq!(said("max_memory", "512 MiB", "768 MiB"), "max_memory: 512 MiB -> 768 MiB");
+}
+
+// --- disposable qubes
+
+/// A document with a template `office` of disposables, whose qubes have a volume of 16 MiB.
+fn with_template(host: &Site, more: Value) -> Spec {
+    let mut office = json!({
+        "disposable_template": true,
+        "autostart": false,
+        "private": { "size": 16, "target": host.folder.path().join("volumes/office.raw"), "vdev": "xvdb" },
+        "disks": [{ "target": image(host, "shared"), "vdev": "xvdc", "access": "r" }],
+        "networks": [{ "backend": null, "bridge": "xenbr0", "mac": "00:16:3e:00:00:01" }],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        office[key] = value.clone();
+    }
+    spec(host, &[("office", office), ("work", json!({}))])
+}
+
+fn disposable(host: &Site, spec: &Spec) -> Disposable {
+    spec.disposable("office", None).unwrap().in_folder(images(host))
+}
+
+fn images(host: &Site) -> PathBuf {
+    host.folder.path().join("disposables")
+}
+
+fn files_in(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_disposable_qube_is_what_its_template_is_with_a_name_and_a_volume_of_its_own() {
+    let host = site();
+    let spec = with_template(&host, json!({}));
+    let before = (host.inventory(), host.files());
+    let made = disposable(&host, &spec);
+    let qubes: Vec<_> = ["disp1", "disp2"]
+        .into_iter()
+        .map(|name| host.qubes.start_disposable(&made, name, &*host.foreign).unwrap())
+        .collect();
+    assert_eq!(names(&host), ["disp1", "disp2"]);
+    assert_ne!(qubes[0].uuid(), qubes[1].uuid());
+    let kept: Vec<QubeConfig> = qubes
+        .iter()
+        .map(|qube| {
+            assert!(is_disposable(qube.uuid()) && !is_declared(qube.uuid()));
+            assert!(!host.qubes.get(qube.info.domid).unwrap().info.paused);
+            let kept = host.qubes.userdata.read(Kind::Nxl, qube.info.domid, qube.uuid()).unwrap();
+            serde_json::from_str(&kept.unwrap()).unwrap()
+        })
+        .collect();
+    let template = spec.config("office").unwrap();
+    for config in &kept {
+        assert_eq!((&config.kernel, &config.cmdline), (&template.kernel, &template.cmdline));
+        assert_eq!((config.memory_mib, config.max_vcpus), (template.memory_mib, template.max_vcpus));
+        assert_eq!(config.nics[0].bridge, template.nics[0].bridge);
+        assert_ne!(config.nics[0].mac, template.nics[0].mac);
+        // Whatever ends it, it is not made again.
+        assert_eq!((config.actions.reboot, config.actions.crash), (Action::Destroy, Action::Destroy));
+        let vdevs: Vec<_> = config.disks.iter().map(|disk| (disk.vdev.as_str(), disk.writable)).collect();
+        assert_eq!(vdevs, [("xvdc", false), ("xvdb", true)]);
+    }
+    assert_ne!(kept[0].nics[0].mac, kept[1].nics[0].mac);
+    assert_ne!(kept[0].disks[1].target, kept[1].disks[1].target);
+    // Their volumes' files have no names any more, and that of the template was not made.
+    assert_eq!((files_in(&images(&host)), files_in(&host.folder.path().join("volumes"))), (0, 0));
+    assert_eq!(host.kernel.loop_count(), 4);
+
+    // An apply leaves them alone, also one that prunes.
+    assert_eq!(plan(&host, &spec, true).undeclared, ["disp1", "disp2"]);
+    host.qubes.destroy_disposable("disp1").unwrap();
+    let error = host.qubes.destroy_disposable("disp1").unwrap_err();
+    assert!(matches!(error, DisposableError::Qube(QubeError::NotFound { .. })), "{error}");
+    host.qubes.destroy_disposable("disp2").unwrap();
+    assert_eq!((host.inventory(), host.files(), host.kernel.loop_count()), (before.0, before.1, 0));
+
+    apply(&host, &spec);
+    let error = host.qubes.destroy_disposable("work").unwrap_err().to_string();
+    assert!(error.starts_with("work is no disposable qube"), "{error}");
+    let error = host.qubes.start_disposable(&made, "work", &*host.foreign).unwrap_err().to_string();
+    assert!(error.contains("the name work is taken"), "{error}");
+    assert_eq!((files_in(&images(&host)), host.kernel.loop_count()), (0, 0), "nothing is left of it");
+}
+
+#[test]
+fn only_a_template_has_disposable_qubes_and_none_has_what_is_one_qubes_alone() {
+    let host = site();
+    for (more, says) in [
+        (json!({ "disposable_template": false }), "qubes.office: office is no template of disposables"),
+        (
+            json!({ "disks": [{ "target": image(&host, "orders"), "vdev": "xvdd", "access": "w" }] }),
+            "qubes.office.disks[0]: can be one qube's alone",
+        ),
+        (json!({ "type": "pv", "pci": ["0000:03:00.0"] }), "qubes.office.pci: can be one qube's alone"),
+    ] {
+        let error = with_template(&host, more).disposable("office", None).unwrap_err().to_string();
+        assert!(error.starts_with(says), "{error}");
+    }
+    let error = with_template(&host, json!({})).disposable("gone", None).unwrap_err().to_string();
+    assert_eq!(error, "qubes.gone: there is no qube \"gone\"");
+}
+
+#[test]
+fn a_disposable_qube_runs_the_generation_that_its_template_would() {
+    let host = site();
+    let generations = how(&host, 1).generations;
+    let mut spec = of_system(&host, "one");
+    spec.document.qubes.get_mut("work").unwrap().disposable_template = true;
+    apply(&host, &spec);
+    let line = |spec: &Spec| {
+        let choices = spec.choices(&generations).unwrap();
+        spec.disposable("work", choices.get("work")).unwrap().config.cmdline
+    };
+    assert!(line(&spec).contains("/one/init"), "{}", line(&spec));
+    let mut next = of_system(&host, "two");
+    next.document.qubes.get_mut("work").unwrap().disposable_template = true;
+    apply(&host, &next);
+    assert!(line(&next).contains("/two/init"), "{}", line(&next));
+    let declared = next.document.qubes["work"].system.clone().unwrap();
+    let first = Variant { generation: 1, specialisation: None };
+    generations.hold("work", &declared, first, Reason::RolledBack).unwrap();
+    assert!(line(&next).contains("/one/init"), "{}", line(&next));
+}
+
+#[test]
+fn one_that_was_built_ahead_is_taken_if_it_is_what_would_be_made() {
+    let host = site();
+    let (first, now) = (with_template(&host, json!({})), with_template(&host, json!({ "memory": 160 })));
+    let (first, now) = (disposable(&host, &first), disposable(&host, &now));
+    let before = (host.inventory(), host.files());
+    assert!(host.qubes.take_disposable(&first, "disp1").unwrap().is_none());
+    assert_eq!(host.qubes.fill_disposables(&first, 2, &*host.foreign).unwrap().len(), 2);
+    assert_eq!(host.qubes.fill_disposables(&first, 2, &*host.foreign).unwrap().len(), 0);
+    assert_eq!((files_in(&images(&host)), host.kernel.loop_count()), (0, 4));
+    let taken = host.qubes.take_disposable(&first, "disp1").unwrap().unwrap();
+    assert_eq!(
+        (taken.display_name(), taken.info.paused, is_disposable(taken.uuid())),
+        ("disp1", false, true)
+    );
+    assert_eq!(
+        names(&host),
+        ["office.warm-2", "disp1"].map(str::to_owned).into_iter().rev().collect::<Vec<_>>()
+    );
+    // What was declared since is not what waits: neither of other memory, nor of another volume.
+    assert!(host.qubes.take_disposable(&now, "disp2").unwrap().is_none());
+    let larger =
+        json!({ "size": 24, "target": host.folder.path().join("volumes/office.raw"), "vdev": "xvdb" });
+    let larger = disposable(&host, &with_template(&host, json!({ "private": larger })));
+    assert!(host.qubes.take_disposable(&larger, "disp2").unwrap().is_none());
+    // A shell that somebody built by hand is another matter, and stays.
+    let by_hand = host.config_with("any", "");
+    host.qubes.fill_pool("office", &by_hand, 2, &*host.foreign).unwrap();
+    assert_eq!(host.qubes.fill_disposables(&now, 1, &*host.foreign).unwrap().len(), 1);
+    assert!(host.qubes.take_disposable(&now, "disp2").unwrap().is_some());
+    assert!(host.qubes.take_disposable(&now, "disp3").unwrap().is_none());
+    assert_eq!(host.qubes.drain_pool("office").unwrap(), 1);
+    for name in ["disp1", "disp2"] {
+        host.qubes.destroy_disposable(name).unwrap();
+    }
+    assert_eq!((host.inventory(), host.files(), host.kernel.loop_count()), (before.0, before.1, 0));
+}
+
+#[test]
+fn what_one_that_was_killed_has_left_the_next_takes_away() {
+    let host = site();
+    let made = disposable(&host, &with_template(&host, json!({})));
+    std::fs::create_dir(images(&host)).unwrap();
+    std::fs::set_permissions(images(&host), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let left = |uuid: Uuid| {
+        let path = images(&host).join(format!("{uuid}.16-none.raw"));
+        std::fs::write(&path, [0; 4096]).unwrap();
+        path
+    };
+    let (dead, alive) = (left(Uuid::new_v4()), Uuid::new_v4());
+    let living = left(alive);
+    let lock = host.qubes.userdata.lock(&format!("disposable-{alive}"), true).unwrap();
+    host.qubes.start_disposable(&made, "disp1", &*host.foreign).unwrap();
+    assert!(!dead.exists() && living.exists(), "that of somebody who is at work stays");
+    drop(lock);
+    host.qubes.start_disposable(&made, "disp2", &*host.foreign).unwrap();
+    assert_eq!(files_in(&images(&host)), 0);
 }

@@ -4,7 +4,7 @@ use super::refusal::Refusal;
 use super::requests::Stage;
 use super::{Broker, Effect};
 use crate::name::Name;
-use crate::policy::{QubeInfo, System};
+use crate::policy::{Principal, QubeInfo, System};
 use crate::wire::control::{CallId, Failure};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -44,6 +44,7 @@ impl Disposable {
             uuid: None,
             tags: BTreeSet::new(),
             template_for_dispvms: false,
+            declared: false,
             disposable_of: Some(self.base.clone()),
             ..base.clone()
         })
@@ -60,9 +61,12 @@ impl Broker {
     }
 
     pub(super) fn make(&mut self, call: CallId, base: &Name, now: Instant) -> Result<Name, Refusal> {
-        let Some(patience) = self.limits.disposables.get(base).copied() else {
-            let reason =
-                format!("nexusd's configuration does not say how a disposable qube is made from {base}");
+        let declared = self.system.qubes.get(base).is_some_and(|info| info.declared);
+        let of_declared = self.limits.declared_disposables.filter(|_| declared);
+        let Some(patience) = self.limits.disposables.get(base).copied().or(of_declared) else {
+            let reason = format!(
+                "{base} was not declared, and nexusd's configuration does not say how a disposable qube is made from it"
+            );
             return Err(Refusal::failed(Failure::NotStarted, reason));
         };
         if self.disposables.len() >= MOST {
@@ -129,6 +133,20 @@ impl Broker {
         {
             disposable.state = State::Ending;
             self.effects.push_back(Effect::Destroy { name: name.clone() });
+        }
+    }
+
+    /// The same principal under the name that dom0 has for it. A disposable qube's agent was built as its template's, and to itself
+    /// it has that one's name.
+    pub(super) fn by_own_name(&self, agent: Option<&Name>, claimed: Principal) -> Principal {
+        let Some(own) = agent else { return claimed };
+        let Some(base) = self.disposables.get(own).map(|disposable| &disposable.base) else { return claimed };
+        match claimed {
+            Principal::Qube(name) if name == *base => Principal::Qube(own.clone()),
+            Principal::Container { qube, container } if qube == *base => {
+                Principal::Container { qube: own.clone(), container }
+            }
+            claimed => claimed,
         }
     }
 

@@ -172,7 +172,8 @@ impl Broker {
             return Ok(own);
         }
         let text = String::from_utf8_lossy(claim);
-        let source = Principal::parse(&text).map_err(|error| error.to_string())?;
+        let claimed = Principal::parse(&text).map_err(|error| error.to_string())?;
+        let source = self.by_own_name(agent.name.as_ref(), claimed);
         if source == own {
             return Ok(source);
         }
