@@ -1306,6 +1306,8 @@ mod tests {
         assert!(options.no_restart);
         // Another apply may be at work when a call comes.
         assert!(options.manner.lock_timeout > 0);
+        let there = format!("--lock-timeout={}", options.manner.lock_timeout);
+        assert!(options.line(false).contains(&there), "another host's nxl waits as long");
     }
 
     #[test]
