@@ -115,14 +115,19 @@ fn every_program_and_every_file_of_the_system_is_installed() {
     for package in public() {
         for target in package["targets"].as_array().unwrap() {
             if target["kind"][0] == "bin" {
-                wanted.push(format!("target/release/{}", target["name"].as_str().unwrap()));
+                wanted.push(format!("$(RELEASE)/{}", target["name"].as_str().unwrap()));
             }
         }
     }
     assert!(wanted.len() > 8, "{wanted:?}");
-    for folder in
-        ["nexus/systemd", "nexus/policy.d", "nexus/logrotate.d", "nexus/tmpfiles.d", "nxl/logrotate"]
-    {
+    for folder in [
+        "nexus/systemd",
+        "nexus/policy.d",
+        "nexus/logrotate.d",
+        "nexus/tmpfiles.d",
+        "nxl/logrotate",
+        "nxl/systemd",
+    ] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             wanted.push(format!("{folder}/{}", entry.unwrap().file_name().to_str().unwrap()));
         }
