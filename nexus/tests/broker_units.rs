@@ -72,7 +72,7 @@ fn the_page_has_the_defaults() {
     let count = keys.len();
     let settings: Settings = serde_json::from_value(keys.into()).expect("settings");
     assert_eq!(format!("{settings:?}"), format!("{:?}", Settings::default()));
-    assert_eq!(count, 11, "a key is on the page twice, or not at all");
+    assert_eq!(count, 12, "a key is on the page twice, or not at all");
 }
 
 /// Where systemd is not installed, the tests above are all there is.
