@@ -2,12 +2,13 @@
 
 use crate::error::Error;
 use clap::Args;
-use nexus::broker::Settings;
+use nexus::broker::{SETTINGS_FILE, Settings};
 use nxl_top::host::{HostSource, Nexus};
 use nxl_top::terminal::{TopError, batch, run, wants_colours};
 use nxl_top::view::{Choice, Sort};
 use std::env;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 use toolstack::qubes::Qubes;
 
@@ -47,7 +48,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn top(qubes: Qubes, options: &TopOptions) -> Result<(), Error> {
-    let settings = Settings::default();
+    // Settings that are wrong are the doctor's to tell of.
+    let settings = Settings::of_host(Path::new(SETTINGS_FILE)).unwrap_or_default();
     let nexus = Nexus { metrics: settings.metrics, system: settings.system };
     let mut source = HostSource::new(qubes, "/sys", nexus)?;
     let variable = |name| env::var(name).ok();

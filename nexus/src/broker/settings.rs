@@ -134,18 +134,16 @@ impl Settings {
             read => read,
         }
     }
-}
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
-
-impl Settings {
     /// How disposable qubes of a template are made. That a template is declared, whoever asks has to know.
     #[must_use]
     pub fn disposables_of(&self, template: &str) -> Option<&DisposableSettings> {
         self.disposables.get(template).or(self.declared_disposables.as_ref())
     }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// How one kind of disposable qube is made. `{name}` in an argument stands for its name, but for that of `fill`; `{template}` for
