@@ -23,7 +23,8 @@ pub(crate) struct Kernel(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    loops: BTreeMap<u32, (u64, u64)>,
+    /// As the kernel does, a loop device keeps its file: no other gets its inode meanwhile, also if it has no name any more.
+    loops: BTreeMap<u32, File>,
     /// Devices that are put together, by name.
     composed: Vec<String>,
     mounted: BTreeMap<(u32, u32), bool>,
@@ -115,8 +116,7 @@ impl Plumbing for Kernel {
     fn attach_loop(&self, image: &File, _: &Path, readonly: bool) -> Result<Box<dyn Hold>, DeviceError> {
         let mut state = self.call(format!("attach {}", if readonly { "r" } else { "w" }))?;
         let number = (0..).find(|number| !state.loops.contains_key(number)).unwrap();
-        let file = image.metadata().unwrap();
-        state.loops.insert(number, (file.dev(), file.ino()));
+        state.loops.insert(number, image.try_clone().unwrap());
         Ok(Box::new(Loop(self.clone(), number, false)))
     }
     fn compose(
@@ -135,7 +135,11 @@ impl Plumbing for Kernel {
     }
     fn loops(&self) -> Result<Vec<LoopInfo>, DeviceError> {
         let state = self.call("loops".into())?;
-        Ok(state.loops.iter().map(|(number, file)| LoopInfo { number: *number, file: *file }).collect())
+        let info = |(number, file): (&u32, &File)| {
+            let file = file.metadata().unwrap();
+            LoopInfo { number: *number, file: (file.dev(), file.ino()) }
+        };
+        Ok(state.loops.iter().map(info).collect())
     }
     fn grow_loop(&self, number: u32) -> Result<(), DeviceError> {
         self.call(format!("grow {number}")).map(|_| ())
@@ -557,8 +561,8 @@ fn scripts_that_are_named_are_run_and_others_are_not() {
 fn a_loop_device_that_has_another_image_by_now_is_left_alone() {
     let (host, kernel) = with_backends(Backends::Prompt);
     let qube = create(&host, "work", "disk=['@/a,raw,xvda,r']").unwrap();
-    let other = fs::metadata(host.folder.path().join("b")).unwrap();
-    kernel.0.lock().unwrap().loops.insert(0, (other.dev(), other.ino()));
+    let other = File::open(host.folder.path().join("b")).unwrap();
+    kernel.0.lock().unwrap().loops.insert(0, other);
     host.qubes.destroy(&qube).unwrap();
     assert_eq!(kernel.loop_count(), 1);
 }

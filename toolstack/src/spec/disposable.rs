@@ -14,7 +14,7 @@ use crate::generations::Choice;
 use crate::pool::PoolError;
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
-use crate::volume::{Name, VolumeError, Volumes};
+use crate::volume::{Format, Name, VolumeError, Volumes};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -146,9 +146,10 @@ impl Drop for Image {
 
 impl Disposable {
     /// What an image's name says beside the UUID: two volumes are alike if that is.
-    fn kind(&self) -> Option<String> {
+    pub(super) fn kind(&self) -> Option<String> {
         let Private { size, format, .. } = self.private.as_ref()?;
-        Some(format!(".{size}-{}", format!("{format:?}").to_lowercase()))
+        let format = format.map_or("plain", Format::name);
+        Some(format!(".{size}-{format}"))
     }
 
     /// A configuration without what is each qube's own.

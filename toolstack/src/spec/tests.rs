@@ -1236,13 +1236,28 @@ fn one_that_was_built_ahead_is_taken_if_it_is_what_would_be_made() {
 }
 
 #[test]
+fn volumes_are_told_apart_by_size_and_file_system() {
+    let host = site();
+    let kinds = [Value::Null, json!("ext4"), json!("xfs"), json!("btrfs")].map(|format| {
+        let target = host.folder.path().join("volumes/office.raw");
+        let private = json!({ "size": 16, "target": target, "vdev": "xvdb", "format": format });
+        let kind = disposable(&host, &with_template(&host, json!({ "private": private }))).kind().unwrap();
+        // With a UUID before it, it is a volume's name.
+        let name = format!("{}{kind}", Uuid::new_v4());
+        assert!(name.parse::<crate::volume::Name>().is_ok(), "{name}");
+        kind
+    });
+    assert_eq!(kinds, [".16-plain", ".16-ext4", ".16-xfs", ".16-btrfs"]);
+}
+
+#[test]
 fn what_one_that_was_killed_has_left_the_next_takes_away() {
     let host = site();
     let made = disposable(&host, &with_template(&host, json!({})));
     std::fs::create_dir(images(&host)).unwrap();
     std::fs::set_permissions(images(&host), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let left = |uuid: Uuid| {
-        let path = images(&host).join(format!("{uuid}.16-none.raw"));
+        let path = images(&host).join(format!("{uuid}.16-plain.raw"));
         std::fs::write(&path, [0; 4096]).unwrap();
         path
     };

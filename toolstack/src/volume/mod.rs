@@ -166,6 +166,15 @@ impl FromStr for Format {
 }
 
 impl Format {
+    /// Its name, as it is declared.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
     /// The program, the Debian package that has it, and the option by which it does not ask.
     fn program(self) -> (&'static str, &'static str, &'static str) {
         match self {
