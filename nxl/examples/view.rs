@@ -38,6 +38,7 @@ impl Source for Host {
             memory: 8_192,
             free: 5_120,
             calls: Some(2),
+            carried: None,
             qubes: vec![
                 row(0, "Domain-0", State::Running, 3.5, 1_024),
                 row(1, "work", State::Running, busy, 1_536),

@@ -27,10 +27,26 @@ pub fn figures(socket: &Path) -> io::Result<String> {
     }
 }
 
+/// Bytes of calls that are over, both ways.
+#[must_use]
+pub fn carried(figures: &str) -> u64 {
+    let bytes =
+        |line: &str| line.strip_prefix("nexus_call_bytes_total{")?.split_once("} ")?.1.parse::<u64>().ok();
+    figures.lines().filter_map(bytes).fold(0, u64::saturating_add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn bytes_are_those_of_both_directions() {
+        let text = "# TYPE nexus_call_bytes_total counter\nnexus_call_bytes_total{to=\"service\"} 40\n\
+                    nexus_call_bytes_total{to=\"caller\"} 2\nnexus_open_calls 9\n";
+        assert_eq!(carried(text), 42);
+        assert_eq!(carried("nexus_call_bytes_total{to=\"service\"} x\n"), 0);
+    }
 
     #[test]
     fn figures_are_what_is_answered_with_200() {

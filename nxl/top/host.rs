@@ -1,6 +1,6 @@
 //! Snapshots of this host: of what Xen says of domains, dom0's kernel of their backends, and nexusd of calls.
 
-use crate::figures::figures;
+use crate::figures::{self, figures};
 use crate::snapshot::{Row, Snapshot, Source, State};
 use nexus::policy::System;
 use std::collections::BTreeMap;
@@ -41,6 +41,8 @@ pub struct HostSource {
     nexus: Nexus,
     xen: String,
     before: Option<(Instant, BTreeMap<DomId, Counters>)>,
+    /// Bytes of calls that were over then.
+    carried: Option<u64>,
 }
 
 impl HostSource {
@@ -51,7 +53,7 @@ impl HostSource {
     pub fn new(qubes: Qubes, sys: impl Into<PathBuf>, nexus: Nexus) -> Result<Self, xen::Error> {
         let version = qubes.control().version()?;
         let xen = format!("{}.{}{}", version.major, version.minor, version.extra);
-        Ok(Self { qubes, sys: sys.into(), nexus, xen, before: None })
+        Ok(Self { qubes, sys: sys.into(), nexus, xen, before: None, carried: None })
     }
 
     fn take(&mut self, now: Instant) -> Result<Snapshot, toolstack::qubes::QubeError> {
@@ -67,6 +69,12 @@ impl HostSource {
         let open = |text: &String| {
             text.lines().find_map(|line| line.strip_prefix("nexus_open_calls ")?.parse().ok())
         };
+        let carried = answer.as_deref().map(figures::carried);
+        // A nexusd that was started anew begins at none.
+        let more = self.carried.zip(carried).and_then(|(then, now)| now.checked_sub(then));
+        let elapsed = self.before.as_ref().map(|(then, _)| now.duration_since(*then).as_secs_f64());
+        let carried_rate =
+            more.zip(elapsed).filter(|(_, time)| *time > 0.0).map(|(more, time)| more as f64 / time);
 
         let counters: BTreeMap<DomId, Counters> = all
             .iter()
@@ -99,9 +107,11 @@ impl HostSource {
             memory: pages(host.total_pages),
             free: pages(host.free_pages.saturating_sub(host.outstanding_pages)),
             calls: answer.as_ref().and_then(open),
+            carried: carried_rate,
             qubes: rows.collect(),
         };
         self.before = Some((now, counters));
+        self.carried = carried;
         Ok(snapshot)
     }
 }

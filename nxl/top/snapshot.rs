@@ -15,6 +15,8 @@ pub struct Snapshot {
     pub free: u64,
     /// Calls between qubes that are open, where nexusd tells.
     pub calls: Option<u64>,
+    /// Bytes that calls have carried both ways which ended since the snapshot before, in a second.
+    pub carried: Option<f64>,
     /// The domains, by id.
     pub qubes: Vec<Row>,
 }

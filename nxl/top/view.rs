@@ -88,7 +88,7 @@ pub enum Outcome {
     Quit,
 }
 
-const HELP: [&str; 12] = [
+const HELP: [&str; 13] = [
     "q  Ctrl-C      quit",
     "s              sort by the next of: cpu, memory, network, disk, name, id",
     "f  /           show only names with what is typed; Enter ends, Esc shows all again",
@@ -99,6 +99,7 @@ const HELP: [&str; 12] = [
     "MEM            MiB",
     "USE%           what a qube says to be in use of its memory: nexus-agent --memory",
     "NET, DISK      KiB a second, both ways, of devices whose backends dom0 has",
+    "calls, KiB/s   calls between qubes that are open, and what those carried that ended since",
     "CONT           containers that dom0 gave it, where nexusd runs",
     "run, wait, pause, down, crash, dying: what a qube does",
 ];
@@ -153,7 +154,7 @@ fn rows<'a>(snapshot: &'a Snapshot, choice: &Choice) -> Vec<&'a Row> {
 }
 
 fn host(snapshot: &Snapshot) -> [String; 2] {
-    let Snapshot { xen, cpus, mhz, memory, free, calls, qubes } = snapshot;
+    let Snapshot { xen, cpus, mhz, memory, free, calls, carried, qubes } = snapshot;
     let busy: Option<f64> = qubes.iter().map(|row| row.cpu).sum();
     let busy =
         busy.map_or_else(String::new, |busy| format!(", {:.1}% busy", busy / f64::from((*cpus).max(1))));
@@ -168,6 +169,9 @@ fn host(snapshot: &Snapshot) -> [String; 2] {
     );
     if let Some(calls) = calls {
         second += &format!("; {calls} calls open");
+    }
+    if let Some(carried) = carried {
+        second += &format!(", {:.0} KiB/s", carried / 1024.0);
     }
     let first = format!("Xen {xen}  {cpus} CPUs, {mhz} MHz{busy}  {memory} MiB, {free} free");
     [first, second]
@@ -303,6 +307,7 @@ mod tests {
             memory: 16_384,
             free: 1_024,
             calls: Some(3),
+            carried: Some(20_480.0),
             qubes: vec![
                 row(0, "Domain-0", State::Running, 25.0, 4_096),
                 Row {
@@ -341,7 +346,10 @@ mod tests {
     fn a_screen_of_80_by_24_has_host_qubes_and_keys() {
         let screen = screen(&Choice::default(), 80, 24);
         assert_eq!(screen[0], "Xen 4.17.5  4 CPUs, 2400 MHz, 25.1% busy  16384 MiB, 1024 free");
-        assert_eq!(screen[1], "3 domains: 1 run, 1 wait, 0 paused, 1 down or crashed; 3 calls open");
+        assert_eq!(
+            screen[1],
+            "3 domains: 1 run, 1 wait, 0 paused, 1 down or crashed; 3 calls open, 20 KiB/s"
+        );
         assert_eq!(
             screen[2..7],
             [

@@ -20,6 +20,10 @@ pub struct Metrics {
     buckets: [u64; BUCKETS.len()],
     decisions: u64,
     microseconds: u64,
+    /// Bytes of calls that are over: to services and to callers, as the agents say.
+    pub to_service: u64,
+    /// The other way.
+    pub to_caller: u64,
     /// Calls that are open.
     pub open: usize,
     /// Control connections whose agent has said hello.
@@ -54,6 +58,13 @@ impl Metrics {
         self.microseconds = self.microseconds.saturating_add(took);
     }
 
+    /// A call is over that has carried so much.
+    pub(super) fn carried(&mut self, (to_service, to_caller): (u64, u64)) {
+        // What agents say: a counter that stands still is the worst that comes of it.
+        self.to_service = self.to_service.saturating_add(to_service);
+        self.to_caller = self.to_caller.saturating_add(to_caller);
+    }
+
     /// In Prometheus' text format, version 0.0.4.
     #[must_use]
     pub fn text(&self) -> String {
@@ -70,6 +81,9 @@ impl Metrics {
             .map(|(verdict, count)| (format!("{{verdict=\"{verdict}\"}}"), count.to_string()));
         family("calls_total", "counter", "Requests by what became of them.", &verdicts);
         family("open_calls", "gauge", "Calls that are open.", &one(&self.open));
+        let bytes = [("service", self.to_service), ("caller", self.to_caller)]
+            .map(|(to, bytes)| (format!("{{to=\"{to}\"}}"), bytes.to_string()));
+        family("call_bytes_total", "counter", "Bytes of calls that are over, as agents say.", &bytes);
         let mut lines = Vec::new();
         let mut sum = 0;
         for (most, count) in BUCKETS.iter().zip(self.buckets) {
@@ -110,6 +124,8 @@ mod tests {
             metrics.decided(Outcome::Allow, Duration::from_micros(took));
         }
         metrics.decided(Outcome::Deny, Duration::from_micros(11));
+        metrics.carried((40, 2));
+        metrics.carried((u64::MAX, 3));
         let text = metrics.text();
         for line in [
             "nexus_calls_total{verdict=\"allow\"} 5",
@@ -119,6 +135,8 @@ mod tests {
             "nexus_decision_seconds_bucket{le=\"0.1\"} 5",
             "nexus_decision_seconds_bucket{le=\"+Inf\"} 6",
             "nexus_decision_seconds_count 6",
+            "nexus_call_bytes_total{to=\"service\"} 18446744073709551615",
+            "nexus_call_bytes_total{to=\"caller\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

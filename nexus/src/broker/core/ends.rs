@@ -116,6 +116,7 @@ impl Broker {
         if let Some(port) = ends.port {
             self.ports.free(request.domain, ends.service_domain, port);
         }
+        self.metrics.carried(ends.bytes.unwrap_or_default());
         self.effects.push_back(Effect::Record(Record::End(EndRecord {
             call: call_number(call),
             source: request.source.to_string(),
