@@ -11,9 +11,9 @@ demo: toolchain
 	.ci/deps
 	$(CARGO) run --release --quiet -p testbed -- demo
 
-# A bare Debian can only be made by root, and so nobody else's run tries the packages in one.
+# `make packages`, which wants root and Debian's mirror for a bare Debian, is run by itself; a check of the testbed installs the same
+# packages in dom0.
 test: lint unit asan valgrind testbed
-	@if [ "$$(id -u)" -eq 0 ]; then $(MAKE) packages; else echo "NOT RUN: make packages, which wants root" >&2; fi
 
 lint: toolchain
 	.ci/deps
