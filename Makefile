@@ -31,10 +31,11 @@ testbed: toolchain
 	.ci/deps
 	$(CARGO) test -p testbed --locked
 
-# All 300 cycles of the soak on real Xen; the testbed has as many of them as go into a minute and a half.
+# All 300 cycles of the soak on real Xen, and an apply killed at 50 moments; the testbed has as many of them as go into a minute or two.
 soak: toolchain
 	.ci/deps
-	TESSERAQT_SOAK_CYCLES=300 $(CARGO) run --release --quiet -p testbed -- run --check 'qubes_are_made_ended_and_killed*'
+	TESSERAQT_AT_LENGTH=1 $(CARGO) run --release --quiet -p testbed -- run --check 'qubes_are_made_ended_and_killed*' \
+	    --check 'nxl_apply_killed*'
 
 # The shared pages and what is over them, under AddressSanitizer. Needs a nightly toolchain, and fails where there is none.
 # (Not the models: they have no shared pages, and loom leaves the threads behind that it proved to be deadlocked.)
@@ -76,13 +77,13 @@ book:
 	@command -v mdbook > /dev/null || { echo "mdBook is needed (0.5.4 was tried): cargo install --locked mdbook" >&2; exit 1; }
 	mdbook build docs
 
-# The last line times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md).
+# The last command times creation, the list and the end of qubes beside xl, on real Xen (docs/speed.md); the testbed times each once.
 bench: toolchain
 	.ci/deps
 	$(CARGO) bench --locked
 	$(CARGO) bench -p tesseraqt-nexus --benches --locked
-	$(CARGO) run --release --quiet -p testbed -- run --check 'making_listing*' --check 'a_warm_shell*' \
-	    --check 'xenstore_has_what_xl_writes_for_a_disk*'
+	TESSERAQT_AT_LENGTH=1 $(CARGO) run --release --quiet -p testbed -- run --check 'making_listing*' --check 'a_warm_shell*' \
+	    --check 'xenstore_has_what_xl_writes_for_a_disk*' --check 'how_long_a*'
 
 # The C libraries take their names from a release of Xen.
 XEN_SONAME ?= 4.17
