@@ -4,6 +4,7 @@ use crate::command::{ApplyOptions, MannerOptions};
 use crate::error::Error;
 use crate::plan;
 use crate::remote::Order;
+use crate::screen::Screen;
 use crate::spec::{self, APPLIED, Declared, Text};
 use crate::watch;
 use crate::xl_conf::XlConf;
@@ -64,6 +65,7 @@ pub(crate) fn apply(options: &ApplyOptions, dryrun: bool) -> Result<(), Error> {
         jobs: options.jobs,
         wait,
         manner: &options.manner,
+        screen: Screen::of(&options.manner),
     };
     effort.make()
 }
@@ -89,6 +91,7 @@ pub(crate) struct Effort<'a> {
     pub(crate) jobs: usize,
     pub(crate) wait: Wait,
     pub(crate) manner: &'a MannerOptions,
+    pub(crate) screen: Screen,
 }
 
 /// A generation that did not come up, and the one that took its place.
@@ -163,7 +166,8 @@ impl Effort<'_> {
     ) -> Result<Vec<(String, String)>, Error> {
         let generations = declared.generations.clone();
         let host = Host { jobs: self.jobs, patience, generations, ..Host::default() };
-        let report = |event: Event<'_>| tell(&event, self.manner, told);
+        self.screen.expect(plan.steps.len());
+        let report = |event: Event<'_>| self.tell(&event, told);
         let conf = XlConf::open()?;
         let balloons = conf.balloons_dom0(self.qubes.control())?;
         // xl's lock is a process's, not a thread's.
@@ -250,15 +254,19 @@ impl Effort<'_> {
         let mut told = Instant::now();
         let names: Vec<_> = awaited.iter().map(|qube| qube.name.clone()).collect();
         if !awaited.is_empty() {
-            self.say(format_args!("  waiting for {}", names.join(", ")));
+            self.screen.say(format_args!("  waiting for {}", names.join(", ")));
         }
+        let wait = |name: &str| format!("{name} is starting");
+        self.screen.expect(names.len());
+        names.iter().for_each(|name| self.screen.begin(wait(name)));
         let verdicts = self.qubes.await_ready(awaited, &mut |verdict, waiting| match verdict {
             Some((name, verdict)) => {
-                self.say(format_args!("  {name} {verdict}"));
+                self.screen.end(&wait(name));
+                self.screen.say(format_args!("  {name} {verdict}"));
                 told = Instant::now();
             }
-            None if told.elapsed() >= TOLD_EVERY => {
-                self.say(format_args!("  waiting for {waiting} of {}", names.len()));
+            None if !self.screen.is_live() && told.elapsed() >= TOLD_EVERY => {
+                self.screen.say(format_args!("  waiting for {waiting} of {}", names.len()));
                 told = Instant::now();
             }
             None => {}
@@ -327,12 +335,32 @@ impl Effort<'_> {
         writeln!(io::stdout(), "{done:#}").map_err(Error::Output)
     }
 
-    /// A line of progress.
-    fn say(&self, what: std::fmt::Arguments<'_>) {
-        if !self.manner.json && !self.manner.quiet {
-            // Whoever reads it may have gone: no reason to stop half way.
-            let _ = writeln!(io::stdout(), "{what}");
+    /// Tells of the progress: lines on stdout as it goes, or all at the end.
+    fn tell(&self, event: &Event<'_>, told: &Mutex<Vec<Value>>) {
+        let work = |step: &toolstack::spec::Step| format!("{} {}", step.work.name(), step.name);
+        let (step, said, value) = match event {
+            Event::Begun(step) => return self.screen.begin(work(step)),
+            Event::Done(step, time) => {
+                let applied = events::Step::Applied { work: step.work.name().to_owned() };
+                EventLog::default().tell(&[events::Event::now(applied).named(&step.name)]);
+                let seconds = time.as_secs_f64();
+                let mut value = plan::step_json(step);
+                value["seconds"] = seconds.into();
+                (step, format!("done in {seconds:.2} s"), value)
+            }
+            Event::Failed(step, failure) => {
+                let failed = events::Step::Failed { error: format!("{}: {failure}", step.work.name()) };
+                EventLog::default().tell(&[events::Event::now(failed).named(&step.name)]);
+                let mut value = plan::step_json(step);
+                value["error"] = failure.to_string().into();
+                (step, format!("failed: {failure}"), value)
+            }
+        };
+        self.screen.end(&work(step));
+        if self.manner.json {
+            told.lock().unwrap_or_else(PoisonError::into_inner).push(value);
         }
+        self.screen.say(format_args!("  {}: {said}", work(step)));
     }
 }
 
@@ -361,34 +389,6 @@ fn hold_back_restarts(plan: &mut Plan) -> Vec<String> {
     plan.steps = others;
     let restarts: Vec<toolstack::spec::Step> = restarts;
     restarts.into_iter().map(|step| step.name).collect()
-}
-
-/// Tells of the progress: lines on stdout as it goes, or all at the end.
-fn tell(event: &Event<'_>, options: &MannerOptions, told: &Mutex<Vec<Value>>) {
-    let (step, said, value) = match event {
-        Event::Begun(_) => return,
-        Event::Done(step, time) => {
-            let applied = events::Step::Applied { work: step.work.name().to_owned() };
-            EventLog::default().tell(&[events::Event::now(applied).named(&step.name)]);
-            let seconds = time.as_secs_f64();
-            let mut value = plan::step_json(step);
-            value["seconds"] = seconds.into();
-            (step, format!("done in {seconds:.2} s"), value)
-        }
-        Event::Failed(step, failure) => {
-            let failed = events::Step::Failed { error: format!("{}: {failure}", step.work.name()) };
-            EventLog::default().tell(&[events::Event::now(failed).named(&step.name)]);
-            let mut value = plan::step_json(step);
-            value["error"] = failure.to_string().into();
-            (step, format!("failed: {failure}"), value)
-        }
-    };
-    if options.json {
-        told.lock().unwrap_or_else(PoisonError::into_inner).push(value);
-    } else if !options.quiet {
-        // Whoever reads it may have gone: no reason to stop half way.
-        let _ = writeln!(io::stdout(), "  {} {}: {said}", step.work.name(), step.name);
-    }
 }
 
 fn make_room(

@@ -3,6 +3,7 @@
 use crate::apply::{Effort, Wait};
 use crate::command::{GenerationsOptions, MannerOptions, RollbackOptions, SwitchOptions};
 use crate::error::Error;
+use crate::screen::Screen;
 use crate::spec::{self, APPLIED, Text};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
@@ -111,6 +112,7 @@ fn run(
         jobs: 1,
         wait: if manner.no_wait { Wait::Nobody } else { Wait::All(None) },
         manner,
+        screen: Screen::of(manner),
     };
     effort.make()
 }

@@ -1,6 +1,7 @@
 //! `nxl`: creates and manages qubes, with the commands of `xl`. It parses, calls `toolstack`, and prints.
 
 mod apply;
+mod bar;
 mod block;
 mod block_nix;
 mod bootloader;
@@ -32,6 +33,7 @@ mod policy;
 mod pool;
 mod remote;
 mod scheduler;
+mod screen;
 mod spec;
 mod stock;
 mod terminal;

@@ -1,5 +1,6 @@
 //! `nxl volume`: what qubes keep.
 
+use crate::bar;
 use crate::error::Error;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -84,7 +85,8 @@ pub(crate) enum VolumeCommand {
 }
 
 pub(crate) fn volume(options: &VolumeOptions) -> Result<(), Error> {
-    let text = run(&Volumes::new(&options.folder), &options.command, options.json, &EventLog::default())?;
+    let volumes = Volumes::new(&options.folder).with_progress(bar::of_bytes("copy"));
+    let text = run(&volumes, &options.command, options.json, &EventLog::default())?;
     io::stdout().write_all(text.as_bytes()).map_err(Error::Output)
 }
 

@@ -18,6 +18,7 @@ mod lock;
 pub mod memory;
 pub mod pciback;
 pub mod pool;
+pub mod progress;
 pub mod qubes;
 pub mod ready;
 pub mod scheduler;

@@ -3,6 +3,8 @@
 //! libxl ends a script that takes more than 40 s, and packing a large closure takes longer. So the image is made by
 //! another process of this program, `block-nix prepare`, that outlives the script.
 
+#[path = "../bar.rs"]
+mod bar;
 #[path = "../block_nix.rs"]
 mod block_nix;
 
@@ -70,7 +72,7 @@ fn run(verb: &Verb) -> Result<(), Error> {
 }
 
 fn prepare(target: &Path) -> Result<(), Error> {
-    let images = ClosureImages::default();
+    let images = ClosureImages::default().with_progress(bar::of_bytes("image"));
     let image = make(&images, target)?;
     let (path, digest, size) = (image.path().display(), image.digest(), image.size());
     let took = image.made().map_or_else(
@@ -95,11 +97,11 @@ fn make(images: &ClosureImages, target: &Path) -> Result<ClosureImage, ClosureDi
 }
 
 fn export(target: &Path, file: &Path) -> Result<(), Error> {
-    let images = ClosureImages::default();
+    let images = ClosureImages::default().with_progress(bar::of_bytes("image"));
     let image = make(&images, target)?;
     let copy = || {
         let file = File::create(file)?;
-        image.copy_to(&file)?;
+        image.copy_to(&file, &bar::of_bytes("export"))?;
         file.sync_all()
     };
     Ok(copy().map_err(|source| ClosureDiskError::File { path: file.to_owned(), source })?)

@@ -11,6 +11,7 @@ use super::layer::{LayerWriter, Segment, hex};
 use super::requisites::{hash, requisites};
 use super::tree::Tree;
 use super::{ClosureDiskError, Extent};
+use crate::progress::Progress;
 use crate::{cache_folder, lock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,7 @@ pub struct ClosureImages {
     limit: u64,
     store: PathBuf,
     nix_store: PathBuf,
+    progress: Progress,
 }
 
 /// Of what an image consists.
@@ -152,11 +154,11 @@ impl ClosureImage {
         &self.extents
     }
 
-    /// Writes the image in one piece.
+    /// Writes the image in one piece, and tells of it.
     ///
     /// # Errors
     /// What the file systems say.
-    pub fn copy_to(&self, target: &File) -> io::Result<()> {
+    pub fn copy_to(&self, target: &File, progress: &Progress) -> io::Result<()> {
         let mut at = 0;
         let mut buffer = vec![0; 1 << 20];
         for extent in &self.extents {
@@ -169,6 +171,7 @@ impl ClosureImage {
                     target.write_all_at(bytes, at)?;
                 }
                 (at, done) = (at + len, done + len);
+                progress.tell(at, self.size());
             }
         }
         target.set_len(at)
@@ -190,7 +193,14 @@ impl ClosureImages {
             limit: CLOSURE_IMAGES_LIMIT,
             store: store.into(),
             nix_store: "nix-store".into(),
+            progress: Progress::default(),
         }
+    }
+
+    /// Who is told of the bytes as an image is made.
+    #[must_use]
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     /// The store path that a disk's target means: one, something in it, or a link to it, such as a profile.
@@ -329,8 +339,17 @@ impl ClosureImages {
         if found.len() < trees.len() {
             let new = self.folder.join(format!("{LAYER}.{NEW}"));
             let file = create(&new)?;
-            let mut layer = LayerWriter { file: &file, path: &new, blocks: 0, segments: Vec::new() };
-            for (name, tree) in trees.iter().filter(|(name, _)| !found.contains_key(*name)) {
+            let new_trees = || trees.iter().filter(|(name, _)| !found.contains_key(*name));
+            let mut layer = LayerWriter {
+                file: &file,
+                path: &new,
+                blocks: 0,
+                segments: Vec::new(),
+                progress: &self.progress,
+                bytes: 0,
+                of_bytes: new_trees().flat_map(|(_, tree)| &tree.files).map(|(_, size)| size).sum(),
+            };
+            for (name, tree) in new_trees() {
                 layer.add(name, tree)?;
             }
             file.set_len(layer.blocks * BLOCK).map_err(error(&new))?;

@@ -8,6 +8,7 @@
 use super::ClosureDiskError;
 use super::erofs::BLOCK;
 use super::tree::{self, Tree};
+use crate::progress::Progress;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -42,6 +43,10 @@ pub(super) struct LayerWriter<'a> {
     pub(super) path: &'a Path,
     pub(super) blocks: u64,
     pub(super) segments: Vec<Segment>,
+    /// Who is told how many of the bytes are there.
+    pub(super) progress: &'a Progress,
+    pub(super) bytes: u64,
+    pub(super) of_bytes: u64,
 }
 
 impl LayerWriter<'_> {
@@ -63,6 +68,7 @@ impl LayerWriter<'_> {
             };
             if let Some(block) = hash.and_then(|hash| known.get(&(*size, hash))) {
                 files.push(*block);
+                self.gone_through(*size);
                 continue;
             }
             known.extend(hash.map(|hash| ((*size, hash), blocks)));
@@ -77,7 +83,18 @@ impl LayerWriter<'_> {
         Ok(())
     }
 
-    fn copy(&self, path: &Path, size: u64, mut at: u64, sum: &mut Sha256) -> Result<(), ClosureDiskError> {
+    fn gone_through(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.progress.tell(self.bytes, self.of_bytes);
+    }
+
+    fn copy(
+        &mut self,
+        path: &Path,
+        size: u64,
+        mut at: u64,
+        sum: &mut Sha256,
+    ) -> Result<(), ClosureDiskError> {
         let error = |path: &Path, source| ClosureDiskError::File { path: path.to_owned(), source };
         let mut file = tree::open(path, size).map_err(|source| error(path, source))?;
         read(&mut file, size, |bytes| {
@@ -86,6 +103,7 @@ impl LayerWriter<'_> {
             let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
             self.file.write_all_at(&bytes[..written], at).map_err(|source| error(self.path, source))?;
             at += bytes.len() as u64;
+            self.gone_through(bytes.len() as u64);
             Ok::<_, ClosureDiskError>(())
         })
         .map_err(|source| error(path, source))??;

@@ -76,7 +76,7 @@ impl Place {
 
 fn flat(image: &ClosureImage) -> File {
     let file = tempfile::tempfile().unwrap();
-    image.copy_to(&file).unwrap();
+    image.copy_to(&file, &Progress::default()).unwrap();
     file
 }
 
@@ -91,7 +91,7 @@ fn sum(image: &ClosureImage) -> String {
 fn unpacked(place: &Place, image: &ClosureImage) -> PathBuf {
     let (packed, folder) = (place.at("flat"), place.at("unpacked"));
     let _ = fs::remove_dir_all(&folder);
-    image.copy_to(&File::create(&packed).unwrap()).unwrap();
+    image.copy_to(&File::create(&packed).unwrap(), &Progress::default()).unwrap();
     let mut command = Command::new("fsck.erofs");
     let output = command.arg(format!("--extract={}", folder.display())).arg(&packed).output();
     let output = output.expect("fsck.erofs is in the Debian package erofs-utils");

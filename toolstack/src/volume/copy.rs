@@ -1,5 +1,6 @@
 //! Copies of volumes: blocks shared where the file system can, and otherwise written where there is something.
 
+use crate::progress::Progress;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
@@ -28,8 +29,8 @@ pub(super) fn share(source: &File, target: &File) -> io::Result<bool> {
     }
 }
 
-/// Copies what is no hole and not all zeros; the answer is how many bytes that were.
-pub(super) fn sparse(source: &File, target: &File) -> io::Result<u64> {
+/// Copies what is no hole and not all zeros, and tells of it; the answer is how many bytes that were.
+pub(super) fn sparse(source: &File, target: &File, progress: &Progress) -> io::Result<u64> {
     let size = source.metadata()?.len();
     target.set_len(size)?;
     let (mut at, mut written) = (0, 0);
@@ -51,6 +52,8 @@ pub(super) fn sparse(source: &File, target: &File) -> io::Result<u64> {
             written += len as u64;
         }
         at += len as u64;
+        progress.tell(at, size);
     }
+    progress.tell(size, size);
     Ok(written)
 }

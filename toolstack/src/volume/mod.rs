@@ -11,6 +11,7 @@
 mod copy;
 
 use crate::device::{DeviceError, Dom0, Plumbing};
+use crate::progress::Progress;
 use crate::{cache_folder, lock};
 pub use copy::Copied;
 use serde::{Deserialize, Serialize};
@@ -233,6 +234,7 @@ pub struct Volume {
 pub struct Volumes {
     folder: PathBuf,
     plumbing: Arc<dyn Plumbing>,
+    progress: Progress,
 }
 
 impl Default for Volumes {
@@ -258,7 +260,7 @@ impl Volumes {
     /// Volumes in a folder.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), plumbing: Arc::new(Dom0) }
+        Self { folder: folder.into(), plumbing: Arc::new(Dom0), progress: Progress::default() }
     }
 
     /// What stands behind disks is there instead of in the domain that this runs in.
@@ -270,6 +272,12 @@ impl Volumes {
     /// The same, with what somebody else has, too.
     pub(crate) fn sharing(self, plumbing: Arc<dyn Plumbing>) -> Self {
         Self { plumbing, ..self }
+    }
+
+    /// Who is told of the bytes where a volume is copied.
+    #[must_use]
+    pub fn with_progress(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     /// Where a volume's file is; a disk line names it.
@@ -440,7 +448,7 @@ impl Volumes {
                 };
                 idle()?;
                 let before = stamp()?;
-                let bytes = copy::sparse(&source, file).map_err(at(new))?;
+                let bytes = copy::sparse(&source, file, &self.progress).map_err(at(new))?;
                 idle()?;
                 if stamp()? != before {
                     return Err(VolumeError::Written(name.0.clone()));
@@ -468,7 +476,7 @@ impl Volumes {
             if copy::share(&source, file).map_err(at(new))? {
                 Ok(Copied::Shared)
             } else {
-                copy::sparse(&source, file).map(Copied::Written).map_err(at(new))
+                copy::sparse(&source, file, &self.progress).map(Copied::Written).map_err(at(new))
             }
         })?;
         let put = || {
