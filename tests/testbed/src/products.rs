@@ -33,8 +33,14 @@ const ON_OTHER_RELEASES: [&str; 2] = ["nxl", "examples/vchan-peer"];
 
 /// Our packages that those consist of. What they do on another release is looked at, and not how fast: so they are compiled
 /// faster.
-const COMPILED_FASTER: [&str; 6] =
-    ["tesseraqt-xen-sys", "tesseraqt-xen", "tesseraqt-vchan", "tesseraqt-toolstack", "tesseraqt-nexus", "nxl"];
+const COMPILED_FASTER: [&str; 6] = [
+    "tesseraqt-xen-sys",
+    "tesseraqt-xen",
+    "tesseraqt-vchan",
+    "tesseraqt-toolstack",
+    "tesseraqt-nexus",
+    "nxl",
+];
 
 /// The other side: C programs over Debian's libxenvchan that speak as `vchan-peer` and `vchan-speed` do.
 const PEERS: [(&str, &str); 2] =

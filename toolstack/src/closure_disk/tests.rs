@@ -1,6 +1,7 @@
 use super::layer::hex;
 use super::*;
 use crate::device::tests::Kernel;
+use crate::progress::{Bytes, Progress};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -464,4 +465,29 @@ fn no_device_is_left_whatever_fails() {
         disk.remove().unwrap();
         assert_eq!(kernel.composed(), [""; 0], "call {nth}");
     }
+}
+
+#[test]
+fn it_is_told_how_far_an_image_has_come() {
+    let place = Place::new();
+    place.add("a-system", &[("large", &[7; 700_000]), ("twice", b"the same"), ("again", b"the same")]);
+    let heard: Arc<std::sync::Mutex<Vec<Bytes>>> = Arc::default();
+    let listening = {
+        let heard = heard.clone();
+        Progress::new(move |bytes| heard.lock().unwrap().push(bytes))
+    };
+    let images = place.images().with_progress(listening.clone());
+    let image = images.make(&images.store_path(&place.target()).unwrap()).unwrap();
+    let all = 10 + 700_000 + 2 * 8;
+    let made = std::mem::take(&mut *heard.lock().unwrap());
+    assert!(made.len() > 4 && made.is_sorted_by_key(|bytes| bytes.done), "{made:?}");
+    assert_eq!(made.last(), Some(&Bytes { done: all, all }));
+    assert!(made.iter().all(|bytes| bytes.all == all));
+    // An image that is there takes no time.
+    images.make(&images.store_path(&place.target()).unwrap()).unwrap();
+    assert!(heard.lock().unwrap().is_empty());
+
+    image.copy_to(&tempfile::tempfile().unwrap(), &listening).unwrap();
+    let copied = std::mem::take(&mut *heard.lock().unwrap());
+    assert_eq!(copied.last(), Some(&Bytes { done: image.size(), all: image.size() }));
 }
