@@ -59,8 +59,9 @@ impl Products {
         Self::build_with(folder, &Toolchain { target: target_folder(), release: BOOKWORM, tree: None })
     }
 
-    /// The same for another release, whose headers and libraries are in `tree`; no more of them than is run there.
-    pub fn build_for(release: Release, tree: &Tree, folder: &Path) -> Result<Self> {
+    /// The same for another release, whose headers and libraries are in `tree`; no more of them than is run there, and `nxl`
+    /// as it is built for this machine's, which has to say that it is out of place.
+    pub fn build_for(release: Release, tree: &Tree, folder: &Path, here: &Self) -> Result<Self> {
         let target = target_folder().join(format!("xen-{}", release.xen));
         fs::create_dir_all(folder).at(folder)?;
         if !target.exists() {
@@ -68,7 +69,10 @@ impl Products {
             fs::create_dir_all(&target).at(&target)?;
             process::run(Command::new("cp").arg("-a").arg(target_folder().join("release")).arg(&target))?;
         }
-        Self::build_with(folder, &Toolchain { target, release, tree: Some(tree) })
+        let mut there = Self::build_with(folder, &Toolchain { target, release, tree: Some(tree) })?;
+        let place = format!("usr/lib/testbed/nxl-{}", BOOKWORM.xen);
+        there.programs.extend(here.at("usr/bin/nxl").map(|path| (place, path.to_owned())));
+        Ok(there)
     }
 
     fn build_with(folder: &Path, toolchain: &Toolchain<'_>) -> Result<Self> {

@@ -126,8 +126,9 @@ impl Testbed {
         let name = format!("Xen {}", release.xen);
         let base = step(&name, || Base::assemble(&self.cache, &self.debian, (release, &tree)))?;
         let folder = self.scratch.path().join(format!("xen-{}", release.xen));
-        let products =
-            step(&format!("our programs for {name}"), || Products::build_for(release, &tree, &folder))?;
+        let products = step(&format!("our programs for {name}"), || {
+            Products::build_for(release, &tree, &folder, &self.products)
+        })?;
         let other = Arc::new(Other { tree, base, products });
         others.insert(release, Arc::clone(&other));
         Ok(other)
