@@ -1,8 +1,10 @@
 //! `nxl top`: the options, and what they come to.
 
+use crate::containers;
 use crate::error::Error;
 use clap::Args;
 use nexus::broker::{SETTINGS_FILE, Settings};
+use nxl_top::containers::Asker;
 use nxl_top::host::{HostSource, Nexus};
 use nxl_top::terminal::{TopError, batch, run, wants_colours};
 use nxl_top::view::{Choice, Sort};
@@ -16,10 +18,10 @@ use toolstack::qubes::Qubes;
 #[command(after_help = "Examples:
   nxl top
   nxl top -d 1 --sort memory --filter work
-  nxl top -b -n 1
+  nxl top -b -n 1 --containers
   NO_COLOR=1 nxl top
 
-Keys: q quits, s sorts by the next column, arrows point, f filters, h has help. It needs 80x24 characters, works over a
+Keys: q quits, s sorts by the next column, arrows point, f filters, c shows containers, h has help. It needs 80x24 characters, works over a
 serial console, and uses no colours with NO_COLOR or on a vt100. `xentop' is Xen's own.")]
 pub(crate) struct TopOptions {
     /// Look again after so many seconds.
@@ -37,6 +39,9 @@ pub(crate) struct TopOptions {
     /// Show only qubes with this in their names.
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     filter: String,
+    /// Show the containers of each qube, too. They are what it says of them, by a call: dom0's agent has to run (`nxl tree').
+    #[arg(short, long)]
+    containers: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -51,11 +56,12 @@ pub(crate) fn top(qubes: Qubes, options: &TopOptions) -> Result<(), Error> {
     // Settings that are wrong are the doctor's to tell of.
     let settings = Settings::of_host(Path::new(SETTINGS_FILE)).unwrap_or_default();
     let nexus = Nexus { metrics: settings.metrics, system: settings.system };
-    let mut source = HostSource::new(qubes, "/sys", nexus)?;
+    let mut source = HostSource::new(qubes, "/sys", nexus)?.with_asker(Asker::new(containers::list_all));
     let variable = |name| env::var(name).ok();
     let choice = Choice {
         sort: Sort::ALL.into_iter().find(|sort| sort.name() == options.sort).unwrap_or_default(),
         filter: options.filter.clone(),
+        containers: options.containers,
         colours: wants_colours(variable("NO_COLOR").as_deref(), variable("TERM").as_deref()),
         ..Choice::default()
     };

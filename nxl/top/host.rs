@@ -1,7 +1,8 @@
 //! Snapshots of this host: of what Xen says of domains, dom0's kernel of their backends, and nexusd of calls.
 
+use crate::containers::{Asker, Said};
 use crate::figures::{self, figures};
-use crate::snapshot::{Row, Snapshot, Source, State};
+use crate::snapshot::{Asked, Row, Snapshot, Source, State};
 use nexus::policy::System;
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,6 +44,8 @@ pub struct HostSource {
     before: Option<(Instant, BTreeMap<DomId, Counters>)>,
     /// Bytes of calls that were over then.
     carried: Option<u64>,
+    asker: Option<Asker>,
+    asked: Asked,
 }
 
 impl HostSource {
@@ -53,7 +56,28 @@ impl HostSource {
     pub fn new(qubes: Qubes, sys: impl Into<PathBuf>, nexus: Nexus) -> Result<Self, xen::Error> {
         let version = qubes.control().version()?;
         let xen = format!("{}.{}{}", version.major, version.minor, version.extra);
-        Ok(Self { qubes, sys: sys.into(), nexus, xen, before: None, carried: None })
+        let sys = sys.into();
+        Ok(Self { qubes, sys, nexus, xen, before: None, carried: None, asker: None, asked: Asked::No })
+    }
+
+    /// The same, with somebody who asks qubes for their containers.
+    #[must_use]
+    pub fn with_asker(self, asker: Asker) -> Self {
+        Self { asker: Some(asker), ..self }
+    }
+
+    /// What the running qubes say that have containers.
+    fn said(&self, all: &[Qube], system: Option<&System>) -> Said {
+        let (Some(asker), Some(system)) = (&self.asker, system) else { return Said::new() };
+        let runs = |qube: &&Qube| qube.info.shutdown.is_none() && !qube.info.paused && !qube.info.dying;
+        let names = all.iter().filter(runs).filter_map(|qube| qube.name.clone());
+        let has =
+            |name: &String| system.qubes.get(name.as_str()).is_some_and(|known| !known.containers.is_empty());
+        match self.asked {
+            Asked::No => Said::new(),
+            Asked::Last => asker.last(names.filter(has).collect()),
+            Asked::Now => asker.now(names.filter(has).collect()),
+        }
     }
 
     fn take(&mut self, now: Instant) -> Result<Snapshot, toolstack::qubes::QubeError> {
@@ -90,6 +114,7 @@ impl HostSource {
             used.extend(self.qubes.memory_in_use(qube)?.map(|kib| (qube.info.domid, kib >> 10)));
         }
         let before = self.before.as_ref().map(|(then, counters)| (now.duration_since(*then), counters));
+        let mut said = self.said(&all, system.as_ref());
         let rows = all.iter().map(|qube| {
             let new = counters.get(&qube.info.domid).copied().unwrap_or_default();
             let old = before.and_then(|(time, all)| {
@@ -97,7 +122,12 @@ impl HostSource {
                 // Another domain has the id, or no time went by.
                 (old.cpu <= new.cpu && !time.is_zero()).then_some((time.as_secs_f64(), *old))
             });
-            Row { used: used.get(&qube.info.domid).copied(), ..row(qube, new, old, system.as_ref()) }
+            let of_system = || system.as_ref()?.qubes.get(qube.name.as_deref()?);
+            let mut inner = qube.name.as_ref().and_then(|name| said.remove(name)).unwrap_or_default();
+            // Of what it was not given a qube may say what it wants.
+            inner.retain(|found| of_system().is_some_and(|known| known.containers.contains(&found.name)));
+            let used = used.get(&qube.info.domid).copied();
+            Row { used, said: inner, ..row(qube, new, old, system.as_ref()) }
         });
         let pages = |pages: u64| pages >> (20 - PAGE_SHIFT);
         let snapshot = Snapshot {
@@ -119,6 +149,10 @@ impl HostSource {
 impl Source for HostSource {
     fn snapshot(&mut self) -> Result<Snapshot, String> {
         self.take(Instant::now()).map_err(|error| error.to_string())
+    }
+
+    fn ask(&mut self, asked: Asked) {
+        self.asked = asked;
     }
 }
 
@@ -156,6 +190,7 @@ fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>, system: Option<
         network: rate(new.network, old.map(|(time, old)| (time, old.network))),
         disk: rate(new.disk, old.map(|(time, old)| (time, old.disk))),
         containers: of_system(),
+        said: Vec::new(),
     }
 }
 

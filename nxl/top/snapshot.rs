@@ -1,5 +1,7 @@
 //! What there is to show at one moment.
 
+use nexus::client::containers::Container;
+
 /// The host and its qubes.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Snapshot {
@@ -50,6 +52,20 @@ pub struct Row {
     pub disk: Option<(f64, f64)>,
     /// Containers that dom0 gave it.
     pub containers: Option<usize>,
+    /// What it says of those, where it was asked and has said something.
+    pub said: Vec<Container>,
+}
+
+/// Whether qubes are asked for their containers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Asked {
+    /// They are not.
+    #[default]
+    No,
+    /// A snapshot has what they said last.
+    Last,
+    /// A snapshot waits for what they say.
+    Now,
 }
 
 /// What a domain does.
@@ -92,4 +108,7 @@ pub trait Source {
     /// # Errors
     /// Why there is none, in one line.
     fn snapshot(&mut self) -> Result<Snapshot, String>;
+
+    /// Whether snapshots from now on have what qubes say of their containers; a source that knows nothing of that has none.
+    fn ask(&mut self, _asked: Asked) {}
 }

@@ -1,6 +1,6 @@
 //! The terminal: keys in, screens out, and as it was when it ends, however it ends.
 
-use crate::snapshot::Source;
+use crate::snapshot::{Asked, Source};
 use crate::view::{Choice, Outcome, draw, text};
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::event::{Event, KeyEventKind, poll, read};
@@ -60,6 +60,7 @@ pub fn batch(
     out: &mut impl Write,
 ) -> Result<(), TopError> {
     source.snapshot().map_err(TopError::Source)?;
+    source.ask(if choice.containers { Asked::Now } else { Asked::No });
     thread::sleep(FIRST);
     let mut left = times;
     while left != Some(0) {
@@ -113,6 +114,8 @@ pub fn run(source: &mut dyn Source, mut choice: Choice, delay: Duration) -> Resu
     for signal in [SIGTERM, SIGINT, SIGQUIT] {
         signal_hook::flag::register(signal, Arc::clone(&ended))?;
     }
+    let wanted = |choice: &Choice| if choice.containers { Asked::Last } else { Asked::No };
+    source.ask(wanted(&choice));
     source.snapshot().map_err(TopError::Source)?;
     thread::sleep(FIRST);
     let mut snapshot = source.snapshot().map_err(TopError::Source)?;
@@ -146,6 +149,7 @@ pub fn run(source: &mut dyn Source, mut choice: Choice, delay: Duration) -> Resu
             break;
         }
         if Instant::now() >= next {
+            source.ask(wanted(&choice));
             snapshot = source.snapshot().map_err(TopError::Source)?;
             next = Instant::now() + delay;
         }

@@ -1,6 +1,7 @@
 //! What is shown of a snapshot: a pure function of it, and of what was chosen by keys.
 
 use crate::snapshot::{Row, Snapshot, State};
+use nexus::client::containers::Container;
 use ratatui::Frame;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::style::{Color, Modifier, Style};
@@ -75,6 +76,8 @@ pub struct Choice {
     pub help: bool,
     /// The row that is pointed at, by its domain: it stays pointed at when rows change places.
     pub selected: Option<u16>,
+    /// Whether the containers of each qube are shown.
+    pub containers: bool,
     /// Whether colours are used.
     pub colours: bool,
 }
@@ -88,11 +91,12 @@ pub enum Outcome {
     Quit,
 }
 
-const HELP: [&str; 13] = [
+const HELP: [&str; 14] = [
     "q  Ctrl-C      quit",
     "s              sort by the next of: cpu, memory, network, disk, name, id",
     "f  /           show only names with what is typed; Enter ends, Esc shows all again",
     "Up Down  k j   point at a qube",
+    "c              show containers, as their qubes tell of them; and hide them",
     "h  ?           this help, and back",
     "",
     "CPU%           of one CPU, since the last time; TIME: seconds of it in all",
@@ -127,6 +131,7 @@ impl Choice {
             KeyCode::Char('q') => return Outcome::Quit,
             KeyCode::Char('s') => self.sort = self.sort.next(),
             KeyCode::Char('f' | '/') => self.editing = true,
+            KeyCode::Char('c') => self.containers = !self.containers,
             KeyCode::Char('h' | '?') => self.help = !self.help,
             KeyCode::Esc if self.help => self.help = false,
             KeyCode::Esc => self.filter.clear(),
@@ -201,6 +206,35 @@ fn row(row: &Row, width: usize) -> String {
     )
 }
 
+/// A line that is shown below the head.
+enum Shown<'a> {
+    Qube(&'a Row),
+    Container(&'a Container),
+}
+
+/// The lines, in their order: each qube, and what it says of its containers.
+fn shown<'a>(snapshot: &'a Snapshot, choice: &Choice) -> Vec<Shown<'a>> {
+    let with_its_own = |found: &'a Row| {
+        let inner = if choice.containers { &found.said[..] } else { &[] };
+        std::iter::once(Shown::Qube(found)).chain(inner.iter().map(Shown::Container))
+    };
+    rows(snapshot, choice).into_iter().flat_map(with_its_own).collect()
+}
+
+impl Shown<'_> {
+    /// Its text, with a name of so many columns.
+    fn text(&self, width: usize) -> String {
+        match self {
+            Self::Qube(found) => row(found, width),
+            Self::Container(Container { name, state, memory_kib }) => {
+                let memory = memory_kib.map_or_else(|| "-".to_owned(), |kib| (kib >> 10).to_string());
+                let name = fitted(&format!("  {name}"), width);
+                format!("{name}      {state:<12} {:>8} {memory:>6}", "")
+            }
+        }
+    }
+}
+
 /// A name in so many columns, one for each character; what a terminal could take for a command is not shown.
 fn fitted(name: &str, width: usize) -> String {
     let shown: String =
@@ -211,12 +245,16 @@ fn fitted(name: &str, width: usize) -> String {
 /// All of it as plain text, for batch mode.
 #[must_use]
 pub fn text(snapshot: &Snapshot, choice: &Choice) -> String {
-    let rows = rows(snapshot, choice);
-    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(18);
+    let rows = shown(snapshot, choice);
+    let name = |shown: &Shown<'_>| match shown {
+        Shown::Qube(row) => row.name.chars().count(),
+        Shown::Container(container) => 2 + container.name.as_str().len(),
+    };
+    let width = rows.iter().map(name).max().unwrap_or(0).max(18);
     let mut lines = host(snapshot).to_vec();
     lines.push(String::new());
     lines.push(format!("{:<width$}{HEAD}", "NAME"));
-    lines.extend(rows.into_iter().map(|found| row(found, width)));
+    lines.extend(rows.iter().map(|shown| shown.text(width)));
     lines.join("\n") + "\n"
 }
 
@@ -241,16 +279,18 @@ fn lines(snapshot: &Snapshot, choice: &Choice, width: usize, height: usize) -> V
     } else {
         let name = width.saturating_sub(HEAD.len()).max(8);
         lines.push(full(format!("{:<name$}{HEAD}", "NAME")));
-        let rows = rows(snapshot, choice);
-        let pointed = rows.iter().position(|row| Some(row.domid) == choice.selected);
+        let rows = shown(snapshot, choice);
+        let pointed = rows
+            .iter()
+            .position(|shown| matches!(shown, Shown::Qube(row) if Some(row.domid) == choice.selected));
         // What is pointed at is in sight.
         let above = pointed.map_or(0, |place| (place + 1).saturating_sub(room));
         for (place, found) in rows.iter().enumerate().skip(above).take(room) {
-            let text = row(found, name);
-            lines.push(if Some(place) == pointed {
-                full(text)
-            } else {
-                Line::styled(text, style(found.state, choice.colours))
+            let text = found.text(name);
+            lines.push(match found {
+                _ if Some(place) == pointed => full(text),
+                Shown::Qube(row) => Line::styled(text, style(row.state, choice.colours)),
+                Shown::Container(_) => Line::from(text),
             });
         }
     }
@@ -264,7 +304,7 @@ fn foot(choice: &Choice) -> String {
         return format!("Show only names with: {}_", choice.filter);
     }
     let filter = if choice.filter.is_empty() { String::new() } else { format!("  only {:?}", choice.filter) };
-    format!("q quit  s sort ({})  f filter  h help{filter}", choice.sort.name())
+    format!("q quit  s sort ({})  f filter  c containers  h help{filter}", choice.sort.name())
 }
 
 /// How a row looks. Without colours, what is wrong is bold.
@@ -299,6 +339,7 @@ mod tests {
             network: None,
             disk: None,
             containers: None,
+            said: Vec::new(),
         };
         Snapshot {
             xen: "4.17.5".to_owned(),
@@ -360,7 +401,7 @@ mod tests {
                 "",
             ]
         );
-        assert_eq!(screen[23], "q quit  s sort (cpu)  f filter  h help");
+        assert_eq!(screen[23], "q quit  s sort (cpu)  f filter  c containers  h help");
         assert!(screen.iter().all(|line| line.chars().count() <= 80));
     }
 
@@ -402,6 +443,34 @@ mod tests {
         assert_eq!(press(&mut choice, "q"), Outcome::Quit);
         let interrupt = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(Choice { editing: true, ..choice }.key(interrupt, &snapshot()), Outcome::Quit);
+    }
+
+    #[test]
+    fn containers_are_below_their_qubes_when_they_are_wanted() {
+        let mut snapshot = snapshot();
+        let container = |name: &str, state, memory_kib| Container {
+            name: nexus::name::Name::new(name).unwrap(),
+            state,
+            memory_kib,
+        };
+        snapshot.qubes[1].said = vec![
+            container("front", nexus::client::containers::State::Running, Some(9_000)),
+            container("orders", nexus::client::containers::State::Stopped, None),
+        ];
+        let mut choice = Choice { sort: Sort::Id, ..Choice::default() };
+        let lines = |choice: &Choice| -> Vec<String> {
+            text(&snapshot, choice).lines().skip(3).map(str::to_owned).collect()
+        };
+        assert_eq!(lines(&choice).len(), 4);
+        press(&mut choice, "c");
+        let shown = lines(&choice);
+        assert!(shown[2].starts_with("work "), "{shown:?}");
+        assert_eq!(shown[3], "  front                 running                    8");
+        assert_eq!(shown[4], "  orders                stopped                    -");
+        assert_eq!(shown[0].find("   MEM").map(|at| at + 6), Some(shown[3].len()), "{shown:?}");
+        assert!(shown[5].starts_with("vault "), "{shown:?}");
+        press(&mut choice, "c");
+        assert_eq!(lines(&choice).len(), 4);
     }
 
     #[test]
