@@ -8,6 +8,7 @@
 //! A service of the qube is a program or a socket in its service folders. A service of a container is a socket in a
 //! folder that the container writes and the agent reads: no program of a container is run outside it.
 
+mod as_user;
 mod control;
 mod ends;
 mod frames;
@@ -23,11 +24,13 @@ mod rpc_config;
 mod service;
 mod services;
 mod session;
+mod starter;
 
 pub use control::ControlSettings;
 pub use memory::report_memory;
 pub use ready::report_ready;
 pub use rpc_config::{RpcConfig, RpcConfigError};
+pub use starter::{Start, StartError, asked_to_start};
 
 use crate::listen::listen;
 use crate::name::Name;
@@ -55,8 +58,14 @@ use vchan::Hub;
 pub struct Settings {
     /// The qube's name.
     pub qube: Name,
-    /// The user that the agent runs as, and so every program.
+    /// The user that the agent runs as, and so every program that is to run as nobody else.
     pub user: String,
+    /// Whom a service may run as besides, where a rule or its settings say so; `*`: everybody. The starter reads it, too.
+    #[serde(default)]
+    pub users: Vec<String>,
+    /// The socket of the starter, by which they run so.
+    #[serde(default = "starter_socket")]
+    pub starter: PathBuf,
     /// The socket that the qube itself calls on.
     pub socket: PathBuf,
     /// The folders of the qube's services, the first one first.
@@ -97,6 +106,10 @@ fn service_folders() -> Vec<PathBuf> {
     ["/etc/nexus-rpc", "/usr/local/etc/qubes-rpc", "/etc/qubes-rpc"].map(PathBuf::from).into()
 }
 
+fn starter_socket() -> PathBuf {
+    "/run/nexus-as-user.sock".into()
+}
+
 fn rpc_config() -> PathBuf {
     "/etc/qubes/rpc-config".into()
 }
@@ -107,6 +120,14 @@ fn policy_folders() -> Vec<PathBuf> {
 
 fn limit() -> usize {
     256
+}
+
+impl Settings {
+    /// Whether a service may run as this user, who is not the agent's.
+    #[must_use]
+    pub fn permits(&self, user: &str) -> bool {
+        self.users.iter().any(|permitted| permitted == user || permitted == "*")
+    }
 }
 
 /// Where what was decided, and how each call ended, is written down: a JSON object for each.

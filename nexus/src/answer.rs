@@ -34,9 +34,17 @@ pub struct Asked {
 ///
 /// # Errors
 /// It hangs up, or that is no descriptor (`InvalidData`).
-pub fn asked(mut socket: &UnixStream) -> io::Result<Asked> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let mut descriptor = Vec::new();
+pub fn asked(socket: &UnixStream) -> io::Result<Asked> {
+    let text = text_to_nul(socket, MAX_DESCRIPTOR)?;
+    let (service, source) =
+        text.split_once(' ').ok_or_else(|| invalid("a service without a source".to_owned()))?;
+    let service = Service::parse(service).map_err(|error| invalid(error.to_string()))?;
+    Ok(Asked { service, source: source.to_owned() })
+}
+
+/// Reads a text of at most so many bytes, the NUL behind it, and nothing beyond that.
+pub(crate) fn text_to_nul(mut socket: &UnixStream, most: usize) -> io::Result<String> {
+    let mut text = Vec::new();
     let mut chunk = [0; 512];
     loop {
         let (there, _) = recv(socket, &mut chunk, RecvFlags::PEEK)?;
@@ -46,19 +54,18 @@ pub fn asked(mut socket: &UnixStream) -> io::Result<Asked> {
         let end = chunk[..there].iter().position(|byte| *byte == 0);
         let taken = end.map_or(there, |end| end + 1);
         socket.read_exact(&mut chunk[..taken])?;
-        descriptor.extend_from_slice(&chunk[..taken - usize::from(end.is_some())]);
-        if descriptor.len() > MAX_DESCRIPTOR {
-            return Err(invalid(format!("more than {MAX_DESCRIPTOR} bytes and no NUL")));
+        text.extend_from_slice(&chunk[..taken - usize::from(end.is_some())]);
+        if text.len() > most {
+            return Err(invalid(format!("more than {most} bytes and no NUL")));
         }
         if end.is_some() {
-            break;
+            return String::from_utf8(text).map_err(|error| invalid(error.to_string()));
         }
     }
-    let text = String::from_utf8(descriptor).map_err(|error| invalid(error.to_string()))?;
-    let (service, source) =
-        text.split_once(' ').ok_or_else(|| invalid("a service without a source".to_owned()))?;
-    let service = Service::parse(service).map_err(|error| invalid(error.to_string()))?;
-    Ok(Asked { service, source: source.to_owned() })
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// Runs a program for a caller, and tells how it ended. When the caller goes first, the program and what it started are killed.

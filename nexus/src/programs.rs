@@ -128,6 +128,18 @@ pub enum ServiceCommand {
         #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
         program: Vec<OsString>,
     },
+    /// Run a service as another user, for the agent at the other end of the socket that stdin is: root's part
+    /// (nexus-as-user@.service). Whom it may run as is "users" of the agent's settings.
+    AsUser,
+    /// Become a program that root runs as this user.
+    #[command(hide = true)]
+    Become {
+        /// As whom.
+        user: String,
+        /// The program and its arguments.
+        #[arg(required = true, allow_hyphen_values = true, trailing_var_arg = true)]
+        program: Vec<OsString>,
+    },
 }
 
 /// Where an agent's settings are, if nothing else is said.

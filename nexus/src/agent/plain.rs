@@ -156,8 +156,9 @@ async fn perform(shared: &Shared, command: Command<'_>, listens: bool, plain: &m
     let opened = match command {
         Command::Service(wanted) => shared.open(&wanted).await,
         Command::Shell { user, command } => {
-            if let Err(ended) = shared.check_user(user) {
-                return ended;
+            if let Some(user) = shared.another_user(user) {
+                // The starter runs services, and no command that somebody says.
+                return Ended::problem(format!("it is to run as {user}, and is no service"));
             }
             let caller = Caller {
                 source: crate::policy::DOM0.to_owned(),

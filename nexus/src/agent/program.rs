@@ -20,6 +20,31 @@ pub(super) struct Caller {
     pub(super) wish: String,
 }
 
+impl Caller {
+    /// Puts it where programs look for it.
+    pub(super) fn describe(&self, command: &mut std::process::Command) {
+        command.env("QREXEC_REMOTE_DOMAIN", &self.source);
+        if !self.service.is_empty() {
+            command
+                .env("QREXEC_SERVICE_FULL_NAME", &self.service)
+                .env("QREXEC_SERVICE_ARGUMENT", &self.argument);
+        }
+        match self.wish.strip_prefix('@') {
+            Some(keyword) => {
+                command
+                    .env("QREXEC_REQUESTED_TARGET_TYPE", "keyword")
+                    .env("QREXEC_REQUESTED_TARGET_KEYWORD", keyword);
+            }
+            None if self.wish.is_empty() => _ = command.env("QREXEC_REQUESTED_TARGET_TYPE", ""),
+            None => {
+                command
+                    .env("QREXEC_REQUESTED_TARGET_TYPE", "name")
+                    .env("QREXEC_REQUESTED_TARGET", &self.wish);
+            }
+        }
+    }
+}
+
 /// A program in a process group of its own. It and what it started are killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Program {
@@ -62,25 +87,7 @@ impl Program {
                 command.env_remove(name);
             }
         }
-        command.env("QREXEC_REMOTE_DOMAIN", &caller.source);
-        if !caller.service.is_empty() {
-            command
-                .env("QREXEC_SERVICE_FULL_NAME", &caller.service)
-                .env("QREXEC_SERVICE_ARGUMENT", &caller.argument);
-        }
-        match caller.wish.strip_prefix('@') {
-            Some(keyword) => {
-                command
-                    .env("QREXEC_REQUESTED_TARGET_TYPE", "keyword")
-                    .env("QREXEC_REQUESTED_TARGET_KEYWORD", keyword);
-            }
-            None if caller.wish.is_empty() => _ = command.env("QREXEC_REQUESTED_TARGET_TYPE", ""),
-            None => {
-                command
-                    .env("QREXEC_REQUESTED_TARGET_TYPE", "name")
-                    .env("QREXEC_REQUESTED_TARGET", &caller.wish);
-            }
-        }
+        caller.describe(command.as_std_mut());
         Ok(Self { child: Some(command.process_group(0).spawn()?) })
     }
 

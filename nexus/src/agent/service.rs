@@ -4,7 +4,8 @@ use super::ends::{Heard, Hearing, Saying, Watch};
 use super::frames::{Bytes, Opening, Room, read};
 use super::pair::{PairCall, Straight};
 use super::program::{Caller, Pipes, Program};
-use super::{RpcConfig, Shared, remote, services};
+use super::{RpcConfig, Shared, as_user, remote, services};
+use crate::conversation::ConversationError;
 use crate::name::Name;
 use crate::policy::Service;
 use crate::wire::control::Failure;
@@ -74,6 +75,8 @@ pub(super) struct Wanted {
 pub(super) enum Opened {
     Program(Program, Box<Pipes>),
     Socket { socket: Rc<UnixStream>, config: RpcConfig },
+    /// A socket that speaks in messages, and whose it is.
+    Messages { socket: Rc<UnixStream>, whose: &'static str },
 }
 
 impl Shared {
@@ -100,7 +103,10 @@ impl Shared {
             }
             Some(container) => services::of_container(service, &container.services),
             None => {
-                self.check_user(config.force_user.as_deref().or(wanted.user.as_deref()))?;
+                let user = config.force_user.as_deref().or(wanted.user.as_deref());
+                if let Some(user) = self.another_user(user) {
+                    return as_user::open(settings, user, wanted).await;
+                }
                 services::of_qube(service, &settings.services)
             }
         };
@@ -127,7 +133,10 @@ impl Shared {
                     let bytes = Bytes::Socket(socket.clone());
                     bytes.write(&[], descriptor.as_bytes()).await.map_err(Ended::problem)?;
                 }
-                Ok(Opened::Socket { socket, config })
+                match config.service_messages {
+                    true => Ok(Opened::Messages { socket, whose: "the service" }),
+                    false => Ok(Opened::Socket { socket, config }),
+                }
             }
         }
     }
@@ -142,20 +151,14 @@ impl Shared {
         }
     }
 
-    /// The agent has one user. To run a service as another than the one that it is to have would be a grant.
-    pub(super) fn check_user(&self, user: Option<&str>) -> Result<(), Ended> {
-        match user.filter(|user| *user != self.settings.user) {
-            Some(user) => {
-                let ours = &self.settings.user;
-                Err(Ended::problem(format!("it is to run as {user}, and everything here runs as {ours}")))
-            }
-            None => Ok(()),
-        }
+    /// The user, if it is another than the agent's.
+    pub(super) fn another_user<'a>(&self, user: Option<&'a str>) -> Option<&'a str> {
+        user.filter(|user| *user != self.settings.user)
     }
 }
 
 /// Connects to a socket. One whose listener has its queue full is waited for: whoever called may go meanwhile.
-async fn connect(path: &Path) -> io::Result<UnixStream> {
+pub(super) async fn connect(path: &Path) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     loop {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -203,9 +206,7 @@ impl Counted {
 pub(super) async fn carry(opened: Opened, hearing: &mut Hearing, saying: &mut Saying) -> Ended {
     match opened {
         Opened::Program(program, pipes) => carry_program(program, *pipes, hearing, saying).await,
-        Opened::Socket { socket, config } if config.service_messages => {
-            carry_messages(socket, hearing, saying).await
-        }
+        Opened::Messages { socket, whose } => carry_messages(socket, whose, hearing, saying).await,
         Opened::Socket { socket, config } => carry_socket(&socket, &config, hearing, saying).await,
     }
 }
@@ -364,29 +365,34 @@ async fn carry_socket(
 
 /// Joins the caller with a socket that speaks in messages, as the other end of a call's own vchan does. What comes from
 /// there is a container's: it is read by the same rules.
-async fn carry_messages(socket: Rc<UnixStream>, hearing: &mut Hearing, saying: &mut Saying) -> Ended {
+async fn carry_messages(
+    socket: Rc<UnixStream>,
+    whose: &str,
+    hearing: &mut Hearing,
+    saying: &mut Saying,
+) -> Ended {
     let watch = hearing.watch();
-    let mut opening = Opening::new(Bytes::Socket(socket.clone()), Channel::ToCaller);
-    let hellos = async {
-        opening.say_hello(Channel::ToService).await?;
-        opening.next(|_| ()).await
-    };
     let met = tokio::select! {
         biased;
-        met = hellos => met.map_err(Ended::problem),
+        met = meet(&socket) => met.map_err(|error| Ended::problem(format!("{whose}: {error}"))),
         () = watch.gone() => Err(Ended::problem(GONE)),
     };
     let ended = match met {
-        Ok(()) => {
-            let (reading, writing) = opening.into_halves();
-            let mut service = (Hearing::Messages(reading), Saying::messages(writing));
-            remote::relay(hearing, saying, &mut service.0, &mut service.1).await
-        }
+        Ok(mut service) => remote::relay(hearing, saying, &mut service.0, &mut service.1).await,
         Err(ended) => ended,
     };
     // Whatever happened, it gets no more.
     let _ = rustix::net::shutdown(&*socket, Shutdown::Both);
     ended
+}
+
+/// The hellos with a socket that speaks in messages.
+async fn meet(socket: &Rc<UnixStream>) -> Result<(Hearing, Saying), ConversationError> {
+    let mut opening = Opening::new(Bytes::Socket(socket.clone()), Channel::ToCaller);
+    opening.say_hello(Channel::ToService).await?;
+    opening.next(|_| ()).await?;
+    let (reading, writing) = opening.into_halves();
+    Ok((Hearing::Messages(reading), Saying::messages(writing)))
 }
 
 async fn say_socket(service: &UnixStream, saying: &mut Saying, bytes: &Cell<u64>) -> io::Result<()> {
@@ -430,16 +436,33 @@ async fn say_straight(
 
 /// Lets a service run to its end with nobody who speaks or listens.
 pub(super) async fn let_run(opened: Opened) {
-    if let Opened::Program(mut program, pipes) = opened {
-        let Pipes { stdin, mut stdout, mut stderr } = *pipes;
-        drop(stdin);
-        let (mut out, mut errors) = (tokio::io::sink(), tokio::io::sink());
-        // Read, so that it is not ended by writing.
-        let drained = tokio::join!(
-            tokio::io::copy(&mut stdout, &mut out),
-            tokio::io::copy(&mut stderr, &mut errors),
-            program.wait()
-        );
-        drop(drained);
+    match opened {
+        Opened::Program(mut program, pipes) => {
+            let Pipes { stdin, mut stdout, mut stderr } = *pipes;
+            drop(stdin);
+            let (mut out, mut errors) = (tokio::io::sink(), tokio::io::sink());
+            // Read, so that it is not ended by writing.
+            let drained = tokio::join!(
+                tokio::io::copy(&mut stdout, &mut out),
+                tokio::io::copy(&mut stderr, &mut errors),
+                program.wait()
+            );
+            drop(drained);
+        }
+        Opened::Messages { socket, whose } => {
+            if let Err(error) = drain(&socket).await {
+                super::complain(&format!("{whose}: {error}"));
+            }
+        }
+        // What it was told is all that it hears.
+        Opened::Socket { .. } => {}
     }
+}
+
+/// Hears a service out: its program would be killed when nobody did.
+async fn drain(socket: &Rc<UnixStream>) -> Result<(), ConversationError> {
+    let (mut hearing, mut saying) = meet(socket).await?;
+    saying.data(Kind::Stdin, &[]).await?;
+    while !matches!(hearing.next().await?, Heard::Exit(..)) {}
+    Ok(())
 }

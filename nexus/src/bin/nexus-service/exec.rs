@@ -2,6 +2,7 @@
 
 use super::Failure;
 use nexus::command::decode;
+use nexus::wire::EXIT_PROBLEM;
 use nix::unistd::{Uid, User, geteuid, initgroups, setgid, setuid};
 use std::env;
 use std::ffi::{CString, OsString};
@@ -37,8 +38,7 @@ pub(crate) fn exec_as(argument: &str) -> Result<(), Failure> {
         Some((name, command)) if !command.is_empty() => (name.to_string_lossy(), command),
         _ => return Err(Failure::of("a user and a command are wanted")),
     };
-    let user = User::from_name(&name).map_err(|error| Failure::of(format!("{name}: {error}")))?;
-    let user = user.ok_or_else(|| Failure::of(format!("there is no user {name:?} here")))?;
+    let user = user_of(&name)?;
     if user.uid != geteuid() {
         turn_into(&user).map_err(|error| Failure {
             code: CANNOT,
@@ -46,6 +46,18 @@ pub(crate) fn exec_as(argument: &str) -> Result<(), Failure> {
         })?;
     }
     become_command(command, Some(user))
+}
+
+/// Root's own: a program as this user.
+pub(crate) fn become_program(name: &str, words: &[OsString]) -> Result<(), Failure> {
+    let user = user_of(name)?;
+    turn_into(&user).map_err(|error| Failure { code: EXIT_PROBLEM, what: format!("{name}: {error}") })?;
+    become_command(words, Some(user)).map_err(|failure| Failure { code: EXIT_PROBLEM, ..failure })
+}
+
+fn user_of(name: &str) -> Result<User, Failure> {
+    let user = User::from_name(name).map_err(|error| Failure::of(format!("{name}: {error}")))?;
+    user.ok_or_else(|| Failure::of(format!("there is no user {name:?} here")))
 }
 
 fn own_name() -> String {

@@ -3,6 +3,7 @@
 mod container;
 mod exec;
 mod logs;
+mod start;
 
 use clap::Parser;
 use nexus::agent::Settings;
@@ -30,13 +31,20 @@ fn main() -> ExitCode {
     let ServiceArguments { config, what } = ServiceArguments::parse();
     match what {
         ServiceCommand::Be { service, argument } => finish(be(&service, &argument, &config)),
-        ServiceCommand::Answer { service, program } => match reply(&service, &program, &config) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err(error) => {
-                complain(&error.to_string());
-                ExitCode::FAILURE
-            }
-        },
+        ServiceCommand::Answer { service, program } => over(reply(&service, &program, &config)),
+        ServiceCommand::AsUser => over(start::start(&config)),
+        ServiceCommand::Become { user, program } => finish(exec::become_program(&user, &program)),
+    }
+}
+
+/// The end of a process that has answered a call.
+fn over(answered: io::Result<i32>) -> ExitCode {
+    match answered {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -83,9 +91,14 @@ fn settings(path: &Path) -> Result<Settings, Failure> {
         .map_err(|error| Failure::of(format!("{}: {error}", path.display())))
 }
 
+/// The connection that stdin is.
+fn connection() -> io::Result<UnixStream> {
+    Ok(io::stdin().as_fd().try_clone_to_owned()?.into())
+}
+
 /// Answers the call on stdin.
 fn reply(service: &str, program: &[OsString], config: &Path) -> io::Result<i32> {
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let socket = connection()?;
     let Asked { service: wanted, source } = asked(&socket)?;
     if wanted.name().as_str() != service {
         let why = format!("nexus-service: this is {service}, and not {}", wanted.name());
@@ -110,7 +123,12 @@ fn reply(service: &str, program: &[OsString], config: &Path) -> io::Result<i32> 
         .env("QREXEC_REMOTE_DOMAIN", source)
         .env("QREXEC_SERVICE_FULL_NAME", wanted.to_string())
         .env("QREXEC_SERVICE_ARGUMENT", wanted.argument());
-    match answer(socket, &mut command) {
+    run(socket, &mut command)
+}
+
+/// Runs a command for whoever is at the other end.
+fn run(socket: UnixStream, command: &mut Command) -> io::Result<i32> {
+    match answer(socket, command) {
         // The caller wanted no more of it, and its program is over.
         Err(ConversationError::HungUp) => Ok(EXIT_PROBLEM.into()),
         ended => ended.map_err(io::Error::other),
