@@ -2,8 +2,8 @@
 
 use super::frames::Bytes;
 use super::service::connect;
-use super::{Settings, services};
 use super::service::{Ended, Opened, Wanted};
+use super::{Settings, services};
 use crate::wire::EXIT_NO_SERVICE;
 use std::io;
 use std::rc::Rc;

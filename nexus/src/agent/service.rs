@@ -74,9 +74,15 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) enum Opened {
     Program(Program, Box<Pipes>),
-    Socket { socket: Rc<UnixStream>, config: RpcConfig },
+    Socket {
+        socket: Rc<UnixStream>,
+        config: RpcConfig,
+    },
     /// A socket that speaks in messages, and whose it is.
-    Messages { socket: Rc<UnixStream>, whose: &'static str },
+    Messages {
+        socket: Rc<UnixStream>,
+        whose: &'static str,
+    },
 }
 
 impl Shared {

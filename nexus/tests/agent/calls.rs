@@ -1,126 +1,14 @@
 //! Calls within a qube, with the agent, its callers and its services as processes.
 
+use crate::qube::{Qube, accept, text};
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-/// A qube `work` with containers `web`, `db` and `mail`, in a folder.
-struct Qube {
-    root: tempfile::TempDir,
-    agent: Child,
-}
-
-impl Qube {
-    fn new(policy: &str) -> Self {
-        let root = tempfile::tempdir().expect("a folder");
-        let path = |name: &str| root.path().join(name);
-        for folder in ["policy", "services", "rpc-config", "web", "db", "mail"] {
-            fs::create_dir(path(folder)).expect("a folder");
-        }
-        fs::write(path("policy/30-user.policy"), policy).expect("a policy");
-        let container = |name: &str| serde_json::json!({ "socket": path(&format!("{name}.sock")), "services": path(name) });
-        let settings = serde_json::json!({
-            "qube": "work",
-            "user": "user",
-            "socket": path("qube.sock"),
-            "services": [path("services")],
-            "rpc_config": path("rpc-config"),
-            "policy": [path("policy")],
-            "containers": { "web": container("web"), "db": container("db"), "mail": container("mail") },
-            "calls": 4,
-        });
-        fs::write(path("agent.json"), settings.to_string()).expect("a configuration");
-        let agent = Self::agent(root.path());
-        let qube = Self { root, agent };
-        // The last of its sockets. That somebody called and hung up is over when it is written down.
-        qube.until(|| UnixStream::connect(qube.path("web.sock")).is_ok());
-        qube.until(|| qube.broken() > 0);
-        qube
-    }
-
-    fn agent(root: &Path) -> Child {
-        let log = fs::File::options().append(true).create(true).open(root.join("log")).expect("a log");
-        Command::new(env!("CARGO_BIN_EXE_nexus-agent"))
-            .arg("--config")
-            .arg(root.join("agent.json"))
-            .env("QREXEC_LEFTOVER", "1")
-            .stderr(log)
-            .spawn()
-            .expect("an agent")
-    }
-
-    /// kill -9, and another one.
-    fn restart(&mut self) {
-        self.agent.kill().and_then(|()| self.agent.wait()).expect("the agent");
-        self.agent = Self::agent(self.root.path());
-        self.until(|| UnixStream::connect(self.path("web.sock")).is_ok());
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    /// Waits, for 20 s at most.
-    fn until(&self, condition: impl Fn() -> bool) {
-        let begin = Instant::now();
-        while !condition() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).expect("a log")
-    }
-
-    /// How many callers broke off before they had said what they want.
-    fn broken(&self) -> usize {
-        self.log().matches(r#""event":"broken""#).count()
-    }
-
-    fn service(&self, name: &str, script: &str) {
-        let path = self.path("services").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("a service");
-        fs::set_permissions(path, Permissions::from_mode(0o755)).expect("a program");
-    }
-
-    fn command(&self, from: &str, target: &str, service: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-call"));
-        command
-            .arg("--agent")
-            .arg(self.path(&format!("{from}.sock")))
-            .args([target, service])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn call(&self, from: &str, target: &str, service: &str, input: &[u8]) -> Output {
-        let mut child = self.command(from, target, service).spawn().expect("a caller");
-        let mut stdin = child.stdin.take().expect("stdin");
-        std::thread::scope(|scope| {
-            // A call that is refused reads nothing.
-            scope.spawn(move || _ = stdin.write_all(input));
-            child.wait_with_output().expect("its output")
-        })
-    }
-}
-
-impl Drop for Qube {
-    fn drop(&mut self) {
-        self.agent.kill().and_then(|()| self.agent.wait()).expect("the agent");
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 #[test]
 fn a_container_calls_a_program_of_its_qube() {
@@ -471,7 +359,7 @@ fn the_agent_comes_back_and_the_container_sees_its_new_socket() {
     // What a container has mounted: the folder. And what it would have with the socket alone: that very file.
     let folder = qube.path("mounted");
     fs::create_dir(&folder).expect("a folder");
-    let mounted = fs::File::open(qube.root.path()).expect("the folder");
+    let mounted = fs::File::open(qube.path("")).expect("the folder");
     let through = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), mounted.as_raw_fd()));
     fs::hard_link(qube.path("web.sock"), folder.join("web.sock")).expect("a link");
     let call = |socket: &Path| {
@@ -503,17 +391,6 @@ fn it_says_when_it_can_be_called() {
     assert_eq!(&said[..length], b"READY=1\n");
     assert_eq!(qube.call("web", "work", "q.A", b"").status.code(), Some(126));
     agent.kill().and_then(|()| agent.wait()).expect("an agent");
-}
-
-/// What systemd does for a socket unit with Accept=yes: a process for each connection, which has it as stdin.
-fn accept(path: PathBuf, mut command: impl FnMut() -> Command + Send + 'static) {
-    let listener = UnixListener::bind(path).expect("a service");
-    std::thread::spawn(move || {
-        for socket in listener.incoming() {
-            let socket = std::os::fd::OwnedFd::from(socket.expect("a call"));
-            command().stdin(socket).spawn().and_then(|mut child| child.wait()).expect("a service");
-        }
-    });
 }
 
 fn answers(service: &'static str, program: &'static [&str]) -> impl FnMut() -> Command {
