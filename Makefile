@@ -155,7 +155,7 @@ install-programs: toolchain
 	done
 
 # What a qube that is not built by nixos/modules needs beside the programs, so that dom0 can run commands, see its journal and look
-# after its containers. Not for dom0: there, nobody runs commands by a call.
+# after its containers, and services run as other users than the agent's where agent.json names some. Not for dom0: there, nobody runs commands by a call.
 install-qube:
 	install -d $(DESTDIR)/etc/nexus-rpc $(DESTDIR)/etc/qubes/rpc-config $(DESTDIR)$(PREFIX)/lib/systemd/system
 	for service in qubes.VMExec nexus.ExecAs nexus.Logs; do \
@@ -163,8 +163,10 @@ install-qube:
 	done
 	ln -sf /run/nexus-container.sock $(DESTDIR)/etc/nexus-rpc/nexus.Container
 	echo service-messages=true > $(DESTDIR)/etc/qubes/rpc-config/nexus.Container
-	install -m 644 nexus/systemd/nexus-container.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-container.socket
-	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/nexus-container@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-container@.service
+	install -m 644 nexus/systemd/nexus-container.socket nexus/systemd/nexus-as-user.socket $(DESTDIR)$(PREFIX)/lib/systemd/system
+	for unit in nexus-container@.service nexus-as-user@.service; do \
+	    sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
+	done
 
 # Debian packages, in target/deb; lintian has nothing against them. Needs debhelper.
 deb: toolchain

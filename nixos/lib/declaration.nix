@@ -102,6 +102,8 @@ rec {
     disposableTemplate = optional false bool "Whether disposable qubes are made from it.";
     defaultDisposable = optional null (nullOr words.name) "What @dispvm is made from when it calls.";
     user = optional "user" words.user "Whom its agent, and so its services, run as.";
+    users = optional [ ] (listOf words.userOrAny)
+      "Whom its services may run as besides, where a rule has `user=` or their settings `force-user=`; \"*\" for everybody. What may be run so, any program of `user` may run so.";
     openCalls = optional 256 (int 1 65536) "How many calls the qube, and each of its containers, may have open.";
     services = optional { } (attrsOf words.service service) "What the qube itself offers.";
     calls = optional [ ] (listOf call) "What the qube itself may call.";

@@ -22,6 +22,7 @@ let
   agent = record {
     qube = required words.name "The qube's name.";
     user = required words.user "Whom the agent runs as.";
+    users = required (listOf words.userOrAny) "Whom its services may run as besides.";
     socket = required words.path "The socket that the qube itself calls on.";
     services = required (listOf words.path) "The folders of its services.";
     rpc_config = required words.path "The folder of the settings of its services.";
@@ -142,7 +143,7 @@ let
 
   agentOf = name: qube: {
     qube = name;
-    inherit (qube) user;
+    inherit (qube) user users;
     socket = "/run/nexus/call.sock";
     services = [ "/etc/nexus-rpc" ];
     rpc_config = "/etc/nexus/rpc-config";

@@ -7,6 +7,7 @@ let
   # nexus::name::Name.
   service = "[A-Za-z0-9_.-]{1,63}";
   argument = "[A-Za-z0-9_.-]{0,63}";
+  user = "[A-Za-z_][A-Za-z0-9_.-]{0,30}";
   path = "/[^\n\r\t\"'\\\\]*";
 in
 {
@@ -18,7 +19,8 @@ in
   serviceOrAny = matching "[*]|${service}" "a service: its name, or *";
   argument = matching argument "an argument: at most 63 letters, digits, '_', '.' and '-'";
   tag = matching service "a tag: 1 to 63 letters, digits, '_', '.' and '-'";
-  user = matching "[A-Za-z_][A-Za-z0-9_.-]{0,30}" "the name of a user";
+  user = matching user "the name of a user";
+  userOrAny = matching "[*]|${user}" "the name of a user, or * for everybody";
 
   path = matching path "an absolute path without quotes, backslashes and line ends";
   storePath = matching "/nix/store/[0-9abcdfghijklmnpqrsvwxyz]{32}-[A-Za-z0-9+._?=-]+" "a path in /nix/store";

@@ -18,6 +18,7 @@ let
   # The services of administration that are programs of the qube, and sockets of a container.
   administration = (import ../lib/policy.nix).inContainers;
   controlSocket = "/run/nexus-container.sock";
+  starterSocket = "/run/nexus-as-user.sock";
   inMessages = "service-messages=true\n";
   settings = name: files "nexus/containers/${name}/rpc-config" made.containers.${name}.rpcConfig;
 in
@@ -177,6 +178,36 @@ in
           ProtectHome = true;
           PrivateTmp = true;
           RestrictAddressFamilies = "AF_UNIX";
+        };
+      };
+    })
+
+    (lib.mkIf (cfg.agent != null && qube.users != [ ]) {
+      # Services as another user, where that is declared: root's part is behind a socket that the agent's user may connect to, and runs
+      # what is in /etc/nexus-rpc as whom agent.json names.
+      systemd.sockets.nexus-as-user = {
+        description = "Services of this qube as other users";
+        wantedBy = [ "sockets.target" ];
+        socketConfig = {
+          ListenStream = starterSocket;
+          Accept = true;
+          SocketUser = qube.user;
+          SocketMode = "0600";
+          # Those that are at once are counted; not those in a time, after which systemd would close the socket.
+          MaxConnections = 256;
+          TriggerLimitIntervalSec = 0;
+        };
+      };
+      systemd.services."nexus-as-user@" = {
+        description = "A service of this qube as another user";
+        unitConfig.CollectMode = "inactive-or-failed";
+        serviceConfig = {
+          ExecStart = "${cfg.agent}/bin/nexus-service as-user";
+          StandardInput = "socket";
+          StandardOutput = "journal";
+          StandardError = "journal";
+          # What a service leaves running goes on, as it does without this.
+          KillMode = "process";
         };
       };
     })

@@ -36,6 +36,7 @@ in
     tags = [ "office" ];
     defaultDisposable = "viewer";
     user = "clerk";
+    users = [ "guest" "mail" ];
     openCalls = 32;
     services."nexus.Report" = { program = "/run/current-system/sw/bin/report"; exitOnServiceEof = true; exitOnClientEof = true; };
     calls = [

@@ -34,6 +34,7 @@ let
       (name: qube: removeAttrs qube [ "config" ] // {
         system = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-${name}";
         containers = mapAttrs (_: container: removeAttrs container [ "config" ]) qube.containers;
+        users = if name == "shop" then [ "root" ] else [ ];
       })
       demo.qubes;
   };
@@ -129,10 +130,10 @@ in
     "container@orders.service"
     "getty@tty1.service"
     "nexus-agent.service"
-    "nexus-container@.service" "nexus-memory.service" "nexus-ready.service"
+    "nexus-as-user@.service" "nexus-container@.service" "nexus-memory.service" "nexus-ready.service"
     "serial-getty@hvc0.service"
     "nexus-containers.slice"
-    "nexus-container.socket"
+    "nexus-as-user.socket" "nexus-container.socket"
   ])
   (test "a unit that differs would be found"
     (let

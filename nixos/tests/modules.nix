@@ -203,6 +203,8 @@ in
     "${package.outPath}/bin/nexus-service answer nexus.Container"
   ])
 
+  (test "its services run as its user alone, if nothing else is declared" (work.systemd.sockets ? nexus-as-user) false)
+
   # --- containers
   (test "containers are NixOS'" (attrNames work.containers) [ "db" "web" ])
   (test "a package is in one container alone, and who may call has what calls" [
