@@ -24,7 +24,7 @@ in
     "nexus.qubes.work.private.format: \"ntfs\" is not a file system: ext4, xfs or btrfs")
   (refused { qubes.default.system = toplevel; } "nexus.qubes.default: \"default\" is no name for a qube: it means something else")
   (refused (qube { memmory = 512; })
-    "nexus.qubes.work.memmory: there is no such attribute; there are autostart, boot, bridges, calls, class, containers, defaultDisposable, disks, disposableTemplate, maxmem, maxvcpus, memory, netvm, openCalls, pci, policy, private, ready, services, store, system, tags, type, user, vcpus")
+    "nexus.qubes.work.memmory: there is no such attribute; there are autostart, boot, bridges, calls, class, containers, defaultDisposable, disks, disposableTemplate, maxmem, maxvcpus, memory, netvm, openCalls, pci, policy, private, ready, services, store, system, tags, type, user, users, vcpus")
   (refused (qube { memory = "512"; }) "nexus.qubes.work.memory: \"512\" is no whole number")
   (refused (qube { memory = 16; }) "nexus.qubes.work.memory: 16 is not within 32 to 16777216")
   (refused (qube { vcpus = 0; }) "nexus.qubes.work.vcpus: 0 is not within 1 to 128")
@@ -52,6 +52,7 @@ in
   (refused (qube { private = { size = 16; target = "/srv/work.img"; }; })
     "nexus.qubes.work.private.target: \"/srv/work.img\" is not a volume, FOLDER/NAME.raw, or a block device below /dev")
   (refused (qube { user = "a:b"; }) "nexus.qubes.work.user: \"a:b\" is not the name of a user")
+  (refused (qube { users = [ "mail" "a b" ]; }) "nexus.qubes.work.users.1: \"a b\" is not the name of a user, or * for everybody")
   (refused (qube { openCalls = 0; }) "nexus.qubes.work.openCalls: 0 is not within 1 to 65536")
   (refused { host.memory = 1.5; } "nexus.host.memory: a number with a fraction is no whole number")
   # Everything that is wrong is told at once.
