@@ -52,7 +52,7 @@ in
   (refused (qube { private = { size = 16; target = "/srv/work.img"; }; })
     "nexus.qubes.work.private.target: \"/srv/work.img\" is not a volume, FOLDER/NAME.raw, or a block device below /dev")
   (refused (qube { user = "a:b"; }) "nexus.qubes.work.user: \"a:b\" is not the name of a user")
-  (refused (qube { users = [ "mail" "a b" ]; }) "nexus.qubes.work.users.1: \"a b\" is not the name of a user, or * for everybody")
+  (refused (qube { users = [ "mail" "a b" ]; }) "nexus.qubes.work.users[1]: \"a b\" is not the name of a user, or * for everybody")
   (refused (qube { openCalls = 0; }) "nexus.qubes.work.openCalls: 0 is not within 1 to 65536")
   (refused { host.memory = 1.5; } "nexus.host.memory: a number with a fraction is no whole number")
   # Everything that is wrong is told at once.

@@ -90,20 +90,24 @@ pub(super) enum Saying {
         writing: Writing,
         /// What goes before the exit code, and with it.
         last: Vec<u8>,
+        /// Whether stdout and stderr have ended: they do so once.
+        ended: [bool; 2],
     },
     Pair(Rc<PairCall>),
 }
 
 impl Saying {
     pub(super) fn messages(writing: Writing) -> Self {
-        Self::Messages { writing, last: Vec::new() }
+        Self::Messages { writing, last: Vec::new(), ended: [false; 2] }
     }
 
     /// stdout and stderr end with the call.
     pub(super) fn ends_with_exit(&mut self, ends: [bool; 2]) {
-        if let Self::Messages { last, .. } = self {
-            for (kind, _) in [Kind::Stdout, Kind::Stderr].into_iter().zip(ends).filter(|(_, ends)| *ends) {
-                last.extend(Header { kind, length: 0 }.encode());
+        if let Self::Messages { last, ended, .. } = self {
+            for ((kind, ended), ends) in [Kind::Stdout, Kind::Stderr].into_iter().zip(ended).zip(ends) {
+                if ends && !std::mem::replace(ended, true) {
+                    last.extend(Header { kind, length: 0 }.encode());
+                }
             }
         }
     }
@@ -111,7 +115,19 @@ impl Saying {
     /// Data of a stream; nothing: its end.
     pub(super) async fn data(&mut self, kind: Kind, data: &[u8]) -> io::Result<()> {
         match self {
-            Self::Messages { writing, .. } => writing.data(kind, data).await,
+            Self::Messages { writing, ended, .. } => {
+                let stream = match kind {
+                    Kind::Stdout => Some(&mut ended[0]),
+                    Kind::Stderr => Some(&mut ended[1]),
+                    _ => None,
+                };
+                if let Some(ended) = stream.filter(|_| data.is_empty())
+                    && std::mem::replace(ended, true)
+                {
+                    return Ok(());
+                }
+                writing.data(kind, data).await
+            }
             Self::Pair(call) if data.is_empty() => call.end_of(frame_of(kind)).await,
             Self::Pair(call) => call.data(frame_of(kind), data).await,
         }
@@ -119,7 +135,7 @@ impl Saying {
 
     pub(super) async fn exit(&mut self, code: i32) -> io::Result<()> {
         match self {
-            Self::Messages { writing, last } => {
+            Self::Messages { writing, last, .. } => {
                 last.extend(Header { kind: Kind::ExitCode, length: 4 }.encode());
                 last.extend(code.to_le_bytes());
                 writing.raw(last).await

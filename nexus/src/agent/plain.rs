@@ -8,7 +8,7 @@ use super::{Shared, remote};
 use crate::conversation::ConversationError;
 use crate::policy::Service;
 use crate::wire::control::Role;
-use crate::wire::{Channel, Kind, Link};
+use crate::wire::{Channel, Link};
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::future::poll_fn;
@@ -144,7 +144,7 @@ pub(super) async fn execute(shared: &Rc<Shared>, link: Link, command: &str, list
         Err(error) => (Ended::problem(error), None),
     };
     if let Some(mut plain) = plain {
-        if listens && ended.reason.is_some() {
+        if listens {
             remote::say_ends(&mut plain.saying).await;
         }
         plain.leave(Some(ended.exit)).await;
@@ -184,13 +184,7 @@ async fn perform(shared: &Shared, command: Command<'_>, listens: bool, plain: &m
         }
     };
     match opened {
-        Ok(opened) if listens => {
-            let ended = service::carry(opened, &mut plain.hearing, &mut plain.saying).await;
-            if ended.reason.is_none() {
-                let _ = plain.saying.data(Kind::Stderr, &[]).await;
-            }
-            ended
-        }
+        Ok(opened) if listens => service::carry(opened, &mut plain.hearing, &mut plain.saying).await,
         Ok(opened) => {
             tokio::task::spawn_local(service::let_run(opened));
             Ended::default()

@@ -219,6 +219,7 @@ pub(super) async fn run(shared: &Rc<Shared>, call: CallId, via: Via, wanted: Res
             match Plain::meet(shared, link, Role::Service).await {
                 Ok(mut plain) => {
                     let ended = serve(shared, &wanted, &mut plain.hearing, &mut plain.saying).await;
+                    say_ends(&mut plain.saying).await;
                     plain.leave(Some(ended.exit)).await;
                     ended
                 }
@@ -277,7 +278,7 @@ async fn serve(
     }
 }
 
-/// The ends of both streams, where nothing was said: a stock agent waits for them.
+/// The ends of both streams, where they were not said: a stock agent waits for them.
 pub(super) async fn say_ends(saying: &mut Saying) {
     for kind in [Kind::Stdout, Kind::Stderr] {
         // Whoever is gone waits for nothing.

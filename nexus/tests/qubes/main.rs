@@ -12,3 +12,4 @@ mod hostile;
 mod many;
 mod nexusd;
 mod stage;
+mod stock;

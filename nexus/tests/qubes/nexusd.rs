@@ -16,17 +16,25 @@ const SOON: Duration = Duration::from_secs(2);
 const NAME: &str = "NEXUS_TEST_QUBE";
 
 /// A stage with nexusd.
-struct Whole {
+pub(crate) struct Whole {
     stage: Stage,
     nexusd: Option<Child>,
 }
 
 impl Whole {
     fn new(name: &str, policy: &str) -> Self {
-        let stage =
-            Stage::with(&format!("whole-{name}"), |_, _, _| false, &json!({ "control": { "vchan": true } }));
+        Self::of(name, policy, &[WORK.0, VAULT.0])
+    }
+
+    /// With agents of ours in these of the qubes.
+    pub(crate) fn of(name: &str, policy: &str, ours: &[&str]) -> Self {
+        let all: [(&str, u16, &[&str]); 2] =
+            [(WORK.0, WORK.1, &["mail", "web"]), (VAULT.0, VAULT.1, &["gpg", "http"])];
+        let qubes: Vec<_> = all.into_iter().filter(|(qube, ..)| ours.contains(qube)).collect();
+        let control = json!({ "control": { "vchan": true } });
+        let stage = Stage::of(&format!("whole-{name}"), |_, _, _| false, &control, &qubes);
         let mut whole = Self { stage, nexusd: None };
-        for (qube, domid) in [WORK, VAULT] {
+        for (qube, domid, _) in qubes {
             let mut command = whole.host().command(domid, env::current_exe().unwrap());
             command.args(["--ignored", "--exact", "nexusd::a_domain_is_named"]).env(NAME, qube);
             assert!(command.status().unwrap().success());
@@ -53,7 +61,7 @@ impl Whole {
         whole.start_nexusd();
         let control = json!({ "socket": whole.path("control.sock") });
         whole.stage.add("dom0", 0, &control);
-        whole.is_served();
+        whole.is_served(ours);
         whole
     }
 
@@ -70,9 +78,10 @@ impl Whole {
         nexusd.wait().unwrap();
     }
 
-    /// Waits until both qubes and dom0 are heard: what is not allowed is refused then, and not a problem.
-    fn is_served(&self) {
-        for (qube, target) in [(WORK.0, "vault:http"), (VAULT.0, "work:web"), ("dom0", "work:web")] {
+    /// Waits until these qubes and dom0 are heard: what is not allowed is refused then, and not a problem.
+    fn is_served(&self, ours: &[&str]) {
+        let heard = [(WORK.0, "vault:http"), (VAULT.0, "work:web"), ("dom0", "work:web")];
+        for (qube, target) in heard.into_iter().filter(|(qube, _)| *qube == "dom0" || ours.contains(qube)) {
             self.until(|| {
                 let mut command = self.caller_of(qube, "qube", target, "q.Nobody");
                 let output = command.stdin(std::process::Stdio::null()).output().unwrap();
@@ -135,7 +144,7 @@ q.Upper * dom0 vault:gpg allow
 q.Hold * work:mail vault:gpg allow
 ";
 
-fn run(command: &mut Command, input: &[u8]) -> (Option<i32>, String) {
+pub(crate) fn run(command: &mut Command, input: &[u8]) -> (Option<i32>, String) {
     let mut child = command.spawn().unwrap();
     // A call that is refused reads nothing.
     let _ = child.stdin.take().unwrap().write_all(input);
@@ -181,7 +190,7 @@ fn the_death_of_nexusd_takes_no_call_along_that_is_carried() {
     socket.write_all(b"and still").unwrap();
     held.await_text("and still");
     whole.start_nexusd();
-    whole.is_served();
+    whole.is_served(&[WORK.0, VAULT.0]);
     // Others come through, and the old one ends as it should.
     let mut another = whole.start_call("mail", "vault:gpg", "q.Hold");
     another.await_text("held");
