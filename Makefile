@@ -68,7 +68,7 @@ leaks: toolchain
 FUZZ_SECONDS ?= 60
 fuzz: toolchain
 	.ci/deps build
-	for target in page traffic policy messages pair broker; do \
+	for target in page traffic policy messages pair command broker; do \
 	    $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 || exit 1; \
 	done
 

@@ -1,6 +1,7 @@
 //! What hostile bytes can do, as functions: for the fuzzer (`make fuzz`) and for the tests, which replay what it found.
 
 use nexus::broker::{Broker, Effect, Limits, Outcome, Record};
+use nexus::command::{CommandError, decode, encode, service};
 use nexus::name::Name;
 use nexus::policy::parser::{Language, Statement, parse};
 use nexus::policy::service::{ArgumentColumn, ServiceColumn};
@@ -8,6 +9,8 @@ use nexus::policy::{Call, Current, Place, Policy, Principal, Service, System, Ve
 use nexus::wire::control::{Ended, OpenCall, Role, Via};
 use nexus::wire::{Channel, Decoder, Frame, Header, Ident, Link, Message, Source, Trigger, WireError, pair};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -22,6 +25,38 @@ static SYSTEM: LazyLock<System> = LazyLock::new(|| {
     )
     .expect("a system")
 });
+
+/// Any argument is a command or says what it is not; and any words are an argument from which they come back.
+pub(crate) fn command(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    match decode(&text) {
+        Ok(words) => {
+            // A word for each +, of no more bytes than stand there, and none that a program's argument cannot have.
+            assert_eq!(words.len(), text.split('+').count());
+            for (word, stands) in words.iter().zip(text.split('+')) {
+                let word = word.as_encoded_bytes();
+                assert!(word.len() <= stands.len() && !word.contains(&0), "{stands:?} is {word:?}");
+            }
+            assert_eq!(decode(&encode(&words)).as_ref(), Ok(&words));
+        }
+        Err(CommandError::Byte(byte)) => {
+            assert!(!byte.is_ascii_alphanumeric() && !b"_.-+".contains(&byte), "{byte:#x}");
+            assert!(text.as_bytes().contains(&byte), "{byte:#x} is not in {text:?}");
+        }
+        Err(CommandError::Escape) => assert!(text.contains('-'), "{text:?}"),
+        Err(CommandError::Nul) => assert!(text.contains("-00"), "{text:?}"),
+    }
+    let words: Vec<_> = bytes.split(|byte| *byte == 0).map(OsStr::from_bytes).collect();
+    let argument = encode(&words);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte);
+    assert!(argument.bytes().all(plain), "{argument:?}");
+    assert_eq!(decode(&argument).expect("a command"), words);
+    // Whatever is none of too many bytes is the argument of a service.
+    match service(None, &words) {
+        Ok(service) => assert_eq!(service.argument(), &argument),
+        Err(error) => assert!(argument.len() > 60_000, "{error}"),
+    }
+}
 
 /// Any text is a policy or wrong; a policy is what it is when written anew, and decides every call.
 pub(crate) fn policy(bytes: &[u8]) {

@@ -26,6 +26,11 @@ fn any_bytes_are_frames_or_none() {
 }
 
 #[test]
+fn any_argument_is_a_command_or_none() {
+    replay::run("command", TIME, bodies::command);
+}
+
+#[test]
 fn whatever_agents_say_the_broker_keeps_its_accounts() {
     replay::run("broker", TIME, bodies::broker);
 }

@@ -220,6 +220,15 @@ fn ends_well(peer: Process) {
     assert!(output.status.success() && said[0].contains("1 passed"), "{}\n{}", said[0], said[1]);
 }
 
+/// A socket that says what it hears, when it has heard all.
+fn echo(path: PathBuf) {
+    crate::calls::serve(path, |mut socket| {
+        let mut said = Vec::new();
+        socket.read_to_end(&mut said).unwrap();
+        socket.write_all(&said).unwrap();
+    });
+}
+
 /// What a peer has called in the qube whose daemon it is.
 fn caller(folder: &Path, socket: &str, target: &str, service: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-call"));
@@ -268,7 +277,7 @@ fn a_stock_daemon() {
     );
     // A socket, which gets the descriptor.
     let said = execute(&mut control, EXEC_CMDLINE, "user:QUBESRPC q.Socket+x vault", b"y");
-    assert_eq!(text(said), ("Q.SOCKET+X VAULT\0Y".to_owned(), String::new(), 0));
+    assert_eq!(text(said), ("q.Socket+x vault\0y".to_owned(), String::new(), 0));
     // A command of dom0's own.
     let said =
         execute(&mut control, EXEC_CMDLINE, "user:nogui:cat; echo \"$QREXEC_REMOTE_DOMAIN\"; exit 7", b"in ");
@@ -400,11 +409,7 @@ fn our_agent_serves_a_stock_daemon() {
          $QREXEC_REQUESTED_TARGET$QREXEC_REQUESTED_TARGET_KEYWORD\"; echo bad >&2; cat; exit 3",
     );
     stage.service(WORK.0, "q.Cat", "exec cat");
-    crate::calls::serve(stage.path("work/services/q.Socket"), |mut socket| {
-        let mut said = Vec::new();
-        socket.read_to_end(&mut said).unwrap();
-        socket.write_all(&said.to_ascii_uppercase()).unwrap();
-    });
+    echo(stage.path("work/services/q.Socket"));
     // One after the other: a daemon that comes back may be another one.
     for version in [2, 3] {
         let mark = stage.path(&format!("mark-{version}"));
@@ -427,9 +432,9 @@ fn a_stock_agent() {
     println!("up");
     // A call of ours: be a client of the vchan that the caller's qube offers.
     for (command, input) in [
-        ("user:QUBESRPC q.Upper+x work name vault", 300_000),
-        ("user:QUBESRPC q.Upper+ work:mail keyword default", 3),
-        ("mail:QUBESRPC q.User+ work name vault", 0),
+        ("user:QUBESRPC q.Upper+x work", 300_000),
+        ("user:QUBESRPC q.Upper+ work:mail", 3),
+        ("mail:QUBESRPC q.User+ work", 0),
     ] {
         let (kind, body) = hear(&mut control.from);
         let (params, found) = body.split_at(8);
@@ -448,10 +453,13 @@ fn a_stock_agent() {
         control.ask(target, service, &field(IDENT, 32));
         control.hears(SERVICE_REFUSED, &[&field(IDENT, 32)]);
     }
-    for (service, output, exit) in
-        [("q.Echo+a", "a vault q.Echo+a name work\n", 3), ("q.None+a", "", 127), ("q.Root", "", 125)]
-    {
-        let input = if exit == 3 { bytes(200_000) } else { Vec::new() };
+    for (service, output, exit) in [
+        ("q.Echo+a", "a vault q.Echo+a name work\n", 3),
+        ("q.Socket", "q.Socket+ vault\0", 0),
+        ("q.None+a", "", 127),
+        ("q.Root", "", 125),
+    ] {
+        let input = if exit < 100 { bytes(200_000) } else { Vec::new() };
         control.ask("work", service, &field(IDENT, 32));
         let (kind, body) = hear(&mut control.from);
         assert_eq!(
@@ -472,7 +480,7 @@ fn a_stock_agent() {
 fn nexusd_serves_a_stock_agent() {
     for version in [2, 3] {
         let policy = "q.Upper * work vault allow\nq.Upper * work:mail @default allow target=vault\n\
-            q.User * work vault allow user=mail\nq.Echo * vault work allow\nq.None * vault work allow\n\
+            q.User * work vault allow user=mail\nq.Echo * vault work allow\nq.None * vault work allow\nq.Socket * vault work allow\n\
             q.Root * vault work allow user=root\n* * work:mail vault deny\n";
         let whole = Whole::of(&format!("stock-agent-{version}"), policy, &[WORK.0]);
         whole.service(
@@ -482,6 +490,7 @@ fn nexusd_serves_a_stock_agent() {
              echo bad >&2; cat; exit 3",
         );
         whole.service(WORK.0, "q.Root", "echo ran");
+        echo(whole.path("work/services/q.Socket"));
         let mut agent = peer(&whole, "a_stock_agent", VAULT.1, version);
         agent.await_text("up");
         for (from, target, service, input) in [
@@ -492,6 +501,10 @@ fn nexusd_serves_a_stock_agent() {
             let input = bytes(input);
             let (code, stdout, stderr) =
                 outcome(caller(&whole.path("work"), &format!("{from}.sock"), target, service), &input);
+            if agent.has_ended() {
+                // It says why.
+                return ends_well(agent);
+            }
             assert!(stdout == input.to_ascii_uppercase(), "{service}: {} bytes, {stderr}", stdout.len());
             assert_eq!((code, stderr.as_str()), (Some(4), "served\n"), "{service}");
         }
