@@ -28,6 +28,7 @@ mod starter;
 
 pub use control::ControlSettings;
 pub use memory::report_memory;
+pub use pairs::ChannelSettings;
 pub use ready::report_ready;
 pub use rpc_config::{RpcConfig, RpcConfigError};
 pub use starter::{Start, StartError, asked_to_start};
@@ -83,6 +84,9 @@ pub struct Settings {
     /// How many calls each of them, and the qube itself, may have open.
     #[serde(default = "limit")]
     pub calls: usize,
+    /// How the channels to other qubes are kept and used.
+    #[serde(default)]
+    pub channels: ChannelSettings,
     /// Where dom0 is; none: there are calls within the qube alone.
     #[serde(default)]
     pub control: Option<ControlSettings>,
@@ -206,6 +210,7 @@ impl Agent {
         let system =
             System { qubes: [(settings.qube.clone(), info)].into(), within: Some(settings.qube.clone()) };
         let control = settings.control.clone();
+        let pairs = Pairs::new(settings.channels);
         raise_descriptors();
         let shared = Rc::new(Shared {
             settings,
@@ -213,7 +218,7 @@ impl Agent {
             policy,
             audit,
             control: Rc::default(),
-            pairs: Rc::default(),
+            pairs: Rc::new(pairs),
             hub: OnceCell::new(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -12,6 +12,7 @@ mod frames;
 
 pub(super) use call::{PairCall, Straight, Taken};
 
+use super::pairs::ChannelSettings;
 use crate::readable::readable;
 use crate::wire::control::{CallId, Role};
 use crate::wire::pair::{HEADER, Header, Kind, Reset};
@@ -39,10 +40,6 @@ const PARKED: usize = 1024;
 const PARKED_TIME: Duration = Duration::from_secs(10);
 /// How long a peer may take to come to a channel.
 const COMING: Duration = Duration::from_secs(10);
-/// How long a channel without calls is kept.
-const IDLE: Duration = Duration::from_secs(600);
-/// How long a call that is alone may leave its bytes in the ring while its socket has no room: so they need not be kept.
-const HOLD: Duration = Duration::from_millis(2);
 /// Frames that the driver has to send and cannot: a peer that lets them become more does not read.
 const MOST_OWED: usize = 8 * PARKED;
 
@@ -108,6 +105,7 @@ struct Parked {
 pub(super) struct Pair {
     /// Which end of its calls is here.
     role: Role,
+    settings: ChannelSettings,
     /// None when it has ended.
     channel: RefCell<Option<Channel>>,
     event: AsyncFd<OwnedFd>,
@@ -132,7 +130,12 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new(mut channel: Channel, role: Role, windows: &Rc<Windows>) -> io::Result<Rc<Self>> {
+    pub(super) fn new(
+        mut channel: Channel,
+        role: Role,
+        settings: ChannelSettings,
+        windows: &Rc<Windows>,
+    ) -> io::Result<Rc<Self>> {
         channel.set_nonblocking(true);
         channel.set_corked(true);
         let event = channel.event_fd().map(readable).ok_or(io::ErrorKind::Unsupported)??;
@@ -140,6 +143,7 @@ impl Pair {
         let smaller = orders.size(vchan::Ring::Left).min(orders.size(vchan::Ring::Right)) as usize;
         Ok(Rc::new(Self {
             role,
+            settings,
             channel: RefCell::new(Some(channel)),
             event,
             most: crate::wire::pair::MAX_DATA.min(smaller / 4),
@@ -152,7 +156,7 @@ impl Pair {
             waiting: RefCell::default(),
             driver: RefCell::default(),
             held: Cell::new(None),
-            alarm: RefCell::new(Box::pin(sleep(HOLD))),
+            alarm: RefCell::new(Box::pin(sleep(settings.hold()))),
             since: Instant::now(),
             busy: Cell::new(Instant::now()),
         }))
@@ -306,7 +310,7 @@ impl Pair {
         }
         let mut parked = self.parked.borrow_mut();
         if self.calls.borrow().is_empty() && parked.is_empty() {
-            let idle = self.busy.get().elapsed() > IDLE && matches!(self.role, Role::Caller);
+            let idle = self.busy.get().elapsed() > self.settings.keep() && matches!(self.role, Role::Caller);
             return if idle { Err(Broken::Idle) } else { Ok(()) };
         }
         self.busy.set(Instant::now());
@@ -362,11 +366,11 @@ impl Pair {
             Some(since) => since,
             None => {
                 self.held.set(Some(now));
-                alarm.as_mut().reset((now + HOLD).into());
+                alarm.as_mut().reset((now + self.settings.hold()).into());
                 now
             }
         };
-        now < since + HOLD && alarm.as_mut().poll(context).is_pending()
+        now < since + self.settings.hold() && alarm.as_mut().poll(context).is_pending()
     }
 
     /// A call's socket may have room again, or it is not alone any more.

@@ -3,6 +3,7 @@
 use super::pair::{Broken, Pair, Windows};
 use crate::wire::control::Role;
 use crate::wire::pair::PAIR_PORT;
+use serde::Deserialize;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -22,17 +23,48 @@ const COMING: Duration = Duration::from_secs(10);
 /// How often channels are looked after: the peer's end is noticed within 2 s.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How the channels to other qubes are kept and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChannelSettings {
+    /// Seconds that a channel without calls is kept; at 0 it ends within a second.
+    pub keep_seconds: u64,
+    /// Milliseconds that a call that is alone may leave its bytes in the ring while its socket has no room: so they need not be kept.
+    pub hold_milliseconds: u64,
+}
+
+impl Default for ChannelSettings {
+    fn default() -> Self {
+        Self { keep_seconds: 600, hold_milliseconds: 2 }
+    }
+}
+
+impl ChannelSettings {
+    pub(super) fn keep(self) -> Duration {
+        Duration::from_secs(self.keep_seconds)
+    }
+
+    pub(super) fn hold(self) -> Duration {
+        Duration::from_millis(self.hold_milliseconds)
+    }
+}
+
 type Slot = Rc<OnceCell<Rc<Pair>>>;
 
 /// By the peer's domain, and by which end of the calls is here.
 #[derive(Debug, Default)]
 pub(super) struct Pairs {
+    settings: ChannelSettings,
     slots: RefCell<HashMap<(u16, Role), Slot>>,
     windows: Rc<Windows>,
     own: OnceCell<u16>,
 }
 
 impl Pairs {
+    pub(super) fn new(settings: ChannelSettings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
     /// The channel to a qube for calls whose end of that kind is here; made if there is none.
     pub(super) async fn get(self: &Rc<Self>, domain: u16, role: Role) -> io::Result<Rc<Pair>> {
         let key = (domain, role);
@@ -52,7 +84,7 @@ impl Pairs {
                     Role::Service => self.own().await?,
                 };
                 let channel = spawn_blocking(move || open(domain, own, role)).await??;
-                let pair = Pair::new(channel, role, &self.windows)?;
+                let pair = Pair::new(channel, role, self.settings, &self.windows)?;
                 self.look_after(key, pair.clone());
                 Ok::<_, io::Error>(pair)
             })

@@ -241,16 +241,24 @@ async fn run_by_pair(
     via: Via,
     wanted: &Result<Wanted, String>,
 ) -> io::Result<Ended> {
-    let pair = shared.pairs.get(via.domain, Role::Service).await?;
-    let end = match pair.call(id) {
-        Ok(end) => end,
-        Err(error) => {
-            pair.disown(id);
-            return Err(error);
+    let begin = Instant::now();
+    let end = loop {
+        let pair = shared.pairs.get(via.domain, Role::Service).await?;
+        let end = match pair.call(id) {
+            Ok(end) => end,
+            Err(error) => {
+                pair.disown(id);
+                return Err(error);
+            }
+        };
+        match timeout(COMING.saturating_sub(begin.elapsed()), end.call().accept()).await? {
+            Ok(()) => break end,
+            // The caller's agent ends a channel that was idle for long enough, and makes another for this call.
+            Err(_) if !pair.lives() => {}
+            Err(error) => return Err(error),
         }
     };
     let call = end.call();
-    timeout(COMING, call.accept()).await??;
     let (mut hearing, mut saying) = (Hearing::pair(call), Saying::Pair(call.clone()));
     call.welcome();
     let ended = serve(shared, wanted, &mut hearing, &mut saying).await;

@@ -3,6 +3,7 @@
 
 mod broker;
 mod calls;
+mod cold;
 mod counts;
 mod deaths;
 #[path = "../../../vchan/tests/sim/host.rs"]

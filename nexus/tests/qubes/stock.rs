@@ -44,10 +44,15 @@ fn chunk() -> usize {
     if version() == 2 { 4_096 } else { 65_536 }
 }
 
-fn say(to: &mut Sender, kind: u32, parts: &[&[u8]]) {
+/// Says a message, if somebody is there to hear it.
+fn try_say(to: &mut Sender, kind: u32, parts: &[&[u8]]) -> std::io::Result<()> {
     let body = parts.concat();
     let message = [&kind.to_le_bytes()[..], &(body.len() as u32).to_le_bytes(), &body].concat();
-    to.write_all(&message).unwrap();
+    to.write_all(&message)
+}
+
+fn say(to: &mut Sender, kind: u32, parts: &[&[u8]]) {
+    try_say(to, kind, parts).unwrap();
 }
 
 fn hear(from: &mut Receiver) -> (u32, Vec<u8>) {
@@ -152,8 +157,8 @@ impl End {
         let mut open = [true; 2];
         let exit = thread::scope(|scope| {
             scope.spawn(move || {
-                input.chunks(most).for_each(|part| say(to, STDIN, &[part]));
-                say(to, STDIN, &[]);
+                // A service may end before it has heard all.
+                let _ = input.chunks(most).chain([&[][..]]).try_for_each(|part| try_say(to, STDIN, &[part]));
             });
             loop {
                 let (kind, body) = hear(from);
