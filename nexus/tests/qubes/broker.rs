@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// Whether a caller may call a target for a service.
 pub(crate) type Rules = fn(source: &str, target: &str, service: &str) -> bool;
@@ -22,6 +23,8 @@ struct State {
     asked: usize,
     /// Requests are left without an answer.
     silent: bool,
+    /// How long after the service's agent the caller's is told.
+    later: Duration,
 }
 
 /// A broker that is the agents' control sockets.
@@ -79,6 +82,10 @@ impl Broker {
         self.state.lock().unwrap().asked
     }
 
+    pub(crate) fn tell_callers_later(&self, by: Duration) {
+        self.state.lock().unwrap().later = by;
+    }
+
     pub(crate) fn set_silent(&self) {
         self.state.lock().unwrap().silent = true;
     }
@@ -134,6 +141,7 @@ fn converse(mut socket: &UnixStream, qube: &str, domid: u16, rules: Rules, state
                         }),
                     );
                     let via = Via { domain: *domain, port: None };
+                    thread::sleep(state.later);
                     send(socket, &Message::Join(Join { call, via, ident: trigger.ident }));
                 }
                 Message::Ended(ended) => state.ended.push(ended),

@@ -61,7 +61,7 @@ fn a_thousand_calls_are_open_at_once_and_one_more_is_refused() {
 
 /// How often the simulated host was woken: by each grant, port and request to xenstore of any process, and by nothing
 /// else.
-pub(crate) fn requests(stage: &Stage) -> u64 {
+fn requests(stage: &Stage) -> u64 {
     let folder = stage.host().dir().as_os_str().as_encoded_bytes().to_vec();
     let is_host = |pid: &Path| {
         let read = |name: &str| fs::read(pid.join(name)).unwrap_or_default();
