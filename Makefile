@@ -164,9 +164,8 @@ install-qube:
 	ln -sf /run/nexus-container.sock $(DESTDIR)/etc/nexus-rpc/nexus.Container
 	echo service-messages=true > $(DESTDIR)/etc/qubes/rpc-config/nexus.Container
 	install -m 644 nexus/systemd/nexus-container.socket nexus/systemd/nexus-as-user.socket $(DESTDIR)$(PREFIX)/lib/systemd/system
-	for unit in nexus-container@.service nexus-as-user@.service; do \
-	    sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/$$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
-	done
+	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/nexus-container@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-container@.service
+	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' nexus/systemd/nexus-as-user@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-as-user@.service
 
 # Debian packages, in target/deb; lintian has nothing against them. Needs debhelper.
 deb: toolchain

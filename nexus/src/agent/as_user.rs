@@ -1,8 +1,7 @@
 //! The agent's end of the starter's socket: a service of the qube as another user.
 
 use super::frames::Bytes;
-use super::service::connect;
-use super::service::{Ended, Opened, Wanted};
+use super::service::{Ended, Opened, Wanted, connect};
 use super::{Settings, services};
 use crate::wire::EXIT_NO_SERVICE;
 use std::io;

@@ -12,7 +12,7 @@ use crate::policy::Service;
 use crate::policy::service::MAX_SERVICE;
 use nix::unistd::{Uid, User};
 use rustix::net::sockopt::socket_peercred;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -41,9 +41,17 @@ pub struct Start {
 /// Why nothing is run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The connection, or the settings.
+    /// The connection, or the system's users.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The settings, a folder or a program.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Who connected is not the agent.
     #[error("user {uid} asks, and services are started for {agent:?} alone")]
     Peer {
@@ -124,18 +132,22 @@ fn user(name: &str) -> Result<User, StartError> {
     User::from_name(name).map_err(io::Error::from)?.ok_or_else(|| StartError::NoUser(name.to_owned()))
 }
 
+fn of(path: &Path, source: io::Error) -> StartError {
+    StartError::File { path: path.to_owned(), source }
+}
+
 fn read(path: &Path) -> Result<Settings, StartError> {
     is_roots_alone(path)?;
-    let settings = io::read_to_string(File::open(path)?)?;
-    Ok(serde_json::from_str(&settings).map_err(io::Error::from)?)
+    let settings = std::fs::read_to_string(path).map_err(|error| of(path, error))?;
+    serde_json::from_str(&settings).map_err(|error| of(path, error.into()))
 }
 
 /// Neither a file nor a folder above it, by its own name and by that of what it links to, is anybody's but root's to write. In a folder
 /// with the sticky bit nobody replaces what is root's.
 fn is_roots_alone(path: &Path) -> Result<(), StartError> {
-    let resolved = path.canonicalize()?;
+    let resolved = path.canonicalize().map_err(|error| of(path, error))?;
     for path in path.ancestors().chain(resolved.ancestors()).filter(|path| !path.as_os_str().is_empty()) {
-        let metadata = path.metadata()?;
+        let metadata = path.metadata().map_err(|error| of(path, error))?;
         if !is_roots(&metadata) {
             return Err(StartError::Writable(path.to_owned()));
         }

@@ -7,10 +7,12 @@ use crate::host::{PATIENCE, Process};
 use crate::nexusd::{Whole, run};
 use crate::stage::{Stage, VAULT, WORK};
 use serde_json::json;
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::{env, fs, thread};
+use std::{env, thread};
 use vchan::{Channel, ConnectOptions, ListenOptions, Listener, Receiver, Sender};
 use xen::host::Host;
 use xen::{DomId, Platform, Transaction};
@@ -249,21 +251,25 @@ fn outcome(mut caller: Child, input: &[u8]) -> (Option<i32>, Vec<u8>, String) {
     (output.status.code(), output.stdout, String::from_utf8(output.stderr).unwrap())
 }
 
+/// Be a client of the vchan that dom0 offers, and run this. dom0 is told when the vchan is closed.
+fn execute(control: &mut End, port: u32, kind: u32, command: &str, input: &[u8]) -> (Vec<u8>, String, i32) {
+    let params = [&link(0, port)[..], command.as_bytes(), b"\0"].concat();
+    let path = format!("data/vchan/{}/{port}", WORK.1);
+    let end = End::offer(WORK.1, &path, || control.say(kind, &[&params]));
+    let ended = if kind == JUST_EXEC { end.just() } else { end.call(input) };
+    control.hears(CONNECTION_TERMINATED, &[&link(0, port)]);
+    ended
+}
+
 #[test]
 #[ignore = "the test below runs it, in dom0"]
 fn a_stock_daemon() {
     let folder = PathBuf::from(env::var(FOLDER).unwrap());
     let mut control = End::come(WORK.1, CONTROL);
     let mut port = 600 + 100 * version();
-    // Be a client of the vchan that dom0 offers, and run this; dom0 is told when the vchan is closed.
     let mut execute = |control: &mut End, kind: u32, command: &str, input: &[u8]| {
         port += 1;
-        let params = [&link(0, port)[..], command.as_bytes(), b"\0"].concat();
-        let end =
-            End::offer(WORK.1, &format!("data/vchan/{}/{port}", WORK.1), || control.say(kind, &[&params]));
-        let ended = if kind == JUST_EXEC { end.just() } else { end.call(input) };
-        control.hears(CONNECTION_TERMINATED, &[&link(0, port)]);
-        ended
+        execute(control, port, kind, command, input)
     };
     let text =
         |(stdout, stderr, exit): (Vec<u8>, String, i32)| (String::from_utf8(stdout).unwrap(), stderr, exit);
@@ -423,6 +429,55 @@ fn our_agent_serves_a_stock_daemon() {
         ends_well(peer(&stage, "a_stock_daemon", 0, version));
         ends_well(service);
     }
+}
+
+#[test]
+#[ignore = "the test below runs it, in dom0"]
+fn a_stock_daemon_that_names_users() {
+    let folder = PathBuf::from(env::var(FOLDER).unwrap());
+    let mut control = End::come(WORK.1, CONTROL);
+    let said = execute(&mut control, 601, EXEC_CMDLINE, "nobody:QUBESRPC q.Who+ dom0", b"in");
+    assert_eq!(said, (b"nobody in".to_vec(), String::new(), 5));
+    let said = execute(&mut control, 602, EXEC_CMDLINE, "daemon:QUBESRPC q.Who+ dom0", b"");
+    assert_eq!(said, (Vec::new(), String::new(), 125));
+    // The starter runs services, and nothing else.
+    let said = execute(&mut control, 603, EXEC_CMDLINE, "nobody:id", b"");
+    assert_eq!(said, (Vec::new(), String::new(), 125));
+    // Nobody listens, and it goes on.
+    let said = execute(&mut control, 604, JUST_EXEC, "nobody:QUBESRPC q.Mark+ dom0", b"");
+    assert_eq!(said, (Vec::new(), String::new(), 0));
+    while !folder.join("marks/mark").exists() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_stock_daemon_has_services_run_as_another_user() {
+    if !rustix::process::geteuid().is_root() {
+        // Not captured, as what is printed would be.
+        writeln!(std::io::stderr(), "NOT TESTED without root: services as another user (1 test)").unwrap();
+        return;
+    }
+    let settings = json!({ "control": { "vchan": true }, "user": "root", "users": ["nobody"] });
+    let mut stage = Stage::of("stock-users", |_, _, _| false, &settings, &[]);
+    let starter = stage.path("starter.sock");
+    stage.settings["starter"] = json!(starter);
+    for folder in ["", "marks"] {
+        let path = stage.path(folder);
+        fs::create_dir_all(&path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+    chown(stage.path("marks"), Some(65_534), None).unwrap();
+    stage.add(WORK.0, WORK.1, &json!({ "vchan": true }));
+    stage.service(WORK.0, "q.Who", "echo \"$(id -un) $(cat)\" | tr -d '\\n'; exit 5");
+    stage.service(WORK.0, "q.Mark", &format!("sleep 0.3; : > {}", stage.path("marks/mark").display()));
+    let agent = stage.path("work/agent.json");
+    crate::calls::serve(starter, move |socket| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nexus-service"));
+        command.arg("--config").arg(&agent).arg("as-user").stdin(std::os::fd::OwnedFd::from(socket));
+        command.status().unwrap();
+    });
+    ends_well(peer(&stage, "a_stock_daemon_that_names_users", 0, 3));
 }
 
 /// A request of a client of the stock agent's own.
