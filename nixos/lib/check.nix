@@ -5,6 +5,7 @@ let
     attrNames concatMap concatStringsSep elem filter foldl' genList hasAttr head length listToAttrs map match toJSON;
   inherit (import ./read.nix) child;
   policy = import ./policy.nix;
+  address = import ./address.nix;
 
   when = condition: message: if condition then [ message ] else [ ];
   at = genList (number: number);
@@ -52,6 +53,7 @@ let
     ++ when (qube.pci != [ ] && qube.type != "pv") "${here}.pci: only a qube of type \"pv\" gets PCI devices"
     ++ map (vdev: "${here}.disks: two disks are ${vdev}") (doubled vdevs)
     ++ netvm here name qube
+    ++ ip here name qube
     ++ disposable "${here}.defaultDisposable" qube.defaultDisposable
     ++ concatMap (service: ofService "${child "${here}.services" service}" false qube.services.${service}) (attrNames qube.services)
     ++ concatMap (number: ofCall "${here}.calls[${toString number}]" name name (builtins.elemAt qube.calls number)) (at (length qube.calls))
@@ -67,6 +69,34 @@ let
       # Each cycle is told of once, at the first of its qubes.
       when (cycle != null && elem name cycle && name == head (distinct cycle))
         "${here}.netvm: ${concatStringsSep " -> " cycle} is a cycle";
+
+  # By address, the qubes that have it, in the order of their names.
+  holders = builtins.groupBy (name: address.ofQube nexus name qubes.${name}) (filter (name: qubes.${name}.netvm != null) names);
+
+  ip = here: name: qube:
+    let
+      given = address.ofQube nexus name qube;
+      first = head holders.${given};
+    in
+    if qube.netvm == null then when (qube.ip != null) "${here}.ip: is for a qube with a netvm"
+    else
+      when (!address.within nexus.network.prefix given)
+        "${here}.ip: ${given} is none that a qube can have: nexus.network.prefix is ${nexus.network.prefix}"
+      ++ when (first != name)
+        "${here}.ip: ${given} is taken by ${first}${if qube.ip == null then "; it comes from the name, and another can be declared" else ""}";
+
+  ofNetwork =
+    let inherit (nexus.network) prefix disposables; in
+    concatMap
+      (name:
+        let
+          given = nexus.network.${name};
+          meant = (address.range given).text';
+        in
+        when (given != meant) "nexus.network.${name}: ${given} has more than its length says: ${meant}")
+      [ "prefix" "disposables" ]
+    ++ when (address.overlap prefix disposables)
+      "nexus.network.disposables: ${disposables} and nexus.network.prefix, ${prefix}, have addresses in common";
 
   # The way along netvm from a qube that was passed, if it comes back to one that was passed before.
   follow = passed: name:
@@ -191,6 +221,7 @@ let
 in
 concatMap ofQube names
 ++ concatMap ofRemote (attrNames remotes)
+++ ofNetwork
 ++ when (nexus.host.memory != null && wanted > nexus.host.memory)
     "nexus.qubes: the qubes that start by themselves want ${toString wanted} MiB, which cannot be met: nexus.host.memory is ${toString nexus.host.memory} MiB"
 ++ map shared (doubled (map (one: one.target) written))

@@ -81,6 +81,7 @@ rec {
     maxvcpus = optional null (nullOr (int 1 128)) "vCPUs that it may be given; null for no more than `vcpus`.";
     autostart = optional true bool "Whether `nxl apply` starts it. One that does not start by itself is changed while it runs.";
     netvm = optional null (nullOr words.name) "The qube that its network interface leads to; null for none.";
+    ip = optional null (nullOr words.ipv4) "Its address in its netvm's network; null for one of `network.prefix` that comes from its name.";
     bridges = optional [ ] (listOf words.bridge) "Bridges of dom0 that it has an interface on.";
     disks = optional [ ] (listOf disk) "Its disks.";
     store = optional "xvda" (nullOr words.vdev)
@@ -122,6 +123,12 @@ rec {
       (record {
         memory = optional null (nullOr (mebibytes 1)) "Memory that there is for qubes, in MiB; null where that is not known.";
       }) "The machine.";
+    network = optional { prefix = "10.137.0.0/16"; disposables = "10.138.0.0/16"; dns = [ ]; }
+      (record {
+        prefix = optional "10.137.0.0/16" words.prefix "The addresses of qubes that have a netvm.";
+        disposables = optional "10.138.0.0/16" words.prefix "Those of disposable qubes, each of which gets one that is free.";
+        dns = optional [ ] (listOf words.ipv4) "The name servers of qubes that have a netvm, and of their containers that share its network.";
+      }) "Addresses of qubes behind netvms.";
     qubes = optional { } (attrsOf words.name qube) "The qubes, by name.";
     remotes = optional { } (attrsOf words.name remote)
       "Qubes of other hosts (RemoteVMs), by the names that they have here: who calls here and whom calls go to by a relay.";

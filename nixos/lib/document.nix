@@ -5,10 +5,11 @@ let
   shape = import ./shape.nix;
   words = import ./words.nix;
   policy = import ./policy.nix;
+  address = import ./address.nix;
   inherit (shape) int bool oneOf nullOr listOf attrsOf record required;
 
   # Raised by a change that a reader of the version before would misunderstand.
-  version = 3;
+  version = 4;
 
   mebibytes = int 1 16777216;
 
@@ -71,6 +72,7 @@ let
       (listOf (record {
         backend = required (nullOr words.name) "The qube that the interface leads to; null for dom0.";
         bridge = required (nullOr words.bridge) "The bridge there; null for the default one.";
+        ip = required (nullOr words.ipv4) "The address that it has there; null on a bridge of dom0, where that is its own affair.";
         mac = required words.mac "Its Ethernet address, which depends on nothing but the qube's name and the interface's number.";
       })) "Its network interfaces.";
     disks = required
@@ -114,6 +116,11 @@ let
       (record {
         memory = required (nullOr mebibytes) "Memory that there is for qubes, in MiB; null where that is not known.";
       }) "The machine.";
+    network = required
+      (record {
+        prefix = required words.prefix "The addresses of qubes that have a netvm.";
+        disposables = required words.prefix "Those of disposable qubes.";
+      }) "Addresses of qubes behind netvms.";
     qubes = required (attrsOf words.name qube) "The qubes, by name.";
     remotes = required (attrsOf words.name remote) "Qubes of other hosts, by the names that they have here.";
     policy = required (attrsOf words.file words.text) "dom0's policy files.";
@@ -171,8 +178,8 @@ let
     networks = map
       ({ number, value }: value // { mac = mac name number; })
       (numbered (
-        (if qube.netvm == null then [ ] else [ { backend = qube.netvm; bridge = null; } ])
-        ++ map (bridge: { backend = null; inherit bridge; }) qube.bridges
+        (if qube.netvm == null then [ ] else [ { backend = qube.netvm; bridge = null; ip = address.ofQube nexus name qube; } ])
+        ++ map (bridge: { backend = null; inherit bridge; ip = null; }) qube.bridges
       ));
     store = if qube.system == null then null else qube.store;
     private =
@@ -197,6 +204,7 @@ in
   of = nexus: {
     inherit version;
     inherit (nexus) host remotes;
+    network = { inherit (nexus.network) prefix disposables; };
     qubes = mapAttrs (qubeOf nexus) nexus.qubes;
     policy = policy.ofDom0 nexus;
   };

@@ -9,6 +9,8 @@ let
   argument = "[A-Za-z0-9_.-]{0,63}";
   user = "[A-Za-z_][A-Za-z0-9_.-]{0,30}";
   path = "/[^\n\r\t\"'\\\\]*";
+  octet = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
+  ipv4 = "${octet}([.]${octet}){3}";
 in
 {
   patterns = { inherit name service argument; };
@@ -38,6 +40,8 @@ in
   fileSystem = matching "ext4|xfs|btrfs" "a file system: ext4, xfs or btrfs";
   bridge = matching "[A-Za-z][A-Za-z0-9_.-]{0,14}" "the name of an interface: at most 15 letters, digits, '_', '.' and '-'";
   mac = matching "00:16:3e(:[0-9a-f]{2}){3}" "a MAC address of Xen's: 00:16:3e:xx:xx:xx";
+  ipv4 = matching ipv4 "an IPv4 address: 10.137.0.7";
+  prefix = matching "${ipv4}/([89]|1[0-9]|2[0-8])" "a range of IPv4 addresses: 10.137.0.0/16; a length of 8 to 28";
   pci = matching "([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}[.][0-7]" "a PCI address: 0000:03:00.0";
   capability = matching "CAP_[A-Z_]+" "a capability: CAP_NET_BIND_SERVICE";
   file = matching "[a-z0-9_][a-z0-9_.-]*[.]policy" "the name of a policy file: lower-case letters, digits, '_', '.' and '-', then .policy";

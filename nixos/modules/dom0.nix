@@ -15,7 +15,7 @@ let
 
   # For the systems, which do not depend on what they are called in the store.
   withSystems = system: {
-    inherit (cfg) host remotes policy;
+    inherit (cfg) host network remotes policy;
     qubes = lib.mapAttrs
       (name: qube: plainQube qube // { system = system name qube; }
         # Without the agent nobody says that it is up: what is built here would be taken back each time.
@@ -92,6 +92,7 @@ in
       inherit (fields.qubes) description;
     };
     host = make.option fields.host;
+    network = make.option fields.network;
     policy = make.option fields.policy;
     remotes = make.option fields.remotes;
   };

@@ -5,11 +5,15 @@
 let
   nexus = import ../lib;
   containers = import ./containers.nix;
+  network = import ./network.nix;
   cfg = config.nexus.qube;
 
   complete = nexus.complete cfg.declaration;
   qube = complete.qubes.${cfg.name};
   made = nexus.ofQube cfg.declaration cfg.name;
+
+  isNetvm = builtins.any (other: other.netvm == cfg.name) (builtins.attrValues complete.qubes);
+  nameServers = if qube.netvm == null then [ ] else complete.network.dns;
 
   text = name: contents: pkgs.writeText name contents;
   files = folder: set: lib.mapAttrs' (name: contents: lib.nameValuePair "${folder}/${name}" { text = contents; }) set;
@@ -93,6 +97,20 @@ in
         autoResize = true;
         neededForBoot = true;
       };
+    })
+
+    # --- the network: a qube without a netvm has what its own configuration says
+    (lib.mkIf (qube.netvm != null) {
+      networking.useDHCP = lib.mkDefault false;
+      systemd.services.nexus-network = network.client { inherit pkgs; };
+    })
+    (lib.mkIf (nameServers != [ ]) { networking.nameservers = nameServers; })
+
+    (lib.mkIf isNetvm {
+      boot.kernelModules = [ "xen-netback" ];
+      # Nobody else configures its clients' interfaces.
+      networking.networkmanager.unmanaged = [ "interface-name:vif*" ];
+      systemd.services.nexus-netvm = network.netvm { inherit pkgs; rules = text "nexus-netvm.nft" network.rules; };
     })
 
     (lib.mkIf (cfg.agent != null) {
@@ -219,7 +237,8 @@ in
       containers = lib.mapAttrs
         (name: container: containers.nixos container // {
           config = {
-            imports = [ ./container.nix ] ++ lib.optional (cfg.containers ? ${name}) cfg.containers.${name};
+            imports = [ ./container.nix ] ++ lib.optional (cfg.containers ? ${name}) cfg.containers.${name}
+              ++ lib.optional (!container.privateNetwork && nameServers != [ ]) { networking.nameservers = nameServers; };
             nexus.services = container.services;
             nexus.package = cfg.agent;
             # Who may call finds what calls by its name.

@@ -57,10 +57,14 @@ rec {
     chmod 755 $out/bin/gpg
   '';
   htop = debian "htop" "";
+  iproute2 = debian "iproute2" "";
   nexus = debian "nexus" "";
+  nftables = debian "nftables" "";
   sqlite = debian "sqlite" "";
   util-linux = debian "util-linux" "";
   xenstore = debian "xenstore" "";
+  # Of Xen's own package no more than that is used in a qube.
+  xen = xenstore;
 
   # Its units lie where nixpkgs' systemd has them (example/): where it does not look for units, so that a system has those that it
   # names. It has no generators.

@@ -9,6 +9,7 @@ let
     listToAttrs map readFile substring tryEval;
 
   lib = import ../lib;
+  address = import ../lib/address.nix;
   full = import ./full.nix;
 
   test = name: found: expected: { inherit name found expected; };
@@ -67,7 +68,7 @@ let
     (test "full.json is what full.nix yields" spec (fromJSON (readFile ./full.json)))
     (test "the output has the shape that is published" (lib.documentProblems spec) [ ])
     (test "qubes.schema.json is the schema" (fromJSON (readFile ../qubes.schema.json)) lib.schema)
-    (test "an empty declaration is one" (lib.spec { }) { version = 3; host.memory = null; qubes = { }; remotes = { }; policy = { }; })
+    (test "an empty declaration is one" (lib.spec { }) { version = 4; host.memory = null; network = { prefix = "10.137.0.0/16"; disposables = "10.138.0.0/16"; }; qubes = { }; remotes = { }; policy = { }; })
     (test "problems are errors" (tryEval (deepSeq (lib.spec { qubes.work = { }; }) true)).success false)
     (test "text is the same as attributes" (fromJSON (lib.json full)) spec)
 
@@ -90,6 +91,20 @@ let
     (test "addresses differ"
       (length (attrNames (listToAttrs (concatMap (qube: map (nic: { name = nic.mac; value = null; }) qube.networks) (attrValues spec.qubes)))))
       3)
+    (test "who has a netvm has an address there, and an interface on a bridge has none"
+      (map (name: map (nic: nic.ip) spec.qubes.${name}.networks) [ "net" "shop" "vault" "whonix" ])
+      [ [ null ] [ "10.20.0.7" ] [ ] [ "10.20.244.70" ] ])
+    (test "an address depends on nothing but the qube's name and the prefix"
+      (map (prefix: address.ofName prefix "whonix") [ "10.20.0.0/16" "10.137.0.0/16" "192.168.7.0/24" "10.0.0.0/28" ])
+      [ "10.20.244.70" "10.137.244.70" "192.168.7.170" "10.0.0.10" ])
+    (test "no name gets the first or the last of a prefix"
+      (filter (name: !address.within "10.0.0.0/28" (address.ofName "10.0.0.0/28" name)) (genList (number: "qube${toString number}") 300))
+      [ ])
+    (test "and all others are given"
+      (length (attrNames (builtins.groupBy (address.ofName "10.0.0.0/28") (genList (number: "qube${toString number}") 300))))
+      14)
+    (test "addresses as numbers and back" (map (text: address.text (address.number text)) [ "0.0.0.0" "10.137.255.254" "255.255.255.255" ])
+      [ "0.0.0.0" "10.137.255.254" "255.255.255.255" ])
 
     # --- policy
     (test "rules are lines, each with whoever decides it" spec.policy {

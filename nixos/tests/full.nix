@@ -6,6 +6,7 @@ let
 in
 {
   host.memory = 4096;
+  network = { prefix = "10.20.0.0/16"; disposables = "10.21.4.0/22"; dns = [ "9.9.9.9" "149.112.112.112" ]; };
 
   qubes.net = {
     system = toplevel "net";
@@ -26,6 +27,7 @@ in
     vcpus = 2;
     maxvcpus = 4;
     netvm = "net";
+    ip = "10.20.0.7";
     disks = [
       { target = "/var/lib/images/catalogue.img"; vdev = "xvdc"; }
       { target = "/var/lib/images/orders.img"; vdev = "xvdd"; access = "w"; }

@@ -24,31 +24,33 @@ let
     closureInfo = _: made "closure-info" { };
     programs = name: _: made name { };
   } // builtins.listToAttrs (map (name: { inherit name; value = made name { }; })
-    [ "bash" "busybox" "curl" "e2fsprogs" "gnupg" "htop" "nexus" "sqlite" "systemd" "util-linux" "xenstore" ]);
+    [ "bash" "busybox" "curl" "e2fsprogs" "gnupg" "htop" "iproute2" "nexus" "nftables" "sqlite" "systemd" "util-linux" "xen" "xenstore" ]);
 
   guests = import ../testing/systemd { inherit shell pkgs; kernel = made "kernel" { }; };
 
-  demo = import ../examples/demo.nix;
-  declaration = demo // {
+  examples = { demo = import ../examples/demo.nix; network = import ../examples/network.nix; };
+  declaration = example: example // {
     qubes = mapAttrs
       (name: qube: removeAttrs qube [ "config" ] // {
         system = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-${name}";
-        containers = mapAttrs (_: container: removeAttrs container [ "config" ]) qube.containers;
+        containers = mapAttrs (_: container: removeAttrs container [ "config" ]) qube.containers or { };
         users = if name == "shop" then [ "root" ] else [ ];
       })
-      demo.qubes;
+      example.qubes;
   };
-  ofQube = name: [
+  ofQubeIn = example: name: [
     ../modules/qube.nix
     {
       nexus.qube = {
-        inherit name declaration;
+        inherit name;
+        declaration = declaration example;
         agent = pkgs.nexus;
-        containers = mapAttrs (_: container: container.config or { }) demo.qubes.${name}.containers;
+        containers = mapAttrs (_: container: container.config or { }) example.qubes.${name}.containers or { };
       };
     }
-    (demo.qubes.${name}.config or { })
+    (example.qubes.${name}.config or { })
   ];
+  ofQube = ofQubeIn examples.demo;
 
   # The modules alone: NixOS' options take whatever they are given.
   alone = list: (modules.evalModules {
@@ -72,7 +74,7 @@ let
 
   sections = { services = "serviceConfig"; sockets = "socketConfig"; slices = "sliceConfig"; };
   suffix = { services = "service"; sockets = "socket"; slices = "slice"; };
-  ordering = { after = "After"; requires = "Requires"; wants = "Wants"; description = "Description"; };
+  ordering = { after = "After"; before = "Before"; requires = "Requires"; wants = "Wants"; description = "Description"; };
 
   # { unit, lines, words } for each unit that the modules declare: lines that it has, and words that are among those of a line.
   declared = systemd: concatMap
@@ -109,10 +111,10 @@ let
       ++ (if one.script == null then [ ] else
         if plain unit.job == plain "set -e\n\n${one.script}\n" then [ ] else [ "${one.unit}: script" ]);
 
-  compared = name:
+  compared = example: name:
     let
-      guest = (guests.evalConfig { modules = ofQube name; }).config;
-      own = alone (ofQube name);
+      guest = (guests.evalConfig { modules = ofQubeIn example name; }).config;
+      own = alone (ofQubeIn example name);
       containers = attrNames own.containers;
     in
     concatMap (missing (guests.units guest)) (declared own.systemd)
@@ -122,9 +124,20 @@ let
       containers;
 
   count = name: let own = alone (ofQube name); in map (one: one.unit) (declared own.systemd);
+  network = name:
+    let
+      own = alone (ofQubeIn examples.network name);
+      services = own.systemd.services;
+    in
+    {
+      units = filter (unit: elem unit [ "nexus-netvm" "nexus-network" ]) (attrNames services);
+      modules = filter (module: module == "xen-netback") own.boot.kernelModules;
+      servers = own.networking.nameservers or [ ];
+    };
 in
 [
-  (test "the guests' units are those that the modules declare" (map compared [ "shop" "vault" ]) [ [ ] [ ] ])
+  (test "the guests' units are those that the modules declare" (map (compared examples.demo) [ "shop" "vault" ]) [ [ ] [ ] ])
+  (test "those of a netvm and of its clients, too" (map (compared examples.network) [ "net" "mail" "web" ]) [ [ ] [ ] [ ] ])
   (test "which are these" (count "shop") [
     "container@front.service"
     "container@orders.service"
@@ -135,6 +148,16 @@ in
     "nexus-containers.slice"
     "nexus-as-user.socket" "nexus-container.socket"
   ])
+  (test "a netvm serves its clients, and a client follows what dom0 gives it" (map network [ "net" "mail" ]) [
+    { units = [ "nexus-netvm" ]; modules = [ "xen-netback" ]; servers = [ ]; }
+    { units = [ "nexus-network" ]; modules = [ ]; servers = [ "9.9.9.9" ]; }
+  ])
+  (test "a container that shares its qube's network asks the same name servers" (map
+    (name: (alone (ofQubeIn examples.network "web")).containers.${name}.config.networking.nameservers or [ ])
+    [ "browser" "notes" ]) [ [ "9.9.9.9" ] [ ] ])
+  (test "no qube's address is in a closure"
+    (map (name: length (split "10[.]137[.]" (alone (ofQubeIn examples.network name)).systemd.services.${if name == "net" then "nexus-netvm" else "nexus-network"}.script)) [ "net" "web" ])
+    [ 1 1 ])
   (test "a unit that differs would be found"
     (let
       guest = (guests.evalConfig { modules = ofQube "shop" ++ [ ({ lib, ... }: { systemd.services."container@front".serviceConfig.MemoryMax = lib.mkForce "1G"; systemd.services."container@orders".script = lib.mkOverride 40 "exit 0"; }) ]; }).config;

@@ -18,6 +18,8 @@ let
       bindgenHook = "bindgen-hook";
     };
     pkg-config = "pkg-config";
+    iproute2 = "iproute2";
+    nftables = "nftables";
     xen = { outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-xen"; };
     closureInfo = { rootPaths }: { inherit rootPaths; outPath = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-closure-info"; };
   };

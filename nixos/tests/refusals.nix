@@ -3,13 +3,17 @@ let
   toplevel = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-nixos-system-work";
   qube = more: { qubes.work = { system = toplevel; } // more; };
   two = work: vault: { qubes.work = { system = toplevel; } // work; qubes.vault = { system = toplevel; } // vault; };
+  # `net` beside the qubes of one of these.
+  net = declaration: declaration // { qubes = declaration.qubes // { net.system = toplevel; }; };
+  behind = more: net (qube ({ netvm = "net"; } // more));
+  ofWork = (import ../lib/address.nix).ofName "10.137.0.0/16" "work";
   container = more: qube { containers.mail = more; };
   refused = declaration: says: { inherit declaration; says = if builtins.isList says then says else [ says ]; };
   rule = { service = "q.A"; source = "work"; target = "vault"; action = "allow"; };
 in
 [
   # --- words
-  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, policy, qubes, remotes")
+  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, network, policy, qubes, remotes")
   (refused { qubes = 3; } "nexus.qubes: 3 is no set of attributes")
   (refused { qubes."a b".system = toplevel; }
     "nexus.qubes.\"a b\": \"a b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
@@ -24,7 +28,7 @@ in
     "nexus.qubes.work.private.format: \"ntfs\" is not a file system: ext4, xfs or btrfs")
   (refused { qubes.default.system = toplevel; } "nexus.qubes.default: \"default\" is no name for a qube: it means something else")
   (refused (qube { memmory = 512; })
-    "nexus.qubes.work.memmory: there is no such attribute; there are autostart, boot, bridges, calls, class, containers, defaultDisposable, disks, disposableTemplate, maxmem, maxvcpus, memory, netvm, openCalls, pci, policy, private, ready, services, store, system, tags, type, user, users, vcpus")
+    "nexus.qubes.work.memmory: there is no such attribute; there are autostart, boot, bridges, calls, class, containers, defaultDisposable, disks, disposableTemplate, ip, maxmem, maxvcpus, memory, netvm, openCalls, pci, policy, private, ready, services, store, system, tags, type, user, users, vcpus")
   (refused (qube { memory = "512"; }) "nexus.qubes.work.memory: \"512\" is no whole number")
   (refused (qube { memory = 16; }) "nexus.qubes.work.memory: 16 is not within 32 to 16777216")
   (refused (qube { vcpus = 0; }) "nexus.qubes.work.vcpus: 0 is not within 1 to 128")
@@ -55,6 +59,31 @@ in
   (refused (qube { users = [ "mail" "a b" ]; }) "nexus.qubes.work.users[1]: \"a b\" is not the name of a user, or * for everybody")
   (refused (qube { openCalls = 0; }) "nexus.qubes.work.openCalls: 0 is not within 1 to 65536")
   (refused { host.memory = 1.5; } "nexus.host.memory: a number with a fraction is no whole number")
+
+  # --- addresses
+  (refused (behind { ip = "10.137.0"; }) "nexus.qubes.work.ip: \"10.137.0\" is not an IPv4 address: 10.137.0.7")
+  (refused (behind { ip = "10.137.0.07"; }) "nexus.qubes.work.ip: \"10.137.0.07\" is not an IPv4 address: 10.137.0.7")
+  (refused (behind { ip = "10.137.0.256"; }) "nexus.qubes.work.ip: \"10.137.0.256\" is not an IPv4 address: 10.137.0.7")
+  (refused (behind { ip = "10.138.0.7"; }) "nexus.qubes.work.ip: 10.138.0.7 is none that a qube can have: nexus.network.prefix is 10.137.0.0/16")
+  (refused (behind { ip = "10.137.0.0"; }) "nexus.qubes.work.ip: 10.137.0.0 is none that a qube can have: nexus.network.prefix is 10.137.0.0/16")
+  (refused (behind { ip = "10.137.255.255"; })
+    "nexus.qubes.work.ip: 10.137.255.255 is none that a qube can have: nexus.network.prefix is 10.137.0.0/16")
+  (refused (qube { ip = "10.137.0.7"; }) "nexus.qubes.work.ip: is for a qube with a netvm")
+  (refused (net (two { netvm = "net"; ip = "10.137.0.7"; } { netvm = "net"; ip = "10.137.0.7"; }))
+    "nexus.qubes.work.ip: 10.137.0.7 is taken by vault")
+  (refused (net (two { netvm = "net"; } { netvm = "net"; ip = ofWork; }))
+    "nexus.qubes.work.ip: ${ofWork} is taken by vault; it comes from the name, and another can be declared")
+  (refused { network.prefix = "10.137.0.0"; }
+    "nexus.network.prefix: \"10.137.0.0\" is not a range of IPv4 addresses: 10.137.0.0/16; a length of 8 to 28")
+  (refused { network.prefix = "10.137.0.0/30"; }
+    "nexus.network.prefix: \"10.137.0.0/30\" is not a range of IPv4 addresses: 10.137.0.0/16; a length of 8 to 28")
+  (refused { network.prefix = "10.137.3.4/16"; } "nexus.network.prefix: 10.137.3.4/16 has more than its length says: 10.137.0.0/16")
+  (refused { network.disposables = "10.138.3.4/22"; }
+    "nexus.network.disposables: 10.138.3.4/22 has more than its length says: 10.138.0.0/22")
+  (refused { network.disposables = "10.136.0.0/14"; }
+    "nexus.network.disposables: 10.136.0.0/14 and nexus.network.prefix, 10.137.0.0/16, have addresses in common")
+  (refused { network.dns = [ "dns.example" ]; } "nexus.network.dns[0]: \"dns.example\" is not an IPv4 address: 10.137.0.7")
+
   # Everything that is wrong is told at once.
   (refused (qube { memory = 1; vcpus = 0; })
     [ "nexus.qubes.work.memory: 1 is not within 32 to 16777216" "nexus.qubes.work.vcpus: 0 is not within 1 to 128" ])

@@ -106,11 +106,13 @@ let
       };
       # A container's, systemd-nspawn has set.
       hostname = if config.boot.isContainer then { } else { "hostname" = text "hostname" "${config.networking.hostName}\n"; };
+      nameServers = config.networking.nameservers or [ ];
+      resolver = if nameServers == [ ] then { } else { "resolv.conf" = text "resolv.conf" (concatStringsSep "" (map (address: "nameserver ${address}\n") nameServers)); };
       # What is no text is a path: of the store, or one that is there when the system runs.
       declared = mapAttrs
         (name: file: if file ? text then text (builtins.baseNameOf name) file.text else { inherit (file) source; })
         (config.environment.etc or { });
-      files = own // hostname // declared;
+      files = own // hostname // resolver // declared;
     in
     shell.run "etc" {
       list = concatStringsSep "" (map (name: "${name} ${files.${name}.source}\n") (attrNames files));

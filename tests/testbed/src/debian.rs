@@ -71,6 +71,23 @@ const FRONTENDS: [(&str, &str); 9] = [
     ("ext4", "fs/ext4"),
 ];
 
+/// What a qube has that is others' netvm: the backend's half, and what NAT and its filter stand on, in the order in which they are
+/// loaded.
+const NETVM: [(&str, &str); 12] = [
+    ("xen-netback", "drivers/net/xen-netback"),
+    ("nfnetlink", "net/netfilter"),
+    ("nf_tables", "net/netfilter"),
+    ("nf_defrag_ipv4", "net/ipv4/netfilter"),
+    ("nf_defrag_ipv6", "net/ipv6/netfilter"),
+    ("nf_conntrack", "net/netfilter"),
+    ("nf_nat", "net/netfilter"),
+    ("nft_chain_nat", "net/netfilter"),
+    ("nft_ct", "net/netfilter"),
+    ("nft_masq", "net/netfilter"),
+    ("nft_fib", "net/netfilter"),
+    ("nft_fib_ipv4", "net/ipv4/netfilter"),
+];
+
 /// dom0's halves, and what they stand on, in the order in which they are loaded.
 pub const BACKENDS: [(&str, &str); 12] = [
     ("crc32c_generic", "crypto"),
@@ -114,7 +131,7 @@ pub struct Tree {
 impl Debian {
     /// The packages, downloaded if the cache has none yet.
     pub fn obtain(cache: &Cache) -> Result<Self> {
-        let modules = (MODULES, FRONTENDS, BACKENDS);
+        let modules = (MODULES, FRONTENDS, NETVM, BACKENDS);
         let recipe =
             format!("{REVISION} {PACKAGES:?} {HYPERVISOR} {QEMU} {QEMU_VERSION} {KERNELS:?} {modules:?}");
         let place = cache.entry("debian", &recipe, |place| fetch(cache, place))?;
@@ -254,7 +271,7 @@ fn fetch_kernel(apt: &Apt, metapackage: &str, archives: &Path, place: &Path) -> 
     let builtin = modules.join("modules.builtin");
     let builtin = fs::read_to_string(&builtin).at(&builtin)?;
     let tree = (modules.join("kernel"), builtin.as_str());
-    copy_modules((&tree.0, tree.1), MODULES.iter().chain(&FRONTENDS), &place.join("modules"))?;
+    copy_modules((&tree.0, tree.1), MODULES.iter().chain(&FRONTENDS).chain(&NETVM), &place.join("modules"))?;
     if place.ends_with(DOM0_KERNEL) {
         copy_modules((&tree.0, tree.1), BACKENDS.iter(), &place.join("backends"))?;
     }

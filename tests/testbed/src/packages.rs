@@ -15,7 +15,7 @@ use crate::{Error, Result, elf, process};
 type Package = (&'static str, &'static [(&'static str, &'static str)]);
 
 /// What apt is asked for; what these depend on comes along.
-const DEBIAN: [&str; 15] = [
+const DEBIAN: [&str; 17] = [
     "systemd",
     "systemd-container",
     "bash",
@@ -23,6 +23,8 @@ const DEBIAN: [&str; 15] = [
     "mount",
     "e2fsprogs",
     "patchelf",
+    "iproute2",
+    "nftables",
     "curl",
     "sqlite3",
     "gpg",
@@ -33,7 +35,7 @@ const DEBIAN: [&str; 15] = [
     "libxenevtchn1",
 ];
 
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 12] = [
     (
         "systemd",
         &[
@@ -73,6 +75,8 @@ const PACKAGES: [Package; 10] = [
             ("usr/sbin/dumpe2fs", "bin/dumpe2fs"),
         ],
     ),
+    ("iproute2", &[("usr/bin/ip", "bin/ip")]),
+    ("nftables", &[("usr/sbin/nft", "bin/nft")]),
     ("patchelf", &[("usr/bin/patchelf", "bin/patchelf")]),
     ("curl", &[("usr/bin/curl", "bin/curl")]),
     ("sqlite", &[("usr/bin/sqlite3", "bin/sqlite3")]),
@@ -81,6 +85,7 @@ const PACKAGES: [Package; 10] = [
     (
         "xenstore",
         &[
+            ("usr/bin/xenstore-list", "bin/xenstore-list"),
             ("usr/bin/xenstore-read", "bin/xenstore-read"),
             ("usr/bin/xenstore-watch", "bin/xenstore-watch"),
             ("usr/bin/xenstore-write", "bin/xenstore-write"),
