@@ -8,7 +8,7 @@
 #   packages  folder: NAME/bin, NAME/lib …, what guests with systemd are made of (./packages.nix)
 #
 # `nix-build -A work` yields /nix/store/…-nixos-system-work-…; `-A demo`, `-A demo-next` and `-A demo-disposable` the qubes.json of nixos/examples/demo.nix, of
-# demo-next.nix, and of the first with a template of disposable qubes, whose systems are built with it.
+# demo-next.nix, and of the first with a template of disposable qubes, whose systems are built with it; `-A network` that of network.nix.
 { busybox, kernels, tools, packages }:
 
 let
@@ -54,7 +54,7 @@ let
       declaration.qubes;
   };
 in
-{
+rec {
   demo = declared (serving (import ../examples/demo.nix));
   demo-next = declared (serving (import ../examples/demo-next.nix));
 
@@ -90,6 +90,36 @@ in
       policy.rules = demo.policy.rules ++ [ { service = "nexus.Once"; source = "shop:front"; target = "@dispvm"; action = "allow"; } ];
     }
   ));
+
+  # The example of a netvm, whose way out is an address in dom0's network, and a qube that has no netvm: a light one.
+  network = declared (
+    let
+      example = import ../examples/network.nix;
+      served = serving (example // {
+        qubes = example.qubes // {
+          web = example.qubes.web // { containers = { inherit (example.qubes.web.containers) browser; }; };
+          net = example.qubes.net // {
+            config = { pkgs, ... }: {
+              systemd.services.uplink = {
+                description = "The way out";
+                wantedBy = [ "multi-user.target" ];
+                path = [ pkgs.iproute2 ];
+                serviceConfig = { Type = "oneshot"; RemainAfterExit = true; };
+                script = ''
+                  ip address replace 192.168.77.2/24 dev eth0
+                  ip link set eth0 up
+                  ip route replace default via 192.168.77.1
+                '';
+              };
+            };
+          };
+        };
+      });
+    in
+    served // {
+      qubes = served.qubes // { lone = { system = vault; store = null; type = "pv"; memory = 160; ready = null; }; };
+    }
+  );
 
   # What stands for nixpkgs where a command line of the documents says <nixpkgs> (tests/testbed/src/closure.rs), and for its
   # nixos/lib/eval-config.nix.

@@ -340,6 +340,9 @@ impl Effort<'_> {
         let work = |step: &toolstack::spec::Step| format!("{} {}", step.work.name(), step.name);
         let (step, said, value) = match event {
             Event::Begun(step) => return self.screen.begin(work(step)),
+            Event::Waits(step, netvm) => {
+                return self.screen.say(format_args!("  {} waits for {netvm}, its netvm", step.name));
+            }
             Event::Done(step, time) => {
                 let applied = events::Step::Applied { work: step.work.name().to_owned() };
                 EventLog::default().tell(&[events::Event::now(applied).named(&step.name)]);

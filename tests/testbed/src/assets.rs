@@ -26,11 +26,21 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 9] =
-    ["unified", "esp", "disk", "calls", DECLARED[0], DECLARED[1], DECLARED[2], TUTORIAL, PACKAGES];
+pub const NAMES: [&str; 10] = [
+    "unified",
+    "esp",
+    "disk",
+    "calls",
+    DECLARED[0],
+    DECLARED[1],
+    DECLARED[2],
+    DECLARED[3],
+    TUTORIAL,
+    PACKAGES,
+];
 
 /// Those that are a `qubes.json` with the systems that it names, which `nixos/testing` builds: dom0 has all of their store paths.
-pub const DECLARED: [&str; 3] = ["demo", "demo-next", "demo-disposable"];
+pub const DECLARED: [&str; 4] = ["demo", "demo-next", "demo-disposable", "network"];
 
 /// The one that is the tutorial, and the documents that its commands for a machine with Nix make.
 pub const TUTORIAL: &str = "tutorial";

@@ -1,10 +1,10 @@
 //! Doing what a plan says: wave after wave, the steps of each at the same time.
 
-use super::Spec;
 use super::document::Private;
 use super::plan::{Change, Plan, Step, Work};
 use super::policy::PolicyFolder;
 use super::volume::PrivateVolume;
+use super::{Spec, uuid_of};
 use crate::boot::BuildError;
 use crate::config::QubeConfig;
 use crate::create::CreateError;
@@ -13,6 +13,7 @@ use crate::doctor::DoctorError;
 use crate::generations::{GenerationError, Generations};
 use crate::memory::MemoryError;
 use crate::qubes::{Qube, QubeError, Qubes, Request};
+use crate::ready::{Awaited, Verdict};
 use crate::userdata::Kind;
 use crate::vcpus::VcpuError;
 use crate::volume::VolumeError;
@@ -72,6 +73,8 @@ impl Default for Host {
 pub enum Event<'a> {
     /// It begins.
     Begun(&'a Step),
+    /// It waits until its netvm says that it is up.
+    Waits(&'a Step, &'a str),
     /// It is done.
     Done(&'a Step, Duration),
     /// It failed.
@@ -111,6 +114,9 @@ pub enum Failure {
     /// Something that it needs failed.
     #[error("its netvm {0} could not be made")]
     Netvm(String),
+    /// What it needs is there, and cannot serve it.
+    #[error("its netvm {0} {1}")]
+    NetvmLate(String, Verdict),
     /// It changed since it was looked at.
     #[error("it is no longer there")]
     Gone,
@@ -266,6 +272,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn carry_out(&self, step: &Step) -> Result<(), Failure> {
         let config = || self.configs.get(&step.name).ok_or(Failure::Gone);
+        self.await_netvm(step)?;
         match &step.work {
             Work::Create => self.create(step, config()?),
             Work::Resume => Ok(self.qubes.unpause(&self.find(step)?)?),
@@ -285,6 +292,33 @@ impl Worker<'_> {
                 self.create(step, config)
             }
             Work::Remove => self.end(&self.find(step)?),
+        }
+    }
+
+    /// Waits until a step's interface has somebody to serve it: the netvm's word is that it does.
+    fn await_netvm(&self, step: &Step) -> Result<(), Failure> {
+        let attaches = match &step.work {
+            Work::Create | Work::Restart { .. } => true,
+            Work::Change(changes) => changes.iter().any(|change| matches!(change, Change::AttachNic(_))),
+            Work::Resume | Work::Remove => false,
+        };
+        let declared = &self.spec.document().qubes;
+        let netvm = declared.get(&step.name).and_then(|qube| qube.netvm.as_deref());
+        let Some(name) = netvm.filter(|_| attaches) else { return Ok(()) };
+        let Some(ready) = declared.get(name).and_then(|qube| qube.ready) else { return Ok(()) };
+        let uuid = uuid_of(name);
+        let is_up = |qube: &Qube| qube.uuid() == uuid && !qube.info.dying && qube.info.shutdown.is_none();
+        // That there is none is said by what wants it.
+        let Some(netvm) = self.qubes.list()?.into_iter().find(is_up) else { return Ok(()) };
+        if self.qubes.is_ready(&netvm)? {
+            return Ok(());
+        }
+        (self.hooks.report)(Event::Waits(step, name));
+        let limit = Duration::from_secs(ready.timeout);
+        let awaited = vec![Awaited { name: name.to_owned(), uuid, limit }];
+        match self.qubes.await_ready(awaited, &mut |_, _| ())?.into_iter().next() {
+            Some((_, Verdict::Ready(_))) | None => Ok(()),
+            Some((_, verdict)) => Err(Failure::NetvmLate(name.to_owned(), verdict)),
         }
     }
 

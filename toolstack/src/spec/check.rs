@@ -1,6 +1,7 @@
 //! What a document says wrong although it has the right shape. dom0 believes no generator: what the evaluation
 //! refuses is refused here again, and so is what no evaluation yields.
 
+use super::addresses::Prefix;
 use super::document::{Access, Call, Class, Document, Qube, Remote};
 use super::places::member;
 use super::volume;
@@ -8,6 +9,7 @@ use crate::config::is_generation;
 use crate::config::{DiskConfig, GuestType, MEMORY_LIMIT_MIB, Mac, PciConfig, PciOptions, VCPUS_LIMIT};
 use crate::store_path;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// Bytes of a qube's name: with a container's and a colon they fill the 63 that qrexec's messages have.
@@ -111,6 +113,20 @@ pub enum Fault {
     /// Two of something of which there can be one.
     #[error("{0} is taken already")]
     Taken(String),
+    /// An address of an interface on a bridge.
+    #[error("is for an interface that leads to a qube")]
+    OnABridge,
+    /// An address that nobody behind a netvm can have.
+    #[error("{ip} is none that a qube can have: network.prefix is {prefix}")]
+    Outside {
+        /// What it is.
+        ip: Ipv4Addr,
+        /// What it should be of.
+        prefix: Prefix,
+    },
+    /// Two ranges that must not have addresses in common.
+    #[error("{0} and network.prefix, {1}, have addresses in common")]
+    Overlap(Prefix, Prefix),
     /// An interface leads to a qube that has no backends.
     #[error("is no driver domain: its `driver_domain' is false")]
     NotDriverDomain,
@@ -118,7 +134,13 @@ pub enum Fault {
 
 /// Finds what is wrong: attributes and faults.
 pub(super) fn faults(document: &Document) -> Vec<(String, Fault)> {
-    let mut check = Check { document, found: Vec::new(), macs: BTreeMap::new(), written: BTreeMap::new() };
+    let mut check = Check {
+        document,
+        found: Vec::new(),
+        macs: BTreeMap::new(),
+        ips: BTreeMap::new(),
+        written: BTreeMap::new(),
+    };
     check.document();
     check.found
 }
@@ -128,6 +150,8 @@ struct Check<'a> {
     found: Vec<(String, Fault)>,
     /// By address, whose it is.
     macs: BTreeMap<&'a str, &'a str>,
+    /// By address behind netvms, whose it is.
+    ips: BTreeMap<Ipv4Addr, &'a str>,
     /// By image, who writes it.
     written: BTreeMap<&'a str, &'a str>,
 }
@@ -194,6 +218,7 @@ impl<'a> Check<'a> {
         for (name, remote) in &document.remotes {
             self.remote(name, remote);
         }
+        self.ranges();
         for file in document.policy.keys() {
             let attribute = member("policy", file);
             self.word(is_policy_file(file), attribute, file, "the name of a policy file");
@@ -374,9 +399,40 @@ impl<'a> Check<'a> {
                 self.word(is_one, of("bridge"), bridge, "the name of an interface");
             }
             self.word(network.mac.parse::<Mac>().is_ok(), of("mac"), &network.mac, "a MAC address");
+            if let Some(ip) = network.ip {
+                self.address(of("ip"), name, ip, network.backend.is_some());
+            }
             if let Some(other) = self.macs.insert(&network.mac, name) {
                 self.fault(of("mac"), Fault::Taken(format!("{} (by {other})", network.mac)));
             }
+        }
+    }
+
+    /// An address behind a netvm.
+    fn address(&mut self, attribute: String, name: &'a str, ip: Ipv4Addr, leads_to_a_qube: bool) {
+        if self.document.version < 4 {
+            self.fault(attribute.clone(), Fault::Later(4));
+        }
+        if !leads_to_a_qube {
+            self.fault(attribute.clone(), Fault::OnABridge);
+        }
+        let prefix = self.document.network.as_ref().map(|network| network.prefix);
+        if let Some(prefix) = prefix.filter(|prefix| !prefix.has(ip)) {
+            self.fault(attribute.clone(), Fault::Outside { ip, prefix });
+        }
+        if let Some(other) = self.ips.insert(ip, name) {
+            self.fault(attribute, Fault::Taken(format!("{ip} (by {other})")));
+        }
+    }
+
+    /// The ranges of addresses.
+    fn ranges(&mut self) {
+        let Some(network) = &self.document.network else { return };
+        if self.document.version < 4 {
+            self.fault("network", Fault::Later(4));
+        }
+        if network.prefix.overlaps(network.disposables) {
+            self.fault("network.disposables", Fault::Overlap(network.disposables, network.prefix));
         }
     }
 

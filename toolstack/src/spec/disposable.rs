@@ -4,6 +4,7 @@
 //! containers. Name, UUID and Ethernet addresses are its own. So is its private volume, which begins empty: its file has no name any
 //! more as soon as the qube has it, and so it goes with the qube, whoever ends that, and however.
 
+use super::addresses::Prefix;
 use super::check::{disk_text, is_name};
 use super::document::{Access, Private};
 use super::places::member;
@@ -54,6 +55,9 @@ pub enum DisposableError {
         /// Why.
         source: io::Error,
     },
+    /// All addresses of disposable qubes behind netvms are taken.
+    #[error("no address of {0} is free: network.disposables is what they come from")]
+    Addresses(Prefix),
     /// No name of a qube.
     #[error("{0:?} is not the name of a qube: a letter, then at most 30 letters, digits, '_' and '-'")]
     Name(String),
@@ -87,6 +91,8 @@ pub struct Disposable {
     pub config: QubeConfig,
     private: Option<Private>,
     images: PathBuf,
+    /// What the addresses come from of those behind netvms.
+    addresses: Option<Prefix>,
 }
 
 impl Spec {
@@ -114,8 +120,8 @@ impl Spec {
         }
         let common = Declared { private: None, ..declared.clone() };
         let mut config = self.config_of(template, &common, choice)?;
-        // Two that have one address cannot both be heard on a bridge.
-        config.nics.iter_mut().for_each(|nic| nic.mac = None);
+        // Two that have one address cannot both be heard on a bridge, or behind a netvm.
+        config.nics.iter_mut().for_each(|nic| (nic.mac, nic.ip) = (None, None));
         // Nobody makes it again: that would be another one.
         config.actions = Actions {
             poweroff: Action::Destroy,
@@ -125,7 +131,8 @@ impl Spec {
             soft_reset: Action::Destroy,
         };
         let (private, images) = (declared.private.clone(), IMAGES.into());
-        Ok(Disposable { template: template.to_owned(), config, private, images })
+        let addresses = self.document.network.as_ref().map(|network| network.disposables);
+        Ok(Disposable { template: template.to_owned(), config, private, images, addresses })
     }
 }
 
@@ -159,7 +166,7 @@ impl Disposable {
             let stem = path.file_stem().filter(|_| path.parent() == Some(&*self.images))?;
             Some(stem.to_str()?.get(UUID_LEN..)?.to_owned())
         };
-        let nics = config.nics.iter().map(|nic| NicConfig { mac: None, ..nic.clone() });
+        let nics = config.nics.iter().map(|nic| NicConfig { mac: None, ip: None, ..nic.clone() });
         let common = QubeConfig {
             name: String::new(),
             uuid: Uuid::nil(),
@@ -186,6 +193,12 @@ impl Qubes {
     ) -> Result<(QubeConfig, Option<Image>), DisposableError> {
         let uuid = new_uuid();
         let mut config = QubeConfig { name: name.to_owned(), uuid, ..disposable.config.clone() };
+        if let Some(prefix) = disposable.addresses
+            && let Some(nic) = config.nics.iter_mut().find(|nic| nic.backend.is_some())
+        {
+            let ip = self.free_address(prefix, uuid)?.ok_or(DisposableError::Addresses(prefix))?;
+            nic.ip = Some(ip.to_string());
+        }
         let (Some(private), Some(kind)) = (&disposable.private, disposable.kind()) else {
             return Ok((config, None));
         };

@@ -1,15 +1,17 @@
 //! The shape of `qubes.json`, as it is published in `nixos/qubes.schema.json`.
 
+use super::addresses::Prefix;
 use crate::config::GuestType;
 use crate::volume::Format;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// The version of the format.
-pub const VERSION: u64 = 3;
+pub const VERSION: u64 = 4;
 /// The oldest version that is read: 2 added how a qube says that it is ready, and a file system for its volume; 3 qubes of other
-/// hosts.
+/// hosts; 4 addresses behind netvms.
 pub const OLDEST_VERSION: u64 = 1;
 
 /// All qubes of a host, and who may call what.
@@ -20,6 +22,9 @@ pub struct Document {
     pub version: u64,
     /// The machine.
     pub host: Host,
+    /// Addresses of qubes behind netvms; `None` before version 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Addresses>,
     /// By name.
     pub qubes: BTreeMap<String, Qube>,
     /// Qubes of other hosts, by the names that they have here; none before version 3.
@@ -35,6 +40,16 @@ pub struct Document {
 pub struct Host {
     /// Memory that there is for qubes, in MiB; `None` where that is not known.
     pub memory: Option<u64>,
+}
+
+/// Addresses of qubes behind netvms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Addresses {
+    /// Of those that are declared.
+    pub prefix: Prefix,
+    /// Of disposable ones, each of which gets one that is free.
+    pub disposables: Prefix,
 }
 
 /// A qube of another host: a RemoteVM.
@@ -136,6 +151,9 @@ pub struct Network {
     pub backend: Option<String>,
     /// The bridge there.
     pub bridge: Option<String>,
+    /// The qube's address there; `None` on a bridge, and before version 4.
+    #[serde(default)]
+    pub ip: Option<Ipv4Addr>,
     /// Its Ethernet address.
     pub mac: String,
 }

@@ -16,6 +16,7 @@
 //! # Ok::<(), toolstack::spec::SpecError>(())
 //! ```
 
+mod addresses;
 mod apply;
 mod check;
 mod disposable;
@@ -25,12 +26,13 @@ mod plan;
 mod policy;
 mod volume;
 
+pub use addresses::{Prefix, PrefixError};
 pub use apply::{ApplyLock, Event, Failure, Hooks, Host, MakeRoom, Open, Outcome, Report};
 pub use check::Fault;
 pub use disposable::{Disposable, DisposableError, is_disposable};
 pub use document::{
-    Access, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network, OLDEST_VERSION,
-    Private, Qube, Ready, Remote, VERSION,
+    Access, Addresses, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network,
+    OLDEST_VERSION, Private, Qube, Ready, Remote, VERSION,
 };
 pub use places::Place;
 pub use plan::{Change, Conflict, Difference, Plan, PlanError, Step, Wishes, Work};
@@ -399,7 +401,8 @@ fn settings(name: &str, qube: &Qube, system: Option<&Path>) -> String {
             value.as_ref().map_or_else(String::new, |value| format!(",{key}={value}"))
         };
         let (backend, bridge) = (part("backend", &network.backend), part("bridge", &network.bridge));
-        format!("\"mac={}{backend}{bridge}\"", network.mac)
+        let ip = network.ip.map_or_else(String::new, |ip| format!(",ip={ip}"));
+        format!("\"mac={}{backend}{bridge}{ip}\"", network.mac)
     });
     line(format_args!("vif = [ {} ]", nics.collect::<Vec<_>>().join(", ")));
     if !qube.pci.is_empty() {

@@ -102,7 +102,7 @@ fn each_fault_names_its_attribute() {
         qube
     };
     for (pointer, value, says) in [
-        ("/version", json!(4), "version 4 of qubes.json; this nxl reads 1 to 3"),
+        ("/version", json!(5), "version 5 of qubes.json; this nxl reads 1 to 4"),
         ("/version", json!("1"), "version \"1\" of qubes.json"),
         ("/more", json!(1), "more: unknown field `more`"),
         ("/qubes/shop/memory", json!("384"), "qubes.shop.memory: invalid type: string \"384\", expected u64"),
@@ -156,8 +156,10 @@ fn each_fault_names_its_attribute() {
             "qubes.work-1-link: ends like the link of a generation: -NUMBER-link",
         ),
         ("/version", json!(1), "qubes.net.ready: came with version 2 of the document"),
-        ("/version", json!(1), "and 9 more"),
-        ("/version", json!(2), "remotes.bank: came with version 3 of the document"),
+        ("/version", json!(1), "and 12 more"),
+        ("/version", json!(2), "qubes.shop.networks[0].ip: came with version 4 of the document"),
+        ("/version", json!(2), "and 3 more"),
+        ("/version", json!(3), "and 2 more"),
         ("/remotes/shop", full()["remotes"]["bank"].clone(), "remotes.shop: shop is taken already"),
         (
             "/remotes/a b",
@@ -200,6 +202,32 @@ fn each_fault_names_its_attribute() {
             "/qubes/shop/networks/0/mac",
             full()["qubes"]["net"]["networks"][0]["mac"].clone(),
             "qubes.shop.networks[0].mac: 00:16:3e:",
+        ),
+        (
+            "/qubes/shop/networks/0/ip",
+            json!("10.20.0"),
+            "qubes.shop.networks[0].ip: invalid IPv4 address syntax",
+        ),
+        (
+            "/qubes/shop/networks/0/ip",
+            json!("10.21.0.7"),
+            "qubes.shop.networks[0].ip: 10.21.0.7 is none that a qube can have: network.prefix is 10.20.0.0/16",
+        ),
+        (
+            "/qubes/shop/networks/0/ip",
+            full()["qubes"]["whonix"]["networks"][0]["ip"].clone(),
+            "qubes.whonix.networks[0].ip: 10.20.244.70 (by shop) is taken already",
+        ),
+        (
+            "/qubes/net/networks/0/ip",
+            json!("10.20.0.9"),
+            "qubes.net.networks[0].ip: is for an interface that leads to a qube",
+        ),
+        ("/network/prefix", json!("10.20.0.1/16"), "network.prefix: \"10.20.0.1/16\" is not a range"),
+        (
+            "/network/disposables",
+            json!("10.20.4.0/22"),
+            "network.disposables: 10.20.4.0/22 and network.prefix, 10.20.0.0/16, have addresses in common",
         ),
         (
             "/qubes/net/networks/0/bridge",
@@ -421,7 +449,9 @@ fn spec(host: &Site, qubes: &[(&str, Value)]) -> Spec {
     let qubes: serde_json::Map<_, _> =
         qubes.iter().map(|(name, more)| ((*name).to_owned(), qube(host, more))).collect();
     let policy = json!({ "50-nexus.policy": "q.A * work vault allow\n" });
-    parse(&json!({ "version": 2, "host": { "memory": null }, "qubes": qubes, "policy": policy })).unwrap()
+    let network = json!({ "prefix": "10.137.0.0/16", "disposables": "10.138.0.0/28" });
+    let document = json!({ "version": 4, "host": { "memory": null }, "network": network, "qubes": qubes, "policy": policy });
+    parse(&document).unwrap()
 }
 
 fn image(host: &Site, name: &str) -> Value {
@@ -457,23 +487,42 @@ fn open(host: &Site) -> Result<(Qubes, std::sync::Arc<dyn xen::ForeignMemory>), 
 
 /// Plans and applies; what was done, in the order in which it began.
 fn apply_with(host: &Site, spec: &Spec, prune: bool, jobs: usize) -> (Vec<String>, Vec<(String, Failure)>) {
+    let done = Mutex::new(Vec::new());
+    let failures = apply_told(host, spec, prune, jobs, &|event| {
+        if let Event::Begun(step) = event {
+            done.lock().unwrap().push(format!("{} {}", step.work.name(), step.name));
+        }
+    });
+    (done.into_inner().unwrap(), failures)
+}
+
+/// The same with somebody who is told.
+fn apply_told(
+    host: &Site,
+    spec: &Spec,
+    prune: bool,
+    jobs: usize,
+    report: &Report<'_>,
+) -> Vec<(String, Failure)> {
     let lock = host.qubes.lock_apply().unwrap().expect("nobody else applies");
     let configs = configs(host, spec);
     let how = how(host, jobs);
     let plan = Plan::of(&host.qubes, spec, &configs, &how.policy, &wishes(prune)).unwrap();
     assert_eq!(plan.conflicts, []);
-    let done = Mutex::new(Vec::new());
-    let hooks = Hooks {
-        open: &|| open(host),
-        make_room: &|_, _| Ok(()),
-        report: &|event| {
-            if let Event::Begun(step) = event {
-                done.lock().unwrap().push(format!("{} {}", step.work.name(), step.name));
-            }
-        },
-    };
-    let outcome = plan.apply(&lock, spec, &configs, &how, &hooks).unwrap();
-    (done.into_inner().unwrap(), outcome.failures)
+    let hooks = Hooks { open: &|| open(host), make_room: &|_, _| Ok(()), report };
+    plan.apply(&lock, spec, &configs, &how, &hooks).unwrap().failures
+}
+
+/// Has a qube say that it is up.
+fn say_ready(host: &Site, name: &str) {
+    let path = format!("{}/{READY}", crate::store::home(host.qubes.find(name).unwrap().info.domid));
+    host.qubes.store.write(Transaction::NONE, &path, b"/nix/store/x").unwrap();
+}
+
+/// The addresses of a qube's interfaces, by their backends' records.
+fn addresses(host: &Site, name: &str) -> Vec<Option<String>> {
+    let nics = host.qubes.list_nics(&host.qubes.find(name).unwrap()).unwrap();
+    nics.iter().map(|nic| host.qubes.read(&format!("{}/ip", nic.backend_path)).unwrap()).collect()
 }
 
 fn apply(host: &Site, spec: &Spec) -> Vec<String> {
@@ -697,6 +746,60 @@ fn one_that_ended_is_made_again_and_one_that_is_paused_is_let_be() {
     host.machine.shut_down(qube.info.domid, xen::ShutdownReason::Crash);
     assert_eq!(apply(&host, &spec), ["restart work"]);
     is_as_declared(&host, &spec);
+}
+
+/// What takes its network from `net` at this address, for [`spec`].
+fn behind_net(number: u8) -> Value {
+    let mac = format!("00:16:3e:00:00:{number:02}");
+    let ip = format!("10.137.0.{number}");
+    json!({ "netvm": "net", "networks": [{ "backend": "net", "bridge": null, "ip": ip, "mac": mac }] })
+}
+
+#[test]
+fn a_client_is_made_when_its_netvm_says_that_it_is_up() {
+    let host = site();
+    let net = json!({ "driver_domain": true, "ready": { "timeout": 60 } });
+    let spec = spec(&host, &[("net", net), ("work", behind_net(7))]);
+    let waited = Mutex::new(Vec::new());
+    let failures = apply_told(&host, &spec, false, 2, &|event| {
+        if let Event::Waits(step, netvm) = event {
+            waited.lock().unwrap().push(format!("{} for {netvm}", step.name));
+            assert_eq!(names(&host), ["net"], "it was made before its netvm was up");
+            say_ready(&host, netvm);
+        }
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(*waited.lock().unwrap(), ["work for net"]);
+    is_as_declared(&host, &spec);
+    assert_eq!(addresses(&host, "work"), [Some("10.137.0.7".to_owned())]);
+}
+
+#[test]
+fn a_client_of_a_netvm_that_does_not_come_up_is_left_to_the_next_apply() {
+    let host = site();
+    let net = json!({ "driver_domain": true, "ready": { "timeout": 1 } });
+    let spec = spec(&host, &[("net", net), ("work", behind_net(7))]);
+    let (_, failures) = apply_with(&host, &spec, false, 2);
+    let said: Vec<_> = failures.iter().map(|(name, failure)| format!("{name}: {failure}")).collect();
+    assert_eq!(said, ["work: its netvm net did not report ready within 1 s"]);
+    assert_eq!(names(&host), ["net"]);
+    say_ready(&host, "net");
+    assert_eq!(apply(&host, &spec), ["create work"]);
+    is_as_declared(&host, &spec);
+}
+
+#[test]
+fn another_address_is_another_interface() {
+    let host = site();
+    let net = || json!({ "driver_domain": true });
+    let before = spec(&host, &[("net", net()), ("work", behind_net(7))]);
+    assert_eq!(apply(&host, &before), ["create net", "create work"]);
+    let mut moved = behind_net(7);
+    moved["networks"][0]["ip"] = json!("10.137.0.8");
+    let after = spec(&host, &[("net", net()), ("work", moved)]);
+    assert_eq!(apply(&host, &after), ["change work"]);
+    is_as_declared(&host, &after);
+    assert_eq!(addresses(&host, "work"), [Some("10.137.0.8".to_owned())]);
 }
 
 #[test]
@@ -1155,6 +1258,38 @@ fn a_disposable_qube_is_what_its_template_is_with_a_name_and_a_volume_of_its_own
     let error = host.qubes.start_disposable(&made, "work", &*host.foreign).unwrap_err().to_string();
     assert!(error.contains("the name work is taken"), "{error}");
     assert_eq!((files_in(&images(&host)), host.kernel.loop_count()), (0, 0), "nothing is left of it");
+}
+
+#[test]
+fn disposable_qubes_behind_a_netvm_have_addresses_of_their_own() {
+    let host = site();
+    let template = {
+        let mut template = behind_net(7);
+        template["disposable_template"] = json!(true);
+        template["autostart"] = json!(false);
+        template
+    };
+    let spec = spec(&host, &[("net", json!({ "driver_domain": true })), ("office", template)]);
+    assert_eq!(apply(&host, &spec), ["create net"]);
+    let made = disposable(&host, &spec);
+    let prefix = spec.document().network.as_ref().unwrap().disposables;
+    let mut given = BTreeSet::new();
+    for number in 0..14 {
+        let name = format!("disp{number}");
+        host.qubes.start_disposable(&made, &name, &*host.foreign).unwrap();
+        let address = addresses(&host, &name).remove(0).unwrap();
+        assert!(prefix.has(address.parse().unwrap()), "{address}");
+        assert!(given.insert(address), "two of {given:?}");
+    }
+    let error = host.qubes.start_disposable(&made, "more", &*host.foreign).unwrap_err().to_string();
+    assert_eq!(error, "no address of 10.138.0.0/28 is free: network.disposables is what they come from");
+    host.qubes.destroy_disposable("disp3").unwrap();
+    host.qubes.start_disposable(&made, "more", &*host.foreign).unwrap();
+    assert!(given.contains(addresses(&host, "more")[0].as_ref().unwrap()));
+    // One that was built ahead is still what would be made now.
+    host.qubes.destroy_disposable("disp4").unwrap();
+    assert_eq!(host.qubes.fill_disposables(&made, 1, &*host.foreign).unwrap().len(), 1);
+    assert!(host.qubes.take_disposable(&made, "disp4").unwrap().is_some());
 }
 
 #[test]
