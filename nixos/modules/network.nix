@@ -54,6 +54,7 @@ in
     serviceConfig = {
       Type = "notify";
       NotifyAccess = "all";
+      TimeoutStartSec = "5min";
       Restart = "always";
       RestartSec = "200ms";
       CapabilityBoundingSet = "CAP_NET_ADMIN";
@@ -70,7 +71,14 @@ in
       # serve DOMAIN DEVICE: the backend's half of an interface, when Linux has it. It may be gone at any moment.
       serve() {
         local node=backend/vif/$1/$2 vif=vif$1.$2 address mac status
-        is_number "$1" && is_number "$2" && [ -e "/sys/class/net/$vif" ] || return 0
+        is_number "$1" && is_number "$2" || return 0
+        # It is closed for good: dom0 waits until the records are gone, and so knows that nothing stands behind them any more.
+        if [ "$(xenstore-read "$node/state" "$node/online" 2> /dev/null)" = $'6\n0' ]; then
+          xenstore-rm "$node" || true
+          [ -n "$(xenstore-list "backend/vif/$1" 2> /dev/null)" ] || xenstore-rm "backend/vif/$1" 2> /dev/null || true
+          return 0
+        fi
+        [ -e "/sys/class/net/$vif" ] || return 0
         status=$(xenstore-read "$node/hotplug-status" 2> /dev/null) || return 0
         address=$(xenstore-read "$node/ip" 2> /dev/null) || address=none
         mac=$(xenstore-read "$node/mac" 2> /dev/null) || mac=none

@@ -100,6 +100,7 @@ rec {
           web = example.qubes.web // { containers = { inherit (example.qubes.web.containers) browser; }; };
           net = example.qubes.net // {
             config = { pkgs, ... }: {
+              environment.systemPackages = [ pkgs.nftables ];
               systemd.services.uplink = {
                 description = "The way out";
                 wantedBy = [ "multi-user.target" ];

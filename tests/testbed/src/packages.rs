@@ -87,6 +87,7 @@ const PACKAGES: [Package; 12] = [
         &[
             ("usr/bin/xenstore-list", "bin/xenstore-list"),
             ("usr/bin/xenstore-read", "bin/xenstore-read"),
+            ("usr/bin/xenstore-rm", "bin/xenstore-rm"),
             ("usr/bin/xenstore-watch", "bin/xenstore-watch"),
             ("usr/bin/xenstore-write", "bin/xenstore-write"),
             // It cancels its thread when it closes, and that loads this one, which no header names.
