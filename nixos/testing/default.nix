@@ -107,6 +107,7 @@ rec {
                 path = [ pkgs.iproute2 ];
                 serviceConfig = { Type = "oneshot"; RemainAfterExit = true; };
                 script = ''
+                  until [ -e /sys/class/net/eth0 ]; do sleep 0.2; done
                   ip address replace 192.168.77.2/24 dev eth0
                   ip link set eth0 up
                   ip route replace default via 192.168.77.1

@@ -93,9 +93,9 @@ impl Qubes {
         let mut taken = BTreeSet::new();
         for qube in self.list()? {
             for nic in self.list_nics(&qube)? {
-                // The backend's domain may write what it likes there; no more than an address is made of it.
-                let told = self.read(&format!("{}/ip", nic.address.backend_path()))?;
-                taken.extend(told.and_then(|told| told.parse::<Ipv4Addr>().ok()));
+                // Not by the backend's record, which is its domain's to write.
+                let given = self.read(&format!("{}/ip", nic.address.libxl_path()))?;
+                taken.extend(given.and_then(|given| given.parse::<Ipv4Addr>().ok()));
             }
         }
         let bytes = uuid.as_bytes();

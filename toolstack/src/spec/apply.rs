@@ -272,16 +272,24 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn carry_out(&self, step: &Step) -> Result<(), Failure> {
         let config = || self.configs.get(&step.name).ok_or(Failure::Gone);
-        self.await_netvm(step)?;
         match &step.work {
-            Work::Create => self.create(step, config()?),
+            Work::Create => {
+                self.await_netvm(step)?;
+                self.create(step, config()?)
+            }
             Work::Resume => Ok(self.qubes.unpause(&self.find(step)?)?),
             Work::Change(changes) => {
                 let (qube, config) = (self.find(step)?, config()?);
-                changes.iter().try_for_each(|change| self.change(&qube, change, config))
+                // What an interface led to goes first, so that the guest has noticed by the time when it leads to another.
+                let (first, then): (Vec<_>, Vec<_>) =
+                    changes.iter().partition(|change| matches!(change, Change::DetachNic { .. }));
+                first.into_iter().try_for_each(|change| self.change(&qube, change, config))?;
+                self.await_netvm(step)?;
+                then.into_iter().try_for_each(|change| self.change(&qube, change, config))
             }
             Work::Restart { .. } => {
                 let config = config()?;
+                self.await_netvm(step)?;
                 // From here on it will be made again, whoever does it.
                 let text = serde_json::to_string(config).map_err(|error| QubeError::UserData {
                     path: step.name.clone().into(),

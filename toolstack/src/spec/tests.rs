@@ -602,6 +602,201 @@ fn one_that_never_ran_runs_when_it_is_changed() {
     let before = spec(&host, &[("work", json!({}))]);
     host.qubes.create(&before.config("work").unwrap(), true, &*host.foreign).unwrap();
     let after = spec(&host, &[("work", json!({ "memory": 192 }))]);
+    assert_eq!(apply(&host, &after), ["change work"]);
+    is_as_declared(&host, &after);
+}
+
+#[test]
+fn memory_vcpus_and_disks_change_while_a_qube_runs() {
+    let host = site();
+    let (one, two) = (image(&host, "one"), image(&host, "two"));
+    let disk = |target: &Value, vdev: &str| json!({ "target": target, "vdev": vdev, "access": "r" });
+    let before = spec(&host, &[("work", json!({ "disks": [disk(&one, "xvda"), disk(&two, "xvdc")] }))]);
+    apply(&host, &before);
+    let domid = host.qubes.find("work").unwrap().info.domid;
+    let after = spec(
+        &host,
+        &[("work", json!({ "memory": 256, "vcpus": 2, "disks": [disk(&two, "xvda"), disk(&one, "xvdd")] }))],
+    );
+    let planned = plan(&host, &after, false);
+    let [Step { work: Work::Change(changes), wave: 1, .. }] = &*planned.steps else { panic!("{planned:?}") };
+    let said: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        [
+            "memory: 128 MiB -> 256 MiB".to_owned(),
+            "vcpus: 1 -> 2".to_owned(),
+            "disk xvda: detached".to_owned(),
+            "disk xvdc: detached".to_owned(),
+            format!("disk xvda: attached, {}", two.as_str().unwrap()),
+            format!("disk xvdd: attached, {}", one.as_str().unwrap()),
+            "what a restart makes of it".to_owned(),
+        ]
+    );
+    assert_eq!(apply(&host, &after), ["change work"]);
+    assert_eq!(host.qubes.find("work").unwrap().info.domid, domid, "it was not restarted");
+    is_as_declared(&host, &after);
+}
+
+#[test]
+fn a_private_volume_is_one_of_the_volumes_and_grows() {
+    let host = site();
+    let folder = host.folder.path().join("volumes");
+    let declared = |size: u64| {
+        let private = json!({ "size": size, "target": folder.join("work.raw"), "vdev": "xvdb" });
+        spec(&host, &[("work", json!({ "private": private }))])
+    };
+    apply(&host, &declared(16));
+    let volumes = crate::volume::Volumes::new(&folder).with_plumbing(host.kernel.clone());
+    let volume = volumes.get(&"work".parse().unwrap()).unwrap();
+    assert_eq!((volume.image.size, volume.loops.len()), (16 << 20, 1));
+    let domid = host.qubes.find("work").unwrap().info.domid;
+    let Work::Change(changes) = plan(&host, &declared(24), false).steps[0].work.clone() else { panic!() };
+    assert_eq!(
+        changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["private volume: 16 MiB -> 24 MiB"]
+    );
+    assert_eq!(apply(&host, &declared(24)), ["change work"]);
+    assert_eq!(volumes.size(&"work".parse().unwrap()).unwrap(), Some(24 << 20));
+    assert_eq!(host.qubes.find("work").unwrap().info.domid, domid, "it was not restarted");
+    is_as_declared(&host, &declared(24));
+    let found = plan(&host, &declared(16), false);
+    assert_eq!(
+        found.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["qubes.work.private.size: 16 MiB are declared, and the volume has 24 MiB: it does not get smaller"]
+    );
+    // What keeps it does not run: it grows when it is made.
+    host.qubes.destroy(&host.qubes.find("work").unwrap()).unwrap();
+    assert_eq!(apply(&host, &declared(32)), ["create work"]);
+    assert_eq!(volumes.size(&"work".parse().unwrap()).unwrap(), Some(32 << 20));
+    is_as_declared(&host, &declared(32));
+}
+
+#[test]
+fn what_cannot_be_changed_is_restarted_and_says_why() {
+    let host = site();
+    apply(&host, &spec(&host, &[("work", json!({})), ("vault", json!({}))]));
+    let vault = host.qubes.find("vault").unwrap().info.domid;
+    let after = spec(&host, &[("work", json!({ "max_memory": 512 })), ("vault", json!({}))]);
+    let planned = plan(&host, &after, false);
+    let [Step { work: Work::Restart { why }, .. }] = &*planned.steps else { panic!("{planned:?}") };
+    assert_eq!(why.iter().map(ToString::to_string).collect::<Vec<_>>(), ["max_memory: 256 MiB -> 512 MiB"]);
+    assert_eq!(planned.unchanged, ["vault"]);
+    host.machine.reset_counts();
+    assert_eq!(apply(&host, &after), ["restart work"]);
+    assert_eq!(host.machine.counts().of("xc_domain_create"), 1);
+    assert_eq!(host.qubes.find("work").unwrap().uuid(), uuid_of("work"));
+    assert_eq!(host.qubes.find("vault").unwrap().info.domid, vault, "left alone");
+    is_as_declared(&host, &after);
+}
+
+#[test]
+fn nothing_is_removed_unasked_and_by_prune_only_what_was_declared_once() {
+    let host = site();
+    apply(&host, &spec(&host, &[("work", json!({})), ("vault", json!({}))]));
+    let by_hand = host.qubes.create(&host.config_with("mine", ""), true, &*host.foreign).unwrap();
+    host.qubes.unpause(&by_hand).unwrap();
+    let after = spec(&host, &[("work", json!({}))]);
+    assert_eq!(plan(&host, &after, false).undeclared, ["vault", "mine"]);
+    assert_eq!(apply(&host, &after), [""; 0]);
+    let (done, failures) = apply_with(&host, &after, true, 1);
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(done, ["remove vault"]);
+    assert_eq!(names(&host), ["work", "mine"]);
+    is_as_declared(&host, &after);
+}
+
+#[test]
+fn a_name_that_somebody_else_has_is_a_conflict() {
+    let host = site();
+    host.qubes.create(&host.config_with("work", ""), true, &*host.foreign).unwrap();
+    let found = plan(&host, &spec(&host, &[("work", json!({}))]), true);
+    assert_eq!(found.steps, []);
+    assert!(found.conflicts[0].to_string().contains("which no `nxl apply' made: rename or destroy it"));
+}
+
+#[test]
+fn memory_that_the_host_has_not_got_is_a_conflict() {
+    let host = site();
+    let large = json!({ "memory": 5000, "max_memory": 5000 });
+    let found = plan(&host, &spec(&host, &[("work", large.clone()), ("vault", large)]), false);
+    assert_eq!(found.conflicts, [Conflict::Memory { wanted_mib: 10_000, host_mib: 8192 }]);
+}
+
+#[test]
+fn a_qube_is_known_whatever_it_is_called() {
+    let host = site();
+    let spec = spec(&host, &[("work", json!({}))]);
+    apply(&host, &spec);
+    host.qubes.rename(&host.qubes.find("work").unwrap(), "play").unwrap();
+    let planned = plan(&host, &spec, false);
+    let [Step { work: Work::Change(changes), .. }] = &*planned.steps else { panic!("{planned:?}") };
+    assert_eq!(changes[0].to_string(), "name: it is called play");
+    apply(&host, &spec);
+    assert_eq!(names(&host), ["work"]);
+    is_as_declared(&host, &spec);
+}
+
+#[test]
+fn one_that_ended_is_made_again_and_one_that_is_paused_is_let_be() {
+    let host = site();
+    let spec = spec(&host, &[("work", json!({}))]);
+    apply(&host, &spec);
+    let qube = host.qubes.find("work").unwrap();
+    host.machine.shut_down(qube.info.domid, xen::ShutdownReason::Crash);
+    assert_eq!(apply(&host, &spec), ["restart work"]);
+    is_as_declared(&host, &spec);
+}
+
+/// What takes its network from `net` at this address, for [`spec`].
+fn behind_net(number: u8) -> Value {
+    let mac = format!("00:16:3e:00:00:{number:02}");
+    let ip = format!("10.137.0.{number}");
+    json!({ "netvm": "net", "networks": [{ "backend": "net", "bridge": null, "ip": ip, "mac": mac }] })
+}
+
+#[test]
+fn a_client_is_made_when_its_netvm_says_that_it_is_up() {
+    let host = site();
+    let net = json!({ "driver_domain": true, "ready": { "timeout": 60 } });
+    let spec = spec(&host, &[("net", net), ("work", behind_net(7))]);
+    let waited = Mutex::new(Vec::new());
+    let failures = apply_told(&host, &spec, false, 2, &|event| {
+        if let Event::Waits(step, netvm) = event {
+            waited.lock().unwrap().push(format!("{} for {netvm}", step.name));
+            assert_eq!(names(&host), ["net"], "it was made before its netvm was up");
+            say_ready(&host, netvm);
+        }
+    });
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(*waited.lock().unwrap(), ["work for net"]);
+    is_as_declared(&host, &spec);
+    assert_eq!(addresses(&host, "work"), [Some("10.137.0.7".to_owned())]);
+}
+
+#[test]
+fn a_client_of_a_netvm_that_does_not_come_up_is_left_to_the_next_apply() {
+    let host = site();
+    let net = json!({ "driver_domain": true, "ready": { "timeout": 1 } });
+    let spec = spec(&host, &[("net", net), ("work", behind_net(7))]);
+    let (_, failures) = apply_with(&host, &spec, false, 2);
+    let said: Vec<_> = failures.iter().map(|(name, failure)| format!("{name}: {failure}")).collect();
+    assert_eq!(said, ["work: its netvm net did not report ready within 1 s"]);
+    assert_eq!(names(&host), ["net"]);
+    say_ready(&host, "net");
+    assert_eq!(apply(&host, &spec), ["create work"]);
+    is_as_declared(&host, &spec);
+}
+
+#[test]
+fn another_address_is_another_interface() {
+    let host = site();
+    let net = || json!({ "driver_domain": true });
+    let before = spec(&host, &[("net", net()), ("work", behind_net(7))]);
+    assert_eq!(apply(&host, &before), ["create net", "create work"]);
+    let mut moved = behind_net(7);
+    moved["networks"][0]["ip"] = json!("10.137.0.8");
+    let after = spec(&host, &[("net", net()), ("work", moved)]);
     let [Step { name, work: Work::Change(changes), .. }] = &*plan(&host, &after, false).steps else {
         panic!("work alone is changed")
     };
