@@ -8,6 +8,16 @@ let
   gateway = "169.254.1.1";
   backend = "fe:ff:ff:ff:ff:ff";
 
+  # Either unit has no more rights than an interface wants, and comes back when it ends.
+  confined = {
+    Restart = "always";
+    RestartSec = "200ms";
+    CapabilityBoundingSet = "CAP_NET_ADMIN";
+    NoNewPrivileges = true;
+    ProtectHome = true;
+    PrivateTmp = true;
+  };
+
   # What is in xenstore is another domain's to write. What is not made of these is passed over.
   checks = ''
     set -f
@@ -55,13 +65,7 @@ in
       Type = "notify";
       NotifyAccess = "all";
       TimeoutStartSec = "5min";
-      Restart = "always";
-      RestartSec = "200ms";
-      CapabilityBoundingSet = "CAP_NET_ADMIN";
-      NoNewPrivileges = true;
-      ProtectHome = true;
-      PrivateTmp = true;
-    };
+    } // confined;
     script = ''
       ${checks}
       nft -f ${rules}
@@ -126,14 +130,7 @@ in
     wantedBy = [ "multi-user.target" ];
     before = [ "network.target" ];
     path = [ pkgs.iproute2 pkgs.xen ];
-    serviceConfig = {
-      Restart = "always";
-      RestartSec = "200ms";
-      CapabilityBoundingSet = "CAP_NET_ADMIN";
-      NoNewPrivileges = true;
-      ProtectHome = true;
-      PrivateTmp = true;
-    };
+    serviceConfig = confined;
     script = ''
       ${checks}
       # configure DEVICE: an interface that is connected, and has an address in its netvm's network. One on a bridge of dom0 has none.

@@ -19,10 +19,7 @@ pub(crate) fn of_bytes(what: impl Into<String>) -> Progress {
             return;
         }
         let bar: &ProgressBar = bar.get_or_init(|| {
-            // The template is a constant, and one that indicatif understands, as the test shows.
-            let style =
-                ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let style = style.progress_chars("=> ");
+            let style = style(TEMPLATE).progress_chars("=> ");
             ProgressBar::new(all)
                 .with_style(style)
                 .with_prefix(what.clone())
@@ -33,6 +30,11 @@ pub(crate) fn of_bytes(what: impl Into<String>) -> Progress {
             bar.finish_using_style();
         }
     })
+}
+
+/// The style of a constant template, and of one that indicatif understands, as the tests show.
+pub(crate) fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! What an apply tells: lines on stdout of what is done and, where stderr is a terminal, below them a line for each thing that
 //! is being done, with the time that it has taken so far, and a bar of all of it.
 
+use crate::bar::style;
 use crate::command::MannerOptions;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
@@ -94,15 +95,10 @@ impl Screen {
     }
 }
 
-/// A constant template, and one that indicatif understands, as the test shows.
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use indicatif::InMemoryTerm;
+    use indicatif::{InMemoryTerm, ProgressStyle};
 
     #[test]
     fn indicatif_understands_the_templates() {

@@ -4,7 +4,7 @@ use crate::containers::{Asker, Said};
 use crate::figures::{self, figures};
 use crate::snapshot::{Asked, Row, Snapshot, Source, State};
 use nexus::policy::System;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -122,12 +122,13 @@ impl HostSource {
                 // Another domain has the id, or no time went by.
                 (old.cpu <= new.cpu && !time.is_zero()).then_some((time.as_secs_f64(), *old))
             });
-            let of_system = || system.as_ref()?.qubes.get(qube.name.as_deref()?);
-            let mut inner = qube.name.as_ref().and_then(|name| said.remove(name)).unwrap_or_default();
+            let name = qube.name.as_deref();
+            let given = name.and_then(|name| Some(&system.as_ref()?.qubes.get(name)?.containers));
+            let mut inner = name.and_then(|name| said.remove(name)).unwrap_or_default();
             // Of what it was not given a qube may say what it wants.
-            inner.retain(|found| of_system().is_some_and(|known| known.containers.contains(&found.name)));
+            inner.retain(|found| given.is_some_and(|given| given.contains(&found.name)));
             let used = used.get(&qube.info.domid).copied();
-            Row { used, said: inner, ..row(qube, new, old, system.as_ref()) }
+            Row { used, said: inner, containers: given.map(BTreeSet::len), ..row(qube, new, old) }
         });
         let pages = |pages: u64| pages >> (20 - PAGE_SHIFT);
         let snapshot = Snapshot {
@@ -157,7 +158,7 @@ impl Source for HostSource {
 }
 
 /// A domain with its counters, and those of so many seconds ago.
-fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>, system: Option<&System>) -> Row {
+fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>) -> Row {
     let info = &qube.info;
     let state = match info.shutdown {
         _ if info.dying => State::Dying,
@@ -175,7 +176,6 @@ fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>, system: Option<
     };
     // A domain without a limit (dom0) may have as much as numbers go.
     let max_memory = info.max_pages >> (20 - PAGE_SHIFT);
-    let of_system = || Some(system?.qubes.get(qube.name.as_deref()?)?.containers.len());
     Row {
         domid: info.domid.0,
         name: qube.display_name().to_owned(),
@@ -189,7 +189,7 @@ fn row(qube: &Qube, new: Counters, old: Option<(f64, Counters)>, system: Option<
         vcpus: info.online_vcpus,
         network: rate(new.network, old.map(|(time, old)| (time, old.network))),
         disk: rate(new.disk, old.map(|(time, old)| (time, old.disk))),
-        containers: of_system(),
+        containers: None,
         said: Vec::new(),
     }
 }
@@ -310,7 +310,7 @@ mod tests {
         let qubes = Qubes::open(&dom0, UserData::in_folder(folder.path())).unwrap();
         let qube = qubes.get(domid).unwrap();
         let counters = |cpu| Counters { cpu, ..Counters::default() };
-        let row = row(&qube, counters(5_000_000_000), Some((2.0, counters(2_000_000_000))), None);
+        let row = row(&qube, counters(5_000_000_000), Some((2.0, counters(2_000_000_000))));
         assert_eq!((row.cpu, row.seconds), (Some(150.0), 5.0));
         assert_eq!((row.name.as_str(), row.state, row.containers), ("(null)", State::Paused, None));
     }
