@@ -43,6 +43,24 @@ pub(crate) fn attempt_existing(path: &Path) -> io::Result<Option<File>> {
     })
 }
 
+/// Whether somebody has that lock. To look is in nobody's way: neither an attempt nor another look takes it for a holder.
+pub(crate) fn is_held(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    is_held_by_another(&file)
+}
+
+/// Who looks has it shared for a moment, so that another's look succeeds as well, and only a holder is in their way.
+fn is_held_by_another(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// How an attempt ended.
 enum Attempt {
     Held,
@@ -53,11 +71,18 @@ enum Attempt {
 }
 
 fn attempt_file(file: &File, path: &Path) -> io::Result<Attempt> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) if is_at(file, path)? => Ok(Attempt::Held),
-        Ok(()) => Ok(Attempt::Removed),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Attempt::Taken),
-        Err(errno) => Err(errno.into()),
+    loop {
+        return match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) if is_at(file, path)? => Ok(Attempt::Held),
+            Ok(()) => Ok(Attempt::Removed),
+            Err(rustix::io::Errno::WOULDBLOCK) if is_held_by_another(file)? => Ok(Attempt::Taken),
+            // Somebody looked at it just then.
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                std::thread::yield_now();
+                continue;
+            }
+            Err(errno) => Err(errno.into()),
+        };
     }
 }
 
@@ -100,6 +125,31 @@ mod tests {
         let inode = waiting.join().unwrap().unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode, "the lock is on the file that is there");
         assert!(attempt(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn to_look_at_a_lock_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = &folder.path().join("lock");
+        assert!(!is_held(path).unwrap());
+        let over = &std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(move || {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        is_held(path).unwrap();
+                    }
+                });
+            }
+            for round in 0..2_000 {
+                let held = attempt(path).unwrap();
+                let seen = is_held(path).unwrap();
+                over.store(held.is_none() || !seen || round == 1_999, std::sync::atomic::Ordering::Relaxed);
+                assert!(held.is_some(), "a look was taken for a holder in round {round}");
+                assert!(seen, "a holder was not seen in round {round}");
+            }
+        });
+        assert!(!is_held(path).unwrap());
     }
 
     #[test]

@@ -94,6 +94,12 @@ impl UserData {
         lock.map_err(|source| QubeError::UserData { path, source })
     }
 
+    /// Whether somebody has the lock of that name.
+    pub(crate) fn is_locked(&self, name: &str) -> Result<bool, QubeError> {
+        let path = self.locks.join(name);
+        lock::is_held(&path).map_err(|source| QubeError::UserData { path, source })
+    }
+
     /// Waits for the lock under which libxl changes the configuration of a domain
     /// (libxl__lock_domain_userdata).
     pub(crate) fn lock_domain(&self, domid: DomId, uuid: Uuid) -> Result<DomainLock, QubeError> {

@@ -115,9 +115,9 @@ impl Qubes {
     /// question; when there is none, the answer holds only until somebody starts one.
     ///
     /// # Errors
-    /// When the folder of locks is not to be had.
+    /// When the watcher's lock is not to be looked at.
     pub fn is_watched(&self) -> Result<bool, QubeError> {
-        Ok(self.userdata.lock(WATCH_LOCK, false)?.is_none())
+        self.userdata.is_locked(WATCH_LOCK)
     }
 
     /// How many qubes count on a watcher.
@@ -572,12 +572,13 @@ pub(crate) mod tests {
         let (reports, done) = std::sync::mpsc::channel();
         let theirs = std::sync::Arc::clone(&host);
         // Longer than any test: it ends with the process.
-        std::thread::spawn(move || {
+        let watcher = std::thread::spawn(move || {
             Watcher::new(&theirs.qubes, &*theirs.foreign)
                 .with_linger(Duration::from_secs(3_600))
                 .run(|result| reports.send(result.unwrap().action).unwrap())
         });
         while !host.qubes.is_watched().unwrap() {
+            assert!(!watcher.is_finished(), "it took who looks whether there is a watcher for one");
             std::thread::yield_now();
         }
         for _ in 0..2 {
