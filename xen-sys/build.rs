@@ -19,9 +19,10 @@ const LIBRARIES: &[(&str, &str)] = &[
     (
         "xenstore",
         "xs_(open|close|directory|read|write|mkdir|rm|get_permissions|set_permissions|watch|unwatch|fileno|check_watch\
-         |transaction_start|transaction_end|introduce_domain|release_domain|is_domain_introduced|get_domain_path)",
+         |transaction_start|transaction_end|introduce_domain|release_domain|resume_domain|is_domain_introduced|get_domain_path)",
     ),
-    ("xentoollog", ""),
+    // vsnprintf, for who is given a message's format and arguments.
+    ("xentoollog", "xtl_log|vsnprintf"),
 ];
 
 /// Of the two libraries whose ABI is another in each release of Xen (the name of the file, pkg-config's, and the functions):
@@ -33,10 +34,10 @@ const CONTROL_FUNCTIONS: &str = "xc_(interface_(open|close)|version|physinfo|dom
     |hvm_param_[gs]et|evtchn_alloc_unbound|vcpu_setcontext|mmuext_op|sched_id|sharing_(freed_pages|used_frames)|get_cpumap_size|cpupool_freeinfo\
     |vcpu_(getinfo|getaffinity|setaffinity)|domain_(node_getaffinity|send_trigger)|get_nodemap_size|cpupool_(getinfo|infofree)\
     |(assign|deassign)_device|domain_(ioport|iomem|irq)_permission|physdev_(map|unmap)_pirq|get_machine_memory_map|sched_credit_domain_[gs]et|sched_credit2_(domain|params)_[gs]et|cputopoinfo|numainfo|pcitopoinfo|readconsolering|send_debug_keys|flask_sid_to_context)";
-/// What xenctrl.h declares and libxenguest defines. It brings three codecs along, which every run of a program would load for
+/// What xenguest.h declares, and some of what xenctrl.h does. The library brings three codecs along, which every run of a program would load for
 /// the few that call it.
 const GUEST: &str = "xenguest";
-const GUEST_FUNCTIONS: &str = "xc_(cpuid_apply_policy|domain_dumpcore)";
+const GUEST_FUNCTIONS: &str = "xc_(cpuid_apply_policy|domain_(dumpcore|save|restore|resume))";
 
 /// Opened at run time, too, though its ABI is one for all releases: of a toolstack's commands, only those that build a domain
 /// map anything.
@@ -44,7 +45,7 @@ const FOREIGN: &str = "xenforeignmemory";
 const FOREIGN_LIBRARY: &str = "libxenforeignmemory.so.1";
 const FOREIGN_FUNCTIONS: &str = "xenforeignmemory_(open|close|map|unmap|map_resource|unmap_resource)";
 
-const TYPES: &str = "xenforeignmemory_(resource_)?handle|xen_sysctl|xen_sysctl_getdomaininfolist|domid_t|xentoollog_logger|xc_interface|xc_(cpumap|nodemap|vcpuinfo|cpupoolinfo|cputopo|meminfo)_t|xen_domctl_sched_credit2?|xen_sysctl_credit2_schedule|physdev_pci_device_t|xc_evtchn_port_or_error_t|xc_xend_cpuid|xc_msr|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
+const TYPES: &str = "xenforeignmemory_(resource_)?handle|xen_sysctl|xen_sysctl_getdomaininfolist|domid_t|xentoollog_logger|xc_interface|xc_(cpumap|nodemap|vcpuinfo|cpupoolinfo|cputopo|meminfo)_t|xen_domctl_sched_credit2?|xen_sysctl_credit2_schedule|physdev_pci_device_t|xc_evtchn_port_or_error_t|xc_xend_cpuid|xc_msr|(save|restore)_callbacks|xc_stream_type_t|xsd_sockmsg_type|xc_physinfo_t|xc_domaininfo_t|xen_domctl|xen_domctl_(createdomain|getdomaininfo|hypercall_init)|mmuext_op|vcpu_guest_context_any_t|start_info|shared_info|xen_sysctl_physinfo|xen_arch_domainconfig\
     |grant_entry_v1|e820entry|hvm_(save_descriptor|save_header|hw_cpu|hw_mtrr|hw_lapic|start_info|modlist_entry|memmap_table_entry)\
     |vchan_interface|ring_shared|xs_permissions|xen_extraversion_t|xen_compile_info_t|xen_capabilities_info_t|xen_changeset_info_t|xen_commandline_t|xen_platform_parameters_t";
 

@@ -1,5 +1,7 @@
 /* The headers of libxen-dev from which build.rs generates the bindings. */
+#include <stdio.h>
 #include <xenctrl.h>
+#include <xenguest.h>
 #include <xenevtchn.h>
 #include <xenforeignmemory.h>
 #include <xengnttab.h>

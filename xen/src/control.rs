@@ -1,6 +1,6 @@
 //! Domain control: how dom0 makes, fills, inspects and ends domains.
 
-use crate::{Diagnostics, DomId, Gfn, PciAddress, Pfn, Port, Result, Scheduling};
+use crate::{Diagnostics, DomId, Gfn, PciAddress, Pfn, Port, Result, Scheduling, Suspension};
 
 /// How a guest's privileged instructions and page tables come about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -375,7 +375,7 @@ pub struct XenVersion {
 }
 
 /// What dom0's toolstack may do with domains. One method is one hypercall of libxenctrl unless it says otherwise.
-pub trait DomainControl: Scheduling + Diagnostics + Send + Sync {
+pub trait DomainControl: Scheduling + Diagnostics + Suspension + Send + Sync {
     /// Makes an empty domain, paused, and returns the id that Xen chose.
     fn create_domain(&self, domain: &CreateDomain) -> Result<DomId>;
     /// Ends a domain: Xen frees all of it. Returns when that is done.

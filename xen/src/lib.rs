@@ -41,6 +41,7 @@ mod memory;
 pub mod mock;
 mod scheduling;
 mod store;
+mod suspension;
 
 pub use control::{
     CreateDomain, DomainControl, DomainInfo, E820Entry, E820Kind, GuestKind, Hardware, HostInfo, HvmParam,
@@ -61,6 +62,7 @@ pub use scheduling::{
     Affinity, Core, CpuPool, CpuShare, NumaNode, PciAddress, Scheduling, VcpuInfo, scheduler_name,
 };
 pub use store::{Change, Permission, Permissions, Transaction, WatchEvent, Xenstore, transaction};
+pub use suspension::{RestoredRings, RingEnds, Suspension};
 
 use std::sync::Arc;
 

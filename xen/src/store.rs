@@ -142,6 +142,8 @@ pub trait Xenstore: AsFd + Send + Sync {
     fn introduce(&self, domid: DomId, ring: crate::Gfn, port: Port) -> Result<()>;
     /// Tells xenstored to forget a domain. dom0 only.
     fn release(&self, domid: DomId) -> Result<()>;
+    /// Tells xenstored that a domain goes on which it has seen shut down: it will tell of the next time as well.
+    fn resume(&self, domid: DomId) -> Result<()>;
     /// Whether xenstored knows the domain.
     fn is_introduced(&self, domid: DomId) -> Result<bool>;
 }

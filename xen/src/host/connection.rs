@@ -539,6 +539,11 @@ impl Xenstore for Connection {
         self.done("xs_release_domain", kind, Transaction::NONE, &[&domid.0.to_string()])
     }
 
+    fn resume(&self, domid: DomId) -> Result<()> {
+        let kind = sys::xsd_sockmsg_type_XS_RESUME;
+        self.done("xs_resume_domain", kind, Transaction::NONE, &[&domid.0.to_string()])
+    }
+
     fn is_introduced(&self, domid: DomId) -> Result<bool> {
         let kind = sys::xsd_sockmsg_type_XS_IS_DOMAIN_INTRODUCED;
         let payload = strings(&[&domid.0.to_string()]);

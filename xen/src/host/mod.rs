@@ -11,6 +11,7 @@ mod logger;
 mod release;
 mod scheduling;
 mod store;
+mod suspension;
 
 use crate::{
     DomainControl, Error, EventChannels, ForeignMemory, GrantMap, GrantShare, Platform, Result, Xenstore,

@@ -245,6 +245,15 @@ impl Xenstore for Store {
         }
     }
 
+    fn resume(&self, domid: DomId) -> Result<()> {
+        // SAFETY: plain values to an open handle.
+        if unsafe { sys::xs_resume_domain(self.raw.as_ptr(), domid.0.into()) } {
+            Ok(())
+        } else {
+            Err(Error::last("xs_resume_domain", format!("domid {domid}")))
+        }
+    }
+
     fn is_introduced(&self, domid: DomId) -> Result<bool> {
         // SAFETY: an open handle and a number. (A failed request answers false, as an unknown domain does.)
         Ok(unsafe { sys::xs_is_domain_introduced(self.raw.as_ptr(), domid.0.into()) })

@@ -237,6 +237,30 @@ impl Domain {
         self.shutdown = Some(reason);
     }
 
+    pub(super) fn shutdown_reason(&self) -> Option<ShutdownReason> {
+        self.shutdown
+    }
+
+    /// Goes on after it was suspended.
+    pub(super) fn resume(&mut self) -> std::result::Result<(), i32> {
+        match self.shutdown {
+            Some(ShutdownReason::Suspend) => {
+                self.shutdown = None;
+                Ok(())
+            }
+            _ => Err(libc::EINVAL),
+        }
+    }
+
+    /// Where memory is: first frame and length of each run.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.populated.iter().map(|(start, len)| (*start, *len))
+    }
+
+    pub(super) fn param(&self, param: HvmParam) -> Option<u64> {
+        self.params.get(&param).copied()
+    }
+
     fn info(&self, domid: DomId) -> DomainInfo {
         DomainInfo {
             domid,

@@ -14,6 +14,7 @@ mod grant;
 mod pv;
 mod scheduling;
 mod store;
+mod suspension;
 
 pub use backend::Backends;
 pub use control::Guest;

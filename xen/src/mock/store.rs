@@ -529,6 +529,12 @@ impl Xenstore for Connection {
         })
     }
 
+    fn resume(&self, domid: DomId) -> Result<()> {
+        self.privileged("xs_resume_domain", domid, |tree| {
+            if tree.introduced.contains(&domid) { Ok(()) } else { Err(libc::ENOENT) }
+        })
+    }
+
     fn is_introduced(&self, domid: DomId) -> Result<bool> {
         self.request("xs_is_domain_introduced", &format!("domid {domid}"), |tree, _| {
             Ok(tree.introduced.contains(&domid))
