@@ -1,6 +1,8 @@
 //! Creating a qube: from its configuration to a paused domain that every toolstack knows.
 
-use crate::boot::{self, BuildError, Guest, Initrd, Limits, Payload, Plan, PlanError, PvhOptions};
+use crate::boot::{
+    self, BuildError, Built, Guest, Initrd, Limits, Loaded, Payload, Plan, PlanError, PvhOptions, Sizes,
+};
 use crate::cache::{CachedKernel, Lookup};
 use crate::config::{GuestType, NicConfig, QubeConfig};
 use crate::device::{self, DeviceError, Devices, Disk, Nic, Requested, pci};
@@ -12,10 +14,10 @@ use crate::sources::{InitrdSource, SourceError, Sources};
 use crate::store::{self, Identity};
 use crate::userdata::{Beginning, Kind};
 use crate::watch;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use uuid::Uuid;
-use xen::{DomId, ForeignMemory};
+use xen::{DomId, ForeignMemory, GuestKind};
 
 /// libxl's default on a host that has both versions of the grant table's interface.
 const MAX_GRANT_VERSION: u32 = 2;
@@ -105,18 +107,47 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-impl QubeConfig {
-    /// The same, with what is chosen or drawn by lot for the interfaces: a qube that is made again keeps it.
-    fn settled(&self) -> Result<(Self, Vec<Disk>, Vec<Nic>), DeviceError> {
-        let disks = self.disks.iter().map(Disk::try_from).collect::<Result<_, _>>()?;
+/// A configuration with all that is chosen or drawn by lot for its interfaces, which a qube that is made again keeps, and what
+/// it comes to.
+pub(crate) struct Settled {
+    pub(crate) config: QubeConfig,
+    disks: Vec<Disk>,
+    nics: Vec<Nic>,
+}
+
+impl Settled {
+    fn new(config: &QubeConfig) -> Result<Self, DeviceError> {
+        let disks = config.disks.iter().map(Disk::try_from).collect::<Result<_, _>>()?;
         let settle = |(nic, devid)| Nic::try_from(nic).map(|nic| nic.settled(devid));
-        let nics: Vec<Nic> = self.nics.iter().zip(0..).map(settle).collect::<Result<_, _>>()?;
-        let chosen = self.nics.iter().zip(&nics).map(|(given, nic)| NicConfig {
+        let nics: Vec<Nic> = config.nics.iter().zip(0..).map(settle).collect::<Result<_, _>>()?;
+        let chosen = config.nics.iter().zip(&nics).map(|(given, nic)| NicConfig {
             devid: nic.devid,
             mac: nic.mac,
             ..given.clone()
         });
-        Ok((Self { nics: chosen.collect(), ..self.clone() }, disks, nics))
+        Ok(Self { config: QubeConfig { nics: chosen.collect(), ..config.clone() }, disks, nics })
+    }
+}
+
+/// A domain that is to be a qube.
+pub(crate) struct Domain<'a> {
+    pub(crate) settled: &'a Settled,
+    pub(crate) kind: GuestKind,
+    pub(crate) sizes: Sizes,
+    pub(crate) kernel: &'a Path,
+    pub(crate) ramdisk: Option<&'a Path>,
+    pub(crate) cmdline: &'a str,
+}
+
+/// What it may take of Xen's own tables.
+pub(crate) fn limits(config: &QubeConfig) -> Limits {
+    Limits {
+        max_event_channel_port: config.max_event_channels,
+        max_grant_frames: config.max_grant_frames,
+        max_maptrack_frames: config.max_maptrack_frames,
+        max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
+        iommu: config.wants_iommu(),
+        tsc_mode: config.tsc_mode.map(|mode| mode.of_xen()).unwrap_or_default(),
     }
 }
 
@@ -184,23 +215,9 @@ impl Qubes {
         ending: Ending,
         foreign: &dyn ForeignMemory,
     ) -> Result<Qube, CreateError> {
-        let (settled, disks, nics) = config.settled()?;
-        let config = &settled;
-        let QubeConfig { name, uuid, .. } = config;
-        // First what is refused quickly: a kernel may take seconds to unpack.
-        // One without a name that is dying is gone but for what somebody has of its memory: its records are removed.
-        for other in self.list()?.into_iter().filter(|other| !other.info.dying || other.name.is_some()) {
-            let domid = other.info.domid;
-            if other.name.as_ref() == Some(name) {
-                return Err(CreateError::NameTaken { name: name.clone(), domid });
-            }
-            if other.uuid() == *uuid {
-                return Err(CreateError::UuidTaken { uuid: *uuid, domid });
-            }
-        }
+        let settled = self.settled(config)?;
+        let config = &settled.config;
         let placement = self.placement(config)?;
-        device::check(&*self.plumbing, &disks, &nics)?;
-        pci::check(self, config)?;
         let sources = Sources::open(config, self.userdata.scratch())?;
         let kernel_path = &sources.kernel_path;
         let kernel_error = |source| CreateError::Kernel { path: kernel_path.clone(), source };
@@ -271,43 +288,88 @@ impl Qubes {
             false => plan,
         };
 
-        let xenstored = if self.store.is_local() { DomId::DOM0 } else { self.daemon_domid("xenstored")? };
-        let daemons = (xenstored, self.daemon_domid("xenconsoled")?);
         let initrd = sources.initrd.as_ref().map(|initrd| match initrd {
             InitrdSource::File(file, path) => (Initrd::File(file), path.clone()),
             InitrdSource::Bytes(bytes, path) => (Initrd::Bytes(bytes), path.clone()),
         });
         let payload = Payload { kernel: (kernel, kernel_path.clone()), initrd };
-        let limits = Limits {
-            max_event_channel_port: config.max_event_channels,
-            max_grant_frames: config.max_grant_frames,
-            max_maptrack_frames: config.max_maptrack_frames,
-            max_grant_version: config.max_grant_version.unwrap_or(MAX_GRANT_VERSION),
-            iommu: config.wants_iommu(),
-            tsc_mode: config.tsc_mode.map(|mode| mode.of_xen()).unwrap_or_default(),
+        let domain = Domain {
+            settled: &settled,
+            kind: plan.kind(),
+            sizes: *plan.sizes(),
+            kernel: kernel_path,
+            ramdisk: sources.ramdisk.as_deref(),
+            cmdline: &sources.cmdline,
         };
+        self.bring_about(&domain, kept, ending, |daemons| {
+            boot::build(
+                &plan,
+                *config.uuid.as_bytes(),
+                limits(config),
+                payload,
+                daemons,
+                &*self.control,
+                foreign,
+            )
+        })
+    }
+
+    /// The configuration with all that is chosen here, after a look whether a qube of it is refused: a kernel may take seconds
+    /// to unpack.
+    pub(crate) fn settled(&self, config: &QubeConfig) -> Result<Settled, CreateError> {
+        let settled = Settled::new(config)?;
+        let QubeConfig { name, uuid, .. } = config;
+        // One without a name that is dying is gone but for what somebody has of its memory: its records are removed.
+        for other in self.list()?.into_iter().filter(|other| !other.info.dying || other.name.is_some()) {
+            let domid = other.info.domid;
+            if other.name.as_ref() == Some(name) {
+                return Err(CreateError::NameTaken { name: name.clone(), domid });
+            }
+            if other.uuid() == *uuid {
+                return Err(CreateError::UuidTaken { uuid: *uuid, domid });
+            }
+        }
+        device::check(&*self.plumbing, &settled.disks, &settled.nics)?;
+        pci::check(self, &settled.config)?;
+        Ok(settled)
+    }
+
+    /// Has a domain built, and makes it a qube: known to xenstore and to other toolstacks, with its devices. Whatever fails,
+    /// nothing is left of it. `build` is given where xenstored and xenconsoled run.
+    pub(crate) fn bring_about(
+        &self,
+        domain: &Domain<'_>,
+        kept: Option<Kind>,
+        ending: Ending,
+        build: impl FnOnce((DomId, DomId)) -> Result<(Built, Loaded), BuildError>,
+    ) -> Result<Qube, CreateError> {
+        let Settled { config, disks, nics } = domain.settled;
+        let QubeConfig { name, uuid, .. } = config;
+        let xenstored = if self.store.is_local() { DomId::DOM0 } else { self.daemon_domid("xenstored")? };
+        let daemons = (xenstored, self.daemon_domid("xenconsoled")?);
         let begun = Begun::new(self, *uuid)?;
-        let (built, loaded) =
-            boot::build(&plan, *uuid.as_bytes(), limits, payload, daemons, &*self.control, foreign)?;
+        let (built, loaded) = build(daemons)?;
         let unfinished = Unfinished { qubes: self, domid: built.domid, uuid: *uuid };
         // Behind it, and so dropped before it: a domain of which something is mapped does not go.
         let _loaded = loaded;
 
         let identity = Identity {
+            kind: domain.kind,
+            sizes: domain.sizes,
             name,
             uuid: *uuid,
             start: SystemTime::now(),
             console_domid: daemons.1,
             driver_domain: config.driver_domain,
-            kernel: kernel_path,
-            ramdisk: sources.ramdisk.as_deref(),
-            cmdline: &sources.cmdline,
+            kernel: domain.kernel,
+            ramdisk: domain.ramdisk,
+            cmdline: domain.cmdline,
         };
         let (vkbs, channels, p9s) = (&*config.vkbs, &*config.channels, &*config.p9s);
-        let requested = Requested { pv: pv.is_some(), disks: &disks, nics: &nics, vkbs, channels, p9s };
+        let requested = Requested { pv: domain.kind == GuestKind::Pv, disks, nics, vkbs, channels, p9s };
         let mut devices = Devices::prepare(self, built.domid, requested)?;
         let mut pcis = pci::Given::prepare(self, built.domid, &config.pcis)?;
-        let mut records = store::records(&identity, &plan, &built);
+        let mut records = store::records(&identity, &built);
         records.extend(devices.records());
         records.extend(pcis.records(name));
         store::write(&*self.store, &records)?;

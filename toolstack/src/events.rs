@@ -46,6 +46,20 @@ pub enum Step {
         /// What is done then, as the configuration has it: `destroy`, `restart` …
         action: String,
     },
+    /// It suspended itself, as it was asked to.
+    Suspended,
+    /// It goes on after that, where it is.
+    Resumed,
+    /// It is in that file as it was then.
+    Saved {
+        /// Which.
+        file: PathBuf,
+    },
+    /// It was made out of that file.
+    Restored {
+        /// Which.
+        file: PathBuf,
+    },
     /// The domain is gone, and all that was made for it.
     Destroyed,
     /// The watcher made it again.
@@ -136,6 +150,10 @@ impl Step {
             Self::Paused => ("paused", String::new()),
             Self::Requested { request } => ("requested", request.clone()),
             Self::Shutdown { reason, action } => ("shutdown", format!("{reason}, {action}")),
+            Self::Suspended => ("suspended", String::new()),
+            Self::Resumed => ("resumed", String::new()),
+            Self::Saved { file } => ("saved", file.display().to_string()),
+            Self::Restored { file } => ("restored", file.display().to_string()),
             Self::Destroyed => ("destroyed", String::new()),
             Self::Restarted { was } => ("restarted", format!("was domain {was}")),
             Self::Renamed { was } => ("renamed", format!("was {was}")),

@@ -21,6 +21,7 @@ pub mod pool;
 pub mod progress;
 pub mod qubes;
 pub mod ready;
+pub mod save;
 pub mod scheduler;
 mod secrets;
 mod sources;

@@ -316,7 +316,7 @@ impl Qubes {
     }
 
     /// Asks `question` whenever the watch on `path` fires, until it has an answer; `None` after `limit`.
-    fn watched<T>(
+    pub(crate) fn watched<T>(
         &self,
         path: &str,
         limit: Option<Duration>,
@@ -400,7 +400,7 @@ impl Qubes {
     }
 
     /// The devices of a domain that may be destroyed.
-    fn destroyable(&self, qube: &Qube) -> Result<Vec<Address>, QubeError> {
+    pub(crate) fn destroyable(&self, qube: &Qube) -> Result<Vec<Address>, QubeError> {
         let domid = qube.info.domid;
         if domid == DomId::DOM0 {
             return Err(QubeError::Dom0("destroyed"));

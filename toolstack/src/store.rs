@@ -4,7 +4,7 @@
 //! here they are one list, written in one transaction before xenstored is told of the domain, so that nobody ever sees
 //! half of them. xenconsoled finds its part complete when the introduction wakes it.
 
-use crate::boot::{Built, Plan};
+use crate::boot::{Built, Sizes};
 use crate::device::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,9 +23,13 @@ pub struct Record {
     pub permissions: Option<Permissions>,
 }
 
-/// What the records tell that is neither in the plan nor in what was built.
+/// What the records tell of a qube that is not in what was built.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity<'a> {
+    /// The kind of guest.
+    pub kind: GuestKind,
+    /// How large it is.
+    pub sizes: Sizes,
     /// The qube's name.
     pub name: &'a str,
     /// Its UUID.
@@ -95,7 +99,7 @@ impl<'a> Folder<'a> {
 
 /// All records of a qube, parents before children. A node without permissions of its own inherits its parent's.
 #[must_use]
-pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Record> {
+pub fn records(identity: &Identity<'_>, built: &Built) -> Vec<Record> {
     let domid = built.domid;
     let readable = || Permissions::readable_by(DomId::DOM0, domid);
     let guests_own = || Permissions::private(domid);
@@ -112,7 +116,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("name", identity.name)
         .add("start_time", format!("{}.{:02}", since_epoch.as_secs(), since_epoch.subsec_millis() / 10));
 
-    if plan.kind() == GuestKind::Pv {
+    if identity.kind == GuestKind::Pv {
         folder.add("image", "").add("image/ostype", "linux").add("image/kernel", identity.kernel.display());
         if let Some(ramdisk) = identity.ramdisk {
             folder.add("image/ramdisk", ramdisk.display());
@@ -120,7 +124,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         folder.add("image/cmdline", identity.cmdline);
     }
 
-    let sizes = plan.sizes();
+    let sizes = &identity.sizes;
     let mut folder = Folder::new(&mut records, home_path, readable());
     folder.add("vm", vm).add("name", identity.name).add("cpu", "");
     for vcpu in 0..sizes.max_vcpus {
@@ -185,7 +189,7 @@ pub fn records(identity: &Identity<'_>, plan: &Plan, built: &Built) -> Vec<Recor
         .add("device/console/0/online", 1)
         .add("device/console/0/state", 1)
         .add("device/console/0/protocol", "vt100")
-        .add("type", if plan.kind() == GuestKind::Pv { "pv" } else { "pvh" })
+        .add("type", if identity.kind == GuestKind::Pv { "pv" } else { "pvh" })
         .add("dm-version", "qemu_xen");
 
     // As libxl leaves it: with its parent's permissions.
@@ -410,8 +414,7 @@ pub(crate) fn directory_if_there(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::{Guest, Placement, PvhOptions, Request, SpecialPage};
-    use crate::image::{Footprint, PvKernel};
+    use crate::boot::SpecialPage;
     use std::collections::BTreeMap;
     use std::time::Duration;
     use xen::mock::Machine;
@@ -437,27 +440,10 @@ mod tests {
             .collect()
     }
 
-    fn plan() -> Plan {
-        plan_of(Guest::Pvh(PvhOptions { timer_mode: 1, paging_memory_mib: None, mmio_hole_mib: None }))
-    }
-
-    fn plan_of(guest: Guest<'_>) -> Plan {
-        Plan::new(&Request {
-            memory_kib: 512 << 10,
-            max_memory_kib: 512 << 10,
-            vcpus: 1,
-            max_vcpus: 1,
-            cmdline: "",
-            kernel: &Footprint { memory: 0x100_0000..0x420_0000, cmdline_limit: None, relocation: None },
-            initrd: None,
-            placement: Placement::default(),
-            guest,
-        })
-        .unwrap()
-    }
-
     fn identity() -> Identity<'static> {
         Identity {
+            kind: GuestKind::Pvh,
+            sizes: Sizes { vcpus: 1, max_vcpus: 1, memory_kib: 512 << 10, max_memory_kib: 512 << 10 },
             name: "nixpvh",
             uuid: Uuid::parse_str(UUID).unwrap(),
             start: UNIX_EPOCH + Duration::from_millis(1_795_290_279_290),
@@ -481,7 +467,7 @@ mod tests {
     fn the_tree_is_that_of_stock_xl() {
         let machine = Machine::new();
         let store = machine.domain(DomId::DOM0).xenstore().unwrap();
-        let records = records(&identity(), &plan(), &BUILT);
+        let records = records(&identity(), &BUILT);
         write(&*store, &records).unwrap();
         let ours: BTreeMap<String, (String, String)> = records
             .iter()
@@ -503,19 +489,10 @@ mod tests {
 
     #[test]
     fn a_pv_guest_has_rings_of_the_machine_and_an_image() {
-        let kernel = PvKernel {
-            entry: 0xffff_ffff_8100_0000,
-            virt_base: 0xffff_ffff_8000_0000,
-            paddr_offset: 0,
-            hypercall_page: None,
-            init_p2m: None,
-            initrd_by_frame: true,
-        };
-        let plan = plan_of(Guest::Pv(&kernel));
         let ramdisk = Some(Path::new("/boot/initrd"));
-        let identity = Identity { ramdisk, cmdline: "console=hvc0", ..identity() };
+        let identity = Identity { kind: GuestKind::Pv, ramdisk, cmdline: "console=hvc0", ..identity() };
         let built = Built { store_ring: Gfn(0x12_3456), console_ring: Gfn(0x65_4321), ..BUILT };
-        let records = records(&identity, &plan, &built);
+        let records = records(&identity, &built);
         let mut golden = golden();
         for (path, value) in [
             ("/local/domain/1/store/ring-ref", "1193046"),
@@ -578,7 +555,7 @@ mod tests {
         let machine = Machine::new();
         let store = machine.domain(DomId::DOM0).xenstore().unwrap();
         let before = machine.inventory();
-        write(&*store, &records(&identity(), &plan(), &BUILT)).unwrap();
+        write(&*store, &records(&identity(), &BUILT)).unwrap();
         assert_ne!(machine.inventory(), before);
         let stored = store.directory(Transaction::NONE, "/local/domain/1").unwrap();
         assert!(stored.iter().any(|name| name == "cpu"), "parents come with their children: {stored:?}");

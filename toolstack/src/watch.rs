@@ -77,6 +77,8 @@ pub struct Done {
 
 /// How often it is looked whether a restart is over.
 const RESTART_LOOK: Duration = Duration::from_millis(100);
+/// How often it is looked whether a suspended qube goes on, or is gone.
+const SUSPENDED_LOOK: Duration = Duration::from_secs(1);
 
 impl Qubes {
     /// From now on no watcher makes a qube again that ends. One that is at it right now is waited for, so long at most.
@@ -109,6 +111,42 @@ impl Qubes {
         kept[AS_GIVEN] = true.into();
         self.userdata.write(Kind::Nxl, domid, uuid, &kept.to_string())?;
         Ok(true)
+    }
+
+    /// What is kept of a qube to make it again.
+    fn kept_config(&self, qube: &Qube) -> Result<QubeConfig, WatchError> {
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let text = self.userdata.read(Kind::Nxl, domid, uuid)?.unwrap_or_default();
+        let error = |source| WatchError::Config { domid, source };
+        let kept: serde_json::Value = serde_json::from_str(&text).map_err(error)?;
+        let as_given = kept.get(AS_GIVEN).is_some();
+        let config: QubeConfig = serde_json::from_value(kept).map_err(error)?;
+        if as_given { Ok(config) } else { self.as_it_is(qube, &config) }
+    }
+
+    /// The configuration with what was changed since: its name, its memory, its vCPUs.
+    fn as_it_is(&self, qube: &Qube, config: &QubeConfig) -> Result<QubeConfig, WatchError> {
+        let mut config = config.clone();
+        if let Some(name) = &qube.name {
+            config.name.clone_from(name);
+        }
+        // What does not come out at whole MiB is what it was made with.
+        let mib = |kib: Option<u64>| kib.filter(|kib| kib.is_multiple_of(1 << 10)).map(|kib| kib >> 10);
+        let (memory, max_memory) = self.memory(qube)?;
+        config.memory_mib = mib(memory).unwrap_or(config.memory_mib);
+        config.max_memory_mib = mib(max_memory).unwrap_or(config.max_memory_mib).max(config.memory_mib);
+        if let Some(vcpus) = self.wanted_vcpus(qube)?.filter(|vcpus| (1..=config.max_vcpus).contains(vcpus)) {
+            config.vcpus = vcpus;
+        }
+        Ok(config)
+    }
+
+    /// What is kept of a qube to make it again, if anything is, with what was changed since.
+    pub(crate) fn known_config(&self, qube: &Qube) -> Result<Option<QubeConfig>, WatchError> {
+        let (domid, uuid) = (qube.info.domid, qube.uuid());
+        let Some(text) = self.userdata.read(Kind::Nxl, domid, uuid)? else { return Ok(None) };
+        let config = serde_json::from_str(&text).map_err(|source| WatchError::Config { domid, source })?;
+        self.as_it_is(qube, &config).map(Some)
     }
 
     /// Whether a watcher is at work. It then knows, or is about to see, every qube that was created attended before this
@@ -221,9 +259,10 @@ impl<'a> Watcher<'a> {
                 }
                 Err(error) => return Err(error.into()),
             };
-            if let Some(reason) = qube.info.shutdown {
+            // Of one that is suspended, whoever asked for that goes on from here.
+            if let Some(reason) = qube.info.shutdown.filter(|reason| *reason != ShutdownReason::Suspend) {
                 let done =
-                    self.kept_config(&qube).and_then(|config| self.end(&qube, reason, &config, report));
+                    self.qubes.kept_config(&qube).and_then(|config| self.end(&qube, reason, &config, report));
                 report(done.map(|(done, _)| done).inspect_err(|_| {
                     // Not to be tried for ever: the domain stays as it ended, for somebody to look at.
                     let _ = self.qubes.userdata.forget(Kind::Nxl, domid, uuid);
@@ -253,7 +292,12 @@ impl<'a> Watcher<'a> {
             }) else {
                 return Ok(());
             };
-            let config = self.as_it_is(&qube, config)?;
+            if reason == ShutdownReason::Suspend {
+                // Nobody tells when it goes on.
+                std::thread::sleep(SUSPENDED_LOOK);
+                continue;
+            }
+            let config = self.qubes.as_it_is(&qube, config)?;
             let (done, next) = self.end(&qube, reason, &config, &mut report)?;
             report(Ok(done));
             match next {
@@ -261,36 +305,6 @@ impl<'a> Watcher<'a> {
                 None => return Ok(()),
             }
         }
-    }
-
-    /// What is kept of a qube to make it again.
-    fn kept_config(&self, qube: &Qube) -> Result<QubeConfig, WatchError> {
-        let (domid, uuid) = (qube.info.domid, qube.uuid());
-        let text = self.qubes.userdata.read(Kind::Nxl, domid, uuid)?.unwrap_or_default();
-        let error = |source| WatchError::Config { domid, source };
-        let kept: serde_json::Value = serde_json::from_str(&text).map_err(error)?;
-        let as_given = kept.get(AS_GIVEN).is_some();
-        let config: QubeConfig = serde_json::from_value(kept).map_err(error)?;
-        if as_given { Ok(config) } else { self.as_it_is(qube, &config) }
-    }
-
-    /// The configuration with what was changed since: its name, its memory, its vCPUs.
-    fn as_it_is(&self, qube: &Qube, config: &QubeConfig) -> Result<QubeConfig, WatchError> {
-        let mut config = config.clone();
-        if let Some(name) = &qube.name {
-            config.name.clone_from(name);
-        }
-        // What does not come out at whole MiB is what it was made with.
-        let mib = |kib: Option<u64>| kib.filter(|kib| kib.is_multiple_of(1 << 10)).map(|kib| kib >> 10);
-        let (memory, max_memory) = self.qubes.memory(qube)?;
-        config.memory_mib = mib(memory).unwrap_or(config.memory_mib);
-        config.max_memory_mib = mib(max_memory).unwrap_or(config.max_memory_mib).max(config.memory_mib);
-        if let Some(vcpus) =
-            self.qubes.wanted_vcpus(qube)?.filter(|vcpus| (1..=config.max_vcpus).contains(vcpus))
-        {
-            config.vcpus = vcpus;
-        }
-        Ok(config)
     }
 
     /// Carries out what `config` says of this end; the domain that was made in its place, if one was.
@@ -308,7 +322,6 @@ impl<'a> Watcher<'a> {
             ShutdownReason::Watchdog => config.actions.watchdog,
             ShutdownReason::Crash => config.actions.crash,
             ShutdownReason::SoftReset => config.actions.soft_reset,
-            // Suspended: whoever asked for that goes on from here.
             ShutdownReason::Suspend | ShutdownReason::Unknown(_) => Action::Preserve,
         };
         self.qubes.tell(qube, Step::shutdown(reason, action.name()));

@@ -1,6 +1,7 @@
 //! Carrying out a [`Plan`].
 
 use super::guest_memory::Loaded;
+use super::placement::Placement;
 use super::plan::Plan;
 use super::{pv, pvh};
 use crate::image::{ImageError, Kernel};
@@ -125,10 +126,59 @@ pub enum BuildError {
     Xen(#[from] xen::Error),
 }
 
+/// The host's free memory in KiB, when it is enough, and this host can run guests of that kind. Xen is asked for good later; this
+/// is for an answer before anything was begun.
+pub(super) fn free_kib(
+    control: &dyn DomainControl,
+    kind: GuestKind,
+    needed_kib: u64,
+) -> Result<u64, BuildError> {
+    let host = control.phys_info()?;
+    match kind {
+        GuestKind::Pvh if !host.runs_pvh() => return Err(BuildError::NoPvh),
+        GuestKind::Pv if !host.runs_pv() => return Err(BuildError::NoPv),
+        _ => {}
+    }
+    let free_kib = host.free_pages.saturating_sub(host.outstanding_pages) << (PAGE_SHIFT - 10);
+    if needed_kib > free_kib { Err(BuildError::Memory { needed_kib, free_kib }) } else { Ok(free_kib) }
+}
+
+/// A domain before there is anything in it.
+pub(super) struct Empty<'a> {
+    pub(super) kind: GuestKind,
+    pub(super) uuid: [u8; 16],
+    pub(super) max_vcpus: u32,
+    pub(super) max_mem_kib: u64,
+    pub(super) placement: &'a Placement,
+    pub(super) limits: Limits,
+}
+
+impl Empty<'_> {
+    /// Makes it; it is gone again unless it is finished.
+    pub(super) fn make<'a>(&self, control: &'a dyn DomainControl) -> Result<Unfinished<'a>, xen::Error> {
+        let domid = control.create_domain(&CreateDomain {
+            kind: self.kind,
+            uuid: self.uuid,
+            max_vcpus: self.max_vcpus,
+            max_event_channel_port: self.limits.max_event_channel_port,
+            max_grant_frames: self.limits.max_grant_frames,
+            max_maptrack_frames: self.limits.max_maptrack_frames,
+            max_grant_version: self.limits.max_grant_version,
+            cpupool: self.placement.pool,
+            iommu: self.limits.iommu,
+        })?;
+        let unfinished = Unfinished { control, domid };
+        control.set_max_vcpus(domid, self.max_vcpus)?;
+        self.placement.apply(domid, control)?;
+        control.set_max_mem(domid, self.max_mem_kib)?;
+        Ok(unfinished)
+    }
+}
+
 /// Destroys the domain unless it was finished.
-struct Unfinished<'a> {
+pub(super) struct Unfinished<'a> {
     control: &'a dyn DomainControl,
-    domid: DomId,
+    pub(super) domid: DomId,
 }
 
 impl Drop for Unfinished<'_> {
@@ -154,6 +204,19 @@ pub(super) struct Building<'a> {
 pub(super) struct Ports {
     pub(super) store: Port,
     pub(super) console: Port,
+}
+
+impl Ports {
+    /// Ports to which xenstored's and xenconsoled's domains may bind.
+    pub(super) fn of(
+        domid: DomId,
+        (store_domid, console_domid): (DomId, DomId),
+        control: &dyn DomainControl,
+    ) -> Result<Self, xen::Error> {
+        let store = control.alloc_unbound_port(domid, store_domid)?;
+        let console = control.alloc_unbound_port(domid, console_domid)?;
+        Ok(Self { store, console })
+    }
 }
 
 /// Pages that a domain shares with the daemons.
@@ -187,10 +250,8 @@ impl<'a> Building<'a> {
     }
 
     /// Ports to which the daemons may bind.
-    pub(super) fn ports(&self) -> Result<Ports, BuildError> {
-        let store = self.control.alloc_unbound_port(self.domid, self.store_domid)?;
-        let console = self.control.alloc_unbound_port(self.domid, self.console_domid)?;
-        Ok(Ports { store, console })
+    pub(super) fn ports(&self) -> Result<Ports, xen::Error> {
+        Ports::of(self.domid, (self.store_domid, self.console_domid), self.control)
     }
 
     /// Grants the daemons their rings, so that neither needs to be privileged.
@@ -227,35 +288,18 @@ pub fn build(
     control: &dyn DomainControl,
     foreign: &dyn ForeignMemory,
 ) -> Result<(Built, Loaded), BuildError> {
-    let host = control.phys_info()?;
-    match plan.kind() {
-        GuestKind::Pvh if !host.runs_pvh() => return Err(BuildError::NoPvh),
-        GuestKind::Pv if !host.runs_pv() => return Err(BuildError::NoPv),
-        _ => {}
-    }
     let needed_kib = plan.needed_kib();
-    let free_kib = host.free_pages.saturating_sub(host.outstanding_pages) << (PAGE_SHIFT - 10);
-    // Xen is asked for good by the claim later; this is for an answer before anything was begun.
-    if needed_kib > free_kib {
-        return Err(BuildError::Memory { needed_kib, free_kib });
-    }
-
-    let sizes = plan.sizes();
-    let domid = control.create_domain(&CreateDomain {
+    let free_kib = free_kib(control, plan.kind(), needed_kib)?;
+    let empty = Empty {
         kind: plan.kind(),
         uuid,
-        max_vcpus: sizes.max_vcpus,
-        max_event_channel_port: limits.max_event_channel_port,
-        max_grant_frames: limits.max_grant_frames,
-        max_maptrack_frames: limits.max_maptrack_frames,
-        max_grant_version: limits.max_grant_version,
-        cpupool: plan.placement().pool,
-        iommu: limits.iommu,
-    })?;
-    let unfinished = Unfinished { control, domid };
-    control.set_max_vcpus(domid, sizes.max_vcpus)?;
-    plan.placement().apply(domid, control)?;
-    control.set_max_mem(domid, sizes.max_mem_kib())?;
+        max_vcpus: plan.sizes().max_vcpus,
+        max_mem_kib: plan.sizes().max_mem_kib(),
+        placement: plan.placement(),
+        limits,
+    };
+    let unfinished = empty.make(control)?;
+    let domid = unfinished.domid;
     // A new domain has the default.
     if limits.tsc_mode != TscMode::Default {
         control.set_tsc_mode(domid, limits.tsc_mode)?;

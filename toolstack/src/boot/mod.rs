@@ -12,6 +12,7 @@ mod placement;
 mod plan;
 mod pv;
 mod pvh;
+mod restore;
 
 pub use build::{BuildError, Built, Initrd, Limits, Payload, build};
 pub use guest_memory::Loaded;
@@ -19,3 +20,4 @@ pub use placement::{Placement, Share, ShareScheduler};
 pub use plan::{Guest, Plan, PlanError, PvhOptions, Request, Sizes};
 pub use pv::{P2m, PageTables, PvInitrd, PvPlan};
 pub use pvh::{ACPI_START, Extents, HIGH_MEMORY_START, PvhPlan, SPECIAL_PAGES, Segment, SpecialPage};
+pub use restore::{Saved, restore};

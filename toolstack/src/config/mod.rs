@@ -18,6 +18,7 @@ mod cpus;
 mod disk;
 #[cfg(test)]
 pub(crate) mod folder;
+mod from_libxl;
 mod keys;
 mod libxl_json;
 mod nic;
@@ -32,6 +33,7 @@ pub use closure::{CLOSURE_MEMORY_MIB, Closure, ClosureError};
 pub(crate) use cpus::cpu_set;
 pub use cpus::{CpusError, HostCpus};
 pub use disk::{DiskBackend, DiskConfig, DiskError, DiskFormat, DiskSpecification};
+pub use from_libxl::LibxlJsonError;
 pub use keys::known_keys;
 pub(crate) use keys::nearest_of;
 pub(crate) use libxl_json::{disk_record, laid_out, nic_record, pci_record};

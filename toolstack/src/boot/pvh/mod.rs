@@ -11,4 +11,5 @@ mod start_info;
 
 pub(super) use build::build;
 pub use layout::{ACPI_START, HIGH_MEMORY_START, SPECIAL_PAGES, SpecialPage};
+pub(super) use plan::paging_mempool_bytes;
 pub use plan::{Extents, PvhPlan, Segment};

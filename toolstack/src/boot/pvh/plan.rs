@@ -145,9 +145,7 @@ impl PvhPlan {
         Ok(Self {
             sizes,
             placement: request.placement.clone(),
-            paging_mempool_bytes: options
-                .paging_memory_mib
-                .map_or_else(|| paging_mempool_bytes(max_vcpus, max_memory_kib), |mib| mib << 20),
+            paging_mempool_bytes: paging_mempool_bytes(options.paging_memory_mib, &sizes),
             claim_pages: ram_pages + other_pages,
             extents,
             pod_target_pages: on_demand.then_some(ram_pages),
@@ -210,10 +208,11 @@ fn extents(ram: &[Range<u64>], on_demand: bool, acpi_pages: u64) -> Vec<Extents>
     extents
 }
 
-/// What libxl sets aside for nested paging (libxl__get_required_paging_memory): 1 MiB a vCPU and a page for each MiB of
-/// memory.
-fn paging_mempool_bytes(max_vcpus: u32, max_memory_kib: u64) -> u64 {
-    (256 * u64::from(max_vcpus) + max_memory_kib.div_ceil(1_024)) << PAGE_SHIFT
+/// What is asked for, in MiB, or what libxl sets aside for nested paging (libxl__get_required_paging_memory): 1 MiB a vCPU and a
+/// page for each MiB of memory.
+pub(in crate::boot) fn paging_mempool_bytes(asked_mib: Option<u64>, sizes: &Sizes) -> u64 {
+    let pages = 256 * u64::from(sizes.max_vcpus) + sizes.max_memory_kib.div_ceil(1_024);
+    asked_mib.map_or(pages << PAGE_SHIFT, |mib| mib << 20)
 }
 
 fn params(timer_mode: u64) -> Vec<(HvmParam, u64)> {
