@@ -317,6 +317,28 @@ pub(crate) enum Command {
     /// Write a qube's memory to a file.
     #[command(after_help = "Example:\n  nxl dump-core work /var/lib/nxl/work.core")]
     DumpCore(DumpOptions),
+    /// Save a qube to a file, and end it. `nxl restore' and `xl restore' make it again out of that, as it was.
+    #[command(
+        after_help = "Examples:\n  nxl save work /var/lib/nxl/work.saved\n  nxl save -c work /var/lib/nxl/work.saved"
+    )]
+    Save(SaveOptions),
+    /// Make a qube out of the file that it was saved to, by `nxl save' or `xl save'.
+    #[command(
+        after_help = "Examples:\n  nxl restore /var/lib/nxl/work.saved\n  nxl restore -p work.cfg /var/lib/nxl/work.saved"
+    )]
+    Restore(RestoreOptions),
+    /// Have a qube suspend itself; its memory stays.
+    #[command(after_help = "Example:\n  nxl suspend work")]
+    Suspend {
+        /// Which.
+        qube: String,
+    },
+    /// Let a suspended qube go on.
+    #[command(after_help = "Example:\n  nxl resume work")]
+    Resume {
+        /// Which.
+        qube: String,
+    },
     /// List the channels of qubes.
     #[command(after_help = "Example:\n  nxl channel-list work")]
     ChannelList(AttachedOptions),
@@ -1170,6 +1192,62 @@ impl CreateOptions {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SaveOptions {
+    /// Let it go on when it is saved.
+    #[arg(short = 'c', conflicts_with = "paused")]
+    pub(crate) checkpoint: bool,
+    /// Let it go on when it is saved, paused.
+    #[arg(short)]
+    pub(crate) paused: bool,
+    /// Which.
+    pub(crate) qube: String,
+    /// Where to. It is root's alone: it has the qube's memory in it. A file of that name is replaced when the new one is whole.
+    pub(crate) file: PathBuf,
+    /// What it is to be restored with: an xl.cfg, instead of what it was made with and what was changed since.
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    /// Leave it paused.
+    #[arg(short, long)]
+    pub(crate) paused: bool,
+    /// Attach to its console.
+    #[arg(short = 'c')]
+    pub(crate) console: bool,
+    /// Print its configuration, as JSON.
+    #[arg(short)]
+    pub(crate) debug: bool,
+    /// Stay until it is gone, and carry out on_poweroff, on_reboot and on_crash meanwhile.
+    #[arg(short = 'F', conflicts_with_all = ["console", "paused", "unattended"])]
+    pub(crate) foreground: bool,
+    /// Let nobody carry out on_poweroff, on_reboot and on_crash.
+    #[arg(short = 'e')]
+    pub(crate) unattended: bool,
+    /// Refused: nxl has no VNC viewer.
+    #[arg(short = 'V', long, hide = true)]
+    pub(crate) vncviewer: bool,
+    /// Refused: nxl has no VNC viewer.
+    #[arg(short = 'A', long, hide = true)]
+    pub(crate) vncviewer_autopass: bool,
+    /// An xl.cfg, instead of the configuration that is in the file; then the file.
+    #[arg(value_names = ["CONFIG", "FILE"], num_args = 1..=2, required = true)]
+    files: Vec<PathBuf>,
+}
+
+impl RestoreOptions {
+    /// The configuration, if one is named, and the file.
+    pub(crate) fn files(&self) -> (Option<&Path>, &Path) {
+        match &*self.files {
+            [config, file] => (Some(config), file),
+            [file] => (None, file),
+            // clap takes one or two.
+            _ => (None, Path::new("")),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RequestOptions {
     /// All qubes.
     #[arg(short, long, conflicts_with = "qube")]
@@ -1378,6 +1456,12 @@ mod tests {
             "nxl sysrq work h",
             "nxl trigger work nmi 1",
             "nxl dump-core work /tmp/core",
+            "nxl save work /tmp/saved",
+            "nxl save -c work /tmp/saved work.cfg",
+            "nxl restore /tmp/saved",
+            "nxl restore -p -c -d -e work.cfg /tmp/saved",
+            "nxl suspend work",
+            "nxl resume work",
             "nxl channel-list work",
             "nxl pci-assignable-add -n wan 03:00.0",
             "nxl pci-assignable-remove -r wan",
@@ -1459,6 +1543,11 @@ mod tests {
             "nxl pci-detach work",
             "nxl pci-list",
             "nxl trigger work",
+            "nxl save work",
+            "nxl save -c -p work /tmp/saved",
+            "nxl restore",
+            "nxl restore -F -p /tmp/saved",
+            "nxl restore a b c",
             "nxl create",
             "nxl apply",
             "nxl apply -j 0 qubes.json",

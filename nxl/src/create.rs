@@ -116,14 +116,7 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
     let qubes = crate::qubes()?;
     let qube = qubes.find(&options.qube)?;
     let (path, settings) = options.source();
-    let source_name = path.display().to_string();
-    let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    let settings = Settings::parse(&source_name, &text, &settings)?;
-    let (config, warnings) =
-        QubeConfig::from_settings(&source_name, &settings, host_cpus(&settings).as_ref())?;
-    for warning in warnings {
-        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
-    }
+    let config = read_xl_cfg(path, &settings)?;
     if options.debug || dryrun {
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
@@ -131,6 +124,19 @@ pub(crate) fn update(options: &UpdateOptions, dryrun: bool) -> Result<(), Error>
         return Ok(());
     }
     Err(Error::NotKept { domid: qube.info.domid })
+}
+
+/// The configuration of an xl.cfg, and of the settings of the command line.
+pub(crate) fn read_xl_cfg(path: &Path, settings: &[&str]) -> Result<QubeConfig, Error> {
+    let source_name = path.display().to_string();
+    let text = fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let settings = Settings::parse(&source_name, &text, settings)?;
+    let (config, warnings) =
+        QubeConfig::from_settings(&source_name, &settings, host_cpus(&settings).as_ref())?;
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "nxl: warning: {warning}");
+    }
+    Ok(config)
 }
 
 /// The configuration out of whatever was named, and of the settings of the command line. With `describe` it may be one that

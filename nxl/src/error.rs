@@ -68,6 +68,8 @@ pub(crate) enum Error {
     #[error("{0:?} is no size: it is a number of MiB, or of what follows it (b, k, m, g, t)")]
     Size(String),
     #[error(transparent)]
+    Save(#[from] toolstack::save::SaveError),
+    #[error(transparent)]
     Scheduler(#[from] toolstack::scheduler::SchedulerError),
     #[error(transparent)]
     Pci(#[from] toolstack::config::PciError),

@@ -32,6 +32,7 @@ mod plan;
 mod policy;
 mod pool;
 mod remote;
+mod save;
 mod scheduler;
 mod screen;
 mod spec;
@@ -125,6 +126,10 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::Sysrq { qube, letter } => diagnose::sysrq(&qubes()?, &qube, &letter),
         Command::Trigger(options) => diagnose::trigger(&qubes()?, &options),
         Command::DumpCore(options) => diagnose::dump_core(&qubes()?, &options),
+        Command::Save(options) => save::save(&qubes()?, &options),
+        Command::Restore(options) => save::restore(&qubes()?, &options),
+        Command::Suspend { qube } => save::suspend(&qubes()?, &qube),
+        Command::Resume { qube } => save::resume(&qubes()?, &qube),
         Command::ChannelList(options) => host::channel_list(&qubes()?, &options),
         Command::PciAssignableAdd { name, device } => pci::add(&qubes()?, &device, name.as_deref()),
         Command::PciAssignableRemove { rebind, device } => pci::remove(&qubes()?, &device, rebind),

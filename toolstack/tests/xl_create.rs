@@ -14,7 +14,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use testbed::cache::Cache;
 use testbed::debian::Tree;
-use toolstack::config::{ConfigError, HostCpus, QubeConfig, Settings, known_keys};
+use toolstack::config::{ConfigError, HostCpus, LibxlJsonError, QubeConfig, Settings, known_keys};
 
 /// What `xl` takes and we refuse, and why.
 const DEVIATIONS: [(&str, &str); 22] = [
@@ -183,6 +183,35 @@ fn every_configuration_is_read_as_xl_reads_it() {
 }
 
 /// A case around a few lines.
+#[test]
+fn what_libxl_keeps_of_every_configuration_is_read_again() {
+    let mut read = 0;
+    for (title, _, case) in cases() {
+        let Ok(settings) = Settings::parse("case.cfg", case.text.as_bytes(), &case.arguments) else {
+            continue;
+        };
+        let Ok((config, _)) = QubeConfig::from_settings("case.cfg", &settings, Some(&HOST)) else { continue };
+        let record = config.to_libxl_record();
+        match QubeConfig::from_libxl_json("record", record.as_bytes()) {
+            Ok(again) => {
+                let said = |config: &QubeConfig| {
+                    let mut config = config.clone();
+                    // What has no effect in the only state that there is.
+                    for flag in ["hap", "oos", "acpi", "dm_restrict", "xend_suspend_evtchn_compat"] {
+                        config.stated.remove(flag);
+                    }
+                    serde_json::from_str::<serde_json::Value>(&config.to_libxl_record()).unwrap()
+                };
+                assert_eq!(said(&again), said(&config), "{title}");
+                read += 1;
+            }
+            Err(LibxlJsonError::Devices(_)) => {}
+            Err(error) => panic!("{title}: {error}\n{record}"),
+        }
+    }
+    assert!(read > 80, "{read} configurations");
+}
+
 fn case(guest: &str, lines: &str) -> Case {
     let text = format!(
         "name = 'a'\ntype = '{guest}'\nkernel = 'k'\nuuid = 'd5f1129b-3f6a-4d84-b438-cfa95b7402d7'\n{lines}\n"

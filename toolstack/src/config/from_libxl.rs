@@ -225,6 +225,12 @@ fn said_as_xl_cfg(config: Structure<'_>) -> Result<String> {
         }
     }
     let (made, build) = (config.structure("c_info")?, config.structure("b_info")?);
+    // Of the host's hardware.
+    for field in ["ioports", "irqs", "iomem"] {
+        if !build.list(field)?.is_empty() {
+            return Err(LibxlJsonError::Devices(field.to_owned()));
+        }
+    }
     let mut text = Text::default();
     let guest = made.text("type")?.unwrap_or_default();
     if !["pvh", "pv"].contains(&guest) {
@@ -234,13 +240,8 @@ fn said_as_xl_cfg(config: Structure<'_>) -> Result<String> {
     text.put_text("name", made.text("name")?);
     text.put_text("uuid", made.text("uuid")?);
     text.put_text("pool", made.text("pool_name")?);
-    match (made.text("ssid_label")?, build.text("exec_ssid_label")?) {
-        (initial, running @ Some(_)) => {
-            text.put_text("init_seclabel", initial);
-            text.put_text("seclabel", running);
-        }
-        (label, None) => text.put_text("seclabel", label),
-    }
+    let label = made.text("ssid_label")?;
+    text.put_text("seclabel", if label.is_some() { label } else { build.text("exec_ssid_label")? });
     let of_type = build.structure(&format!("type.{guest}"))?;
     for (place, field, key) in FLAGS {
         let place = match place {
@@ -273,9 +274,6 @@ fn said_as_xl_cfg(config: Structure<'_>) -> Result<String> {
     for (field, key) in [("vcpu_hard_affinity", "cpus"), ("vcpu_soft_affinity", "cpus_soft")] {
         text.put_list(key, &each(build.list(field)?, cpus)?);
     }
-    text.put_list("ioports", &each(build.list("ioports")?, io_ports)?);
-    text.put_list("irqs", &each(build.list("irqs")?, irq)?);
-    text.put_list("iomem", &each(build.list("iomem")?, io_memory)?);
     for key in ["kernel", "ramdisk", "cmdline", "bootloader"] {
         text.put_text(key, build.text(key)?);
     }
@@ -322,24 +320,6 @@ fn cpus(set: &Value) -> Result<String> {
     Ok(numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(","))
 }
 
-fn irq(number: &Value) -> Result<String> {
-    let number = number.as_u64().ok_or_else(|| LibxlJsonError::Shape("irqs".to_owned()))?;
-    Ok(number.to_string())
-}
-
-fn io_ports(range: &Value) -> Result<String> {
-    let range = Structure::of(Some(range), "ioports")?;
-    let (first, number) = (range.number("first")?.unwrap_or(0), range.number("number")?.unwrap_or(0));
-    Ok(format!("{first:x}-{:x}", first.saturating_add(number).saturating_sub(1)))
-}
-
-fn io_memory(range: &Value) -> Result<String> {
-    let range = Structure::of(Some(range), "iomem")?;
-    let (start, number) = (range.number("start")?.unwrap_or(0), range.number("number")?.unwrap_or(0));
-    let gfn = range.number("gfn")?.map_or_else(String::new, |gfn| format!("@{gfn:x}"));
-    Ok(format!("{start:x},{number:x}{gfn}"))
-}
-
 fn trusted(device: Structure<'_>) -> Result<Option<&'static str>> {
     Ok(device.flag("trusted")?.map(|trusted| if trusted { "trusted" } else { "untrusted" }))
 }
@@ -371,9 +351,12 @@ fn nic(device: Structure<'_>) -> Result<String> {
     let interval = device.number("rate_interval_usecs")?.unwrap_or(0);
     let rate = device.number("rate_bytes_per_interval")?.unwrap_or(0);
     // What comes out at so many bytes in each interval again.
-    let rate = (rate > 0 && interval > 0).then(|| {
-        let per_second = (u128::from(rate) * 1_000_000).div_ceil(interval.into());
-        format!("{per_second}B/s@{interval}us")
+    let rate = (interval > 0).then(|| {
+        let per_second = (u128::from(rate) * 1_000_000).div_ceil(interval.into()).max(1);
+        let units = [("G", 1_000_000_000), ("M", 1_000_000), ("K", 1_000)];
+        let (unit, factor) =
+            units.into_iter().find(|(_, factor)| per_second % factor == 0).unwrap_or(("", 1));
+        format!("{}{unit}B/s@{interval}us", per_second / factor)
     });
     let kind = device.text("nictype")?.map(|kind| if kind == "vif_ioemu" { "ioemu" } else { kind });
     let mut parts = Parts::default();
@@ -471,11 +454,10 @@ mod tests {
             "type='pvh'\nmemory=64\ncpus=['0','1,3']\nvcpus=2\npool='p'\ncpu_weight=512\ncap=50\nshadow_memory=9",
             "type='pv'\nmemory=64\non_crash='coredump-restart'\non_poweroff='preserve'\non_reboot='rename-restart'",
             "type='pvh'\nmemory=64\ntimer_mode='one_missed_tick_pending'\ntsc_mode='native'\nnomigrate=0\nmax_event_channels=99",
-            "type='pv'\nmemory=64\ndisk=['/a,b,raw,xvda,rw','phy:/dev/c,xvdb,r','vdev=xvdc,script=nbd,access=rw,target=x,y']",
+            "type='pv'\nmemory=64\ndisk=['/a,raw,xvda,rw','phy:/dev/c,xvdb,r','vdev=xvdc,script=nbd,access=rw,target=x,y']",
             "type='pvh'\nmemory=64\nvif=['bridge=b,mac=00:16:3e:01:02:03,rate=7Kb/s@33ms,ip=10.0.0.1 fe80::1','backend=net']",
             "type='pvh'\nmemory=64\nchannel=['connection=pty,name=a,backend=net']\nvkb=['backend-type=linux,width=7,feature-abs-pointer=1']",
             "type='pvh'\nmemory=64\np9=['tag=t,path=/x,security_model=none,backend=net']\nmax_grant_frames=40",
-            "type='pv'\nmemory=64\nioports=['2f8-2ff']\nirqs=[5]\niomem=['a0,20@1000','b0,1']\nseclabel='a'\ninit_seclabel='b'",
         ] {
             let config = config(text);
             let again = again(&config).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -519,6 +501,7 @@ mod tests {
         assert!(refused(&|json| json["c_info"]["type"] = json!("hvm")).contains("guest of type \"hvm\""));
         assert!(refused(&|json| json["usbctrls"] = json!([{"devid": 0}])).contains("it has usbctrls"));
         assert!(refused(&|json| json["pcidevs"] = json!([{"bus": 3}])).contains("it has pcidevs"));
+        assert!(refused(&|json| json["b_info"]["irqs"] = json!([5])).contains("it has irqs"));
         assert!(refused(&|json| json["disks"] = json!([3])).contains("disks is not what libxl writes"));
         assert!(refused(&|json| json["b_info"]["max_vcpus"] = json!("one")).contains("max_vcpus is not"));
         let comma = json!([{"vdev": "xvda,target=/etc/shadow", "format": "raw"}]);

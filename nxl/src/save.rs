@@ -1,0 +1,70 @@
+//! `nxl save`, `restore`, `suspend` and `resume`.
+
+use crate::bar;
+use crate::command::{RestoreOptions, SaveOptions};
+use crate::console;
+use crate::create;
+use crate::error::Error;
+use crate::watch;
+use std::io::{self, Write};
+use toolstack::boot::BuildError;
+use toolstack::create::CreateError;
+use toolstack::qubes::Qubes;
+use toolstack::save::{Afterwards, SaveError, SavedQube};
+use xen::Platform;
+use xen::host::Dom0;
+
+pub(crate) fn save(qubes: &Qubes, options: &SaveOptions) -> Result<(), Error> {
+    let qube = qubes.find(&options.qube)?;
+    let config = options.config.as_deref().map(|path| create::read_xl_cfg(path, &[])).transpose()?;
+    let afterwards = match (options.checkpoint, options.paused) {
+        (true, _) => Afterwards::Resume,
+        (false, true) => Afterwards::Pause,
+        (false, false) => Afterwards::Destroy,
+    };
+    let progress = bar::of_bytes(format!("saving {}", qube.display_name()));
+    Ok(qubes.save(&qube, config.as_ref(), &options.file, afterwards, &progress)?)
+}
+
+pub(crate) fn restore(qubes: &Qubes, options: &RestoreOptions) -> Result<(), Error> {
+    if options.vncviewer || options.vncviewer_autopass {
+        return Err(Error::NoViewer);
+    }
+    let (config, file) = options.files();
+    let config = config.map(|path| create::read_xl_cfg(path, &[])).transpose()?;
+    let attended = !options.unattended && !options.foreground;
+    let progress = bar::of_bytes(format!("restoring {}", file.display()));
+    let restore = || qubes.restore(SavedQube::open(file)?, config.clone(), attended, &progress);
+    let (qube, config) = match restore() {
+        Err(SaveError::Create(CreateError::Build(BuildError::Memory { needed_kib, .. }))) => {
+            create::make_room(qubes, needed_kib)?;
+            restore()?
+        }
+        restored => restored?,
+    };
+    if options.debug {
+        write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
+    }
+    if !options.paused {
+        qubes.unpause(&qube)?;
+    }
+    if attended {
+        watch::ensure(qubes)?;
+    }
+    if options.console {
+        console::attach(qubes, &qube.info.domid.to_string())?;
+    }
+    if options.foreground {
+        let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
+        watch::attend(qubes, &*foreign, qube, &config)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn suspend(qubes: &Qubes, which: &str) -> Result<(), Error> {
+    Ok(qubes.suspend(&qubes.find(which)?)?)
+}
+
+pub(crate) fn resume(qubes: &Qubes, which: &str) -> Result<(), Error> {
+    Ok(qubes.resume(&qubes.find(which)?)?)
+}
