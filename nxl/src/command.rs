@@ -1194,7 +1194,7 @@ impl CreateOptions {
 #[derive(Debug, Args)]
 pub(crate) struct SaveOptions {
     /// Let it go on when it is saved.
-    #[arg(short = 'c', conflicts_with = "paused")]
+    #[arg(short = 'c')]
     pub(crate) checkpoint: bool,
     /// Let it go on when it is saved, paused.
     #[arg(short)]
@@ -1318,11 +1318,11 @@ mod tests {
     fn help_says_which_commands_are_xls() {
         let help = description().render_help().to_string();
         let (ours, xls) = help.split_once("xl's").unwrap();
-        for command in ["create", "vcpu-list", "sched-credit2", "doctor"] {
+        for command in ["create", "save", "vcpu-list", "sched-credit2", "doctor"] {
             assert!(ours.contains(&format!("\n  {command} ")), "{command}: {ours}");
             assert!(!xls.contains(&format!(" {command},")), "{command}: {xls}");
         }
-        for command in ["migrate", "save", "cpupool-list", "sched-credit,"] {
+        for command in ["migrate", "cpupool-list", "sched-credit,"] {
             assert!(xls.contains(command), "{command}: {xls}");
         }
     }
@@ -1457,7 +1457,7 @@ mod tests {
             "nxl trigger work nmi 1",
             "nxl dump-core work /tmp/core",
             "nxl save work /tmp/saved",
-            "nxl save -c work /tmp/saved work.cfg",
+            "nxl save -c -p work /tmp/saved work.cfg",
             "nxl restore /tmp/saved",
             "nxl restore -p -c -d -e work.cfg /tmp/saved",
             "nxl suspend work",
@@ -1544,7 +1544,6 @@ mod tests {
             "nxl pci-list",
             "nxl trigger work",
             "nxl save work",
-            "nxl save -c -p work /tmp/saved",
             "nxl restore",
             "nxl restore -F -p /tmp/saved",
             "nxl restore a b c",

@@ -18,8 +18,8 @@ pub(crate) fn save(qubes: &Qubes, options: &SaveOptions) -> Result<(), Error> {
     let qube = qubes.find(&options.qube)?;
     let config = options.config.as_deref().map(|path| create::read_xl_cfg(path, &[])).transpose()?;
     let afterwards = match (options.checkpoint, options.paused) {
-        (true, _) => Afterwards::Resume,
-        (false, true) => Afterwards::Pause,
+        (_, true) => Afterwards::Pause,
+        (true, false) => Afterwards::Resume,
         (false, false) => Afterwards::Destroy,
     };
     let progress = bar::of_bytes(format!("saving {}", qube.display_name()));
