@@ -87,6 +87,14 @@ pub enum SaveError {
         /// What.
         what: &'static str,
     },
+    /// It has devices that another toolstack has to make anew.
+    #[error("domain {domid} has devices that nxl does not manage ({kinds}): `xl save' saves it")]
+    ForeignDevices {
+        /// Which domain.
+        domid: DomId,
+        /// The kinds of device, such as `vbd, vif`.
+        kinds: String,
+    },
     /// Its configuration forbids it.
     #[error("domain {domid} is not to be saved: its configuration has nomigrate=1")]
     Forbidden {
@@ -226,7 +234,10 @@ impl Qubes {
     ) -> Result<(), SaveError> {
         let domid = qube.info.domid;
         // Before the guest is bothered: all that is known to fail.
-        let devices = self.destroyable(qube)?;
+        let devices = self.destroyable(qube).map_err(|error| match error {
+            QubeError::ForeignDevices { domid, kinds } => SaveError::ForeignDevices { domid, kinds },
+            error => error.into(),
+        })?;
         if devices.iter().any(|device| device.kind == Kind::Pci) {
             return Err(SaveError::Device { domid, what: "PCI devices" });
         }
@@ -352,7 +363,12 @@ impl Target {
         let mut new = path.file_name().map(OsString::from).ok_or(io::ErrorKind::InvalidInput)?;
         new.push(".new");
         let new = path.with_file_name(new);
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        // Of one that was killed, or anything else: what follows is a file of our own.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         Ok(Self { file, path, new: Some(new) })
     }
 
