@@ -42,7 +42,7 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         move |error| drop(uncached.set(error.to_string()))
     });
     let qubes = crate::qubes()?.with_kernel_cache(kernels);
-    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
     let begun = Instant::now();
     let config = read(options, false)?;
     if !options.quiet {
@@ -214,7 +214,7 @@ pub(crate) fn mask_cpus(config: &mut QubeConfig, conf: &XlConf) -> Result<(), Er
     if masks.is_empty() {
         return Ok(());
     }
-    let control = Dom0.domain_control().map_err(Error::NotDom0)?;
+    let control = Dom0.domain_control().map_err(Error::of_opening)?;
     let host = HostCpus::of(&*control)?;
     Ok(masks.iter().try_for_each(|mask| config.mask_cpus(mask, &host))?)
 }

@@ -25,7 +25,7 @@ const ATTEMPTS: usize = 8;
 
 pub(crate) fn disposable(qubes: Qubes, command: &DisposableCommand) -> Result<(), Error> {
     let qubes = qubes.with_kernel_cache(KernelCache::default());
-    let foreign = || Dom0.foreign_memory().map_err(Error::NotDom0);
+    let foreign = || Dom0.foreign_memory().map_err(Error::of_opening);
     match command {
         DisposableCommand::Create { name, quiet, template } => {
             let disposable = of_template(Path::new(APPLIED), &Generations::default(), template)?;

@@ -19,6 +19,8 @@ pub(crate) enum Error {
         "this is not dom0 of a Xen host, or its daemons do not run ({0}); nxl is to be run there, as root"
     )]
     NotDom0(#[source] xen::Error),
+    #[error("{0}")]
+    WrongRelease(xen::WrongRelease),
     #[error("{}", elsewhere(*.0))]
     NoXenHost(Machine),
     #[error(transparent)]
@@ -182,6 +184,14 @@ pub(crate) enum Error {
 }
 
 impl Error {
+    /// Why Xen is not to be had, or xenstored: this is another release of it, or not dom0.
+    pub(crate) fn of_opening(error: xen::Error) -> Self {
+        match error.wrong_release() {
+            Some(wrong) => Self::WrongRelease(wrong.clone()),
+            None => Self::NotDom0(error),
+        }
+    }
+
     /// The status that the program ends with, and whether it has something to say.
     pub(crate) fn status(&self) -> (u8, bool) {
         match self {
@@ -238,5 +248,20 @@ mod tests {
         assert_eq!(Error::NoXenHost(Machine::Bare).status(), (3, true));
         assert_eq!(Error::LeftOver(1).status(), (1, true));
         assert!(Error::NoXenHost(Machine::Qube).to_string().starts_with("this is a qube"));
+    }
+
+    #[test]
+    fn another_release_of_xen_is_not_told_as_a_host_without_it() {
+        let here = xen::Here::Running("4.99".to_owned());
+        let wrong = xen::WrongRelease { needed: "4.17", here };
+        let error = Error::of_opening(wrong.into());
+        let said = error.to_string();
+        assert!(
+            said.starts_with("this program was built for Xen 4.17, and Xen 4.99 runs here: install "),
+            "{said}"
+        );
+        assert_eq!(error.status(), (1, true));
+        let closed = xen::Error::errno("xs_open", "", 111);
+        assert!(Error::of_opening(closed).to_string().starts_with("this is not dom0 of a Xen host"));
     }
 }

@@ -78,7 +78,7 @@ fn finish(result: Result<(), Error>) -> ExitCode {
 
 /// The qubes of the host that this runs on.
 fn qubes() -> Result<Qubes, Error> {
-    let qubes = Qubes::open(&Dom0, UserData::default()).map_err(Error::NotDom0)?;
+    let qubes = Qubes::open(&Dom0, UserData::default()).map_err(Error::of_opening)?;
     Ok(qubes.with_events(EventLog::default()))
 }
 

@@ -15,7 +15,7 @@ use xen::host::Dom0;
 pub(crate) fn pool(qubes: Qubes, command: &PoolCommand) -> Result<(), Error> {
     match command {
         PoolCommand::Fill { pool, count, options } => {
-            let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
+            let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
             let config = create::read(options, false)?;
             let qubes = qubes.with_kernel_cache(KernelCache::default());
             for qube in qubes.fill_pool(pool, &config, *count, &*foreign)? {

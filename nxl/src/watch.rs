@@ -19,7 +19,7 @@ const LOG: &str = "/var/log/xen/nxl-watch.log";
 pub(crate) fn watch(qubes: Qubes, linger: Option<u64>) -> Result<(), Error> {
     // Not to end with the terminal or the session that it was started from; already a leader is fine.
     let _ = rustix::process::setsid();
-    let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
+    let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
     // A full disk is no reason to leave the qubes alone: what cannot be written to the log is lost.
     let qubes = qubes.with_kernel_cache(KernelCache::default().on_problem(|error| {
         let _ = writeln!(io::stderr(), "kernels are not cached: {error}");

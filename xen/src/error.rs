@@ -1,17 +1,62 @@
 //! What a call to Xen can come back with.
 
-use std::io;
+use std::{fmt, io};
 
 /// The result of a call to Xen.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A call to Xen that failed: which one, with which arguments, and what the system said.
+/// A call to Xen that failed: which one, with which arguments, and what the system said. That Xen is of another
+/// [release](WrongRelease) has nothing to do with the call, which is not named then.
 #[derive(Debug, thiserror::Error)]
-#[error("{call}({args}): {source}")]
+#[error("{}", Shown { call, args, source })]
 pub struct Error {
     call: &'static str,
     args: String,
     source: io::Error,
+}
+
+/// How an [`Error`] is shown.
+struct Shown<'a> {
+    call: &'a str,
+    args: &'a str,
+    source: &'a io::Error,
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { call, args, source } = self;
+        match wrong_release(source) {
+            Some(wrong) => wrong.fmt(f),
+            None => write!(f, "{call}({args}): {source}"),
+        }
+    }
+}
+
+/// This program was built for another release of Xen than the one that is here: libxenctrl's ABI is each release's own.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "this program was built for Xen {needed}, and {here}: install its build for that release, or build it against the headers of that release"
+)]
+pub struct WrongRelease {
+    /// The release that it was built for, such as 4.17.
+    pub needed: &'static str,
+    /// What is here instead.
+    pub here: Here,
+}
+
+/// Where another release of Xen is.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Here {
+    /// The hypervisor is of that release.
+    #[error("Xen {0} runs here")]
+    Running(String),
+    /// These are the releases whose libraries are installed.
+    #[error("here are the libraries of Xen {}", .0.join(" and "))]
+    Installed(Vec<String>),
+}
+
+fn wrong_release(error: &io::Error) -> Option<&WrongRelease> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// What a caller can do about an [`Error`].
@@ -61,6 +106,12 @@ impl Error {
         self.call
     }
 
+    /// Which release of Xen this needs, and which is here, if that is what is wrong.
+    #[must_use]
+    pub fn wrong_release(&self) -> Option<&WrongRelease> {
+        wrong_release(&self.source)
+    }
+
     /// What a caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -79,6 +130,12 @@ impl Error {
             Some(libc::EINVAL | libc::EFAULT | libc::ERANGE) => ErrorKind::Invalid,
             _ => ErrorKind::Other,
         }
+    }
+}
+
+impl From<WrongRelease> for Error {
+    fn from(wrong: WrongRelease) -> Self {
+        Self::new("XENVER_version", "", io::Error::other(wrong))
     }
 }
 

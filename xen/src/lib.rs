@@ -49,7 +49,7 @@ pub use control::{
 };
 pub use cpu_set::CpuSet;
 pub use diagnostics::{Diagnostics, Trigger};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Here, Result, WrongRelease};
 pub use event::EventChannels;
 pub use foreign::ForeignMemory;
 pub use grant::{GrantMap, GrantShare, SharedPages, UnmapNotify};

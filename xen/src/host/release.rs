@@ -3,6 +3,7 @@
 //! against them would not even start. So is libxenforeignmemory, though it is the same in all: most commands map nothing.
 #![allow(unsafe_code, reason = "opens libraries")]
 
+use crate::error::{Here, WrongRelease};
 use crate::{Error, Result};
 use std::fs;
 use std::io;
@@ -42,7 +43,7 @@ fn once<L, E: std::fmt::Display>(
     }
     let library = open().map_err(|error| {
         let here = FOLDERS.iter().filter_map(|folder| releases_in(Path::new(folder))).flatten().collect();
-        Error::new("dlopen", name, io::Error::other(missing(&error.to_string(), here)))
+        Error::new("dlopen", name, missing(&error.to_string(), here))
     })?;
     Ok(place.get_or_init(|| library))
 }
@@ -63,18 +64,17 @@ fn release_of(name: &str) -> Option<String> {
     (release.split('.').count() == 2).then(|| release.to_owned())
 }
 
-fn missing(why: &str, mut here: Vec<String>) -> String {
+fn missing(why: &str, mut here: Vec<String>) -> io::Error {
     here.sort();
     here.dedup();
     here.retain(|release| release != sys::RELEASE);
-    let wanted = sys::RELEASE;
     if here.is_empty() {
-        format!("{why}; this program was built for Xen {wanted}, whose libraries are not here")
+        let needed = sys::RELEASE;
+        io::Error::other(format!(
+            "{why}; this program was built for Xen {needed}, whose libraries are not here"
+        ))
     } else {
-        let here = here.join(" and ");
-        format!(
-            "this program was built for Xen {wanted}, and here are the libraries of Xen {here}: install the build for that"
-        )
+        io::Error::other(WrongRelease { needed: sys::RELEASE, here: Here::Installed(here) })
     }
 }
 
@@ -84,15 +84,8 @@ pub(super) fn check(version: libc::c_int) -> Result<()> {
     if running == sys::RELEASE {
         Ok(())
     } else {
-        Err(Error::new("XENVER_version", "", io::Error::other(other(&running))))
+        Err(WrongRelease { needed: sys::RELEASE, here: Here::Running(running) }.into())
     }
-}
-
-fn other(running: &str) -> String {
-    format!(
-        "this program was built for Xen {}, and Xen {running} runs here: install the build for that",
-        sys::RELEASE
-    )
 }
 
 #[cfg(test)]
@@ -109,17 +102,32 @@ mod tests {
     #[test]
     fn the_error_says_which_release_is_needed_and_which_is_here() {
         let wanted = sys::RELEASE;
+        let todo = "install its build for that release, or build it against the headers of that release";
+        let error =
+            Error::new("dlopen", "x", missing("not found", ["4.99", wanted, "4.99"].map(Into::into).into()));
+        let here = Here::Installed(vec!["4.99".to_owned()]);
+        assert_eq!(error.wrong_release(), Some(&WrongRelease { needed: wanted, here }));
         assert_eq!(
-            missing("not found", vec!["4.99".into(), wanted.into(), "4.99".into()]),
+            error.to_string(),
             format!(
-                "this program was built for Xen {wanted}, and here are the libraries of Xen 4.99: install the build for that"
+                "this program was built for Xen {wanted}, and here are the libraries of Xen 4.99: {todo}"
+            )
+        );
+        let error = Error::new("dlopen", "x", missing("not found", vec![]));
+        assert_eq!(error.wrong_release(), None);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "dlopen(x): not found; this program was built for Xen {wanted}, whose libraries are not here"
             )
         );
         assert_eq!(
-            missing("not found", vec![]),
-            format!("not found; this program was built for Xen {wanted}, whose libraries are not here")
+            check(4 << 16 | 99).unwrap_err().to_string(),
+            format!("this program was built for Xen {wanted}, and Xen 4.99 runs here: {todo}")
         );
-        assert!(check(4 << 16 | 99).unwrap_err().to_string().contains("Xen 4.99 runs here"));
+        let ours = wanted.split_once('.').unwrap();
+        let ours = ours.0.parse::<libc::c_int>().unwrap() << 16 | ours.1.parse::<libc::c_int>().unwrap();
+        assert!(check(ours).is_ok());
     }
 
     #[test]
