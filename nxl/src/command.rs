@@ -413,6 +413,14 @@ pub(crate) enum Command {
     /// gone. `create` starts it where none runs; a second one ends at once.
     #[command(after_help = "Example:\n  nxl watch")]
     Watch(WatchOptions),
+    /// Connect the disks and network interfaces whose backends are in this domain, by their scripts, and take them away when
+    /// they end: for a driver domain, whose devices the toolstack of dom0 only records. Nothing is twice or forgotten when it
+    /// is killed and started again. It says on stderr what it does, and in the background in /var/log/xen/nxl-devd.log. Disks that QEMU would have to
+    /// serve are left alone. (In dom0, xl and nxl connect devices themselves.)
+    #[command(after_help = "Examples:
+  nxl devd -p /run/nxl-devd.pid
+  nxl devd -F")]
+    Devd(DevdOptions),
     /// Warm shells: qubes that are built ahead, to be named and let go on demand.
     #[command(subcommand)]
     Pool(PoolCommand),
@@ -747,6 +755,19 @@ pub(crate) struct WatchOptions {
     /// Stay so long after the last of them is gone.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) linger: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevdOptions {
+    /// Stay in the foreground.
+    #[arg(short = 'F')]
+    pub(crate) foreground: bool,
+    /// Write the process id there, in the background.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) pidfile: Option<PathBuf>,
+    /// It is what was started in the background.
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) daemon: bool,
 }
 
 /// What `list` shows beyond its usual columns.

@@ -61,6 +61,10 @@ pub(crate) enum Error {
     Watcher(#[source] io::Error),
     #[error(transparent)]
     Watch(#[from] WatchError),
+    #[error("nxl devd could not be started: {source}")]
+    NoDevd { source: io::Error },
+    #[error(transparent)]
+    Devd(#[from] toolstack::device::DevdError),
     #[error("{path}: stored configuration: {source}")]
     Stored { path: String, source: serde_json::Error },
     #[error(transparent)]

@@ -11,6 +11,7 @@ mod command;
 mod console;
 mod containers;
 mod create;
+mod devd;
 mod diagnose;
 mod diff;
 mod disposable;
@@ -148,6 +149,7 @@ fn run(Arguments { global, command }: Arguments) -> Result<(), Error> {
         Command::NetworkDetach { qube, device } => network::detach(&qubes()?, &qube, &device),
         Command::NetworkList(options) => network::list(&qubes()?, &options),
         Command::Watch(options) => watch::watch(qubes()?, options.linger),
+        Command::Devd(options) => devd::devd(&options),
         Command::Volume(options) => volume::volume(&options),
         Command::Cache(command) => cache::cache(&command),
         Command::Policy(command) => policy::policy(&command),

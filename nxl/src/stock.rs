@@ -22,7 +22,6 @@ const COMMANDS: &[&str] = &[
     "cpupool-migrate",
     "cpupool-numa-split",
     "cpupool-rename",
-    "devd",
     "dt-overlay",
     "getenforce",
     "loadpolicy",

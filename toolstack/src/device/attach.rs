@@ -253,7 +253,7 @@ fn nic_device(address: Address, nic: &Nic) -> Device {
 }
 
 /// A script's failure with what it left in xenstore.
-fn with_words(error: DeviceError, said: Option<String>) -> DeviceError {
+pub(super) fn with_words(error: DeviceError, said: Option<String>) -> DeviceError {
     match (error, said) {
         (DeviceError::Script { address, script, reason }, Some(said)) => {
             DeviceError::Script { address, script, reason: format!("{reason}: {}", one_line(&said)) }
@@ -263,7 +263,7 @@ fn with_words(error: DeviceError, said: Option<String>) -> DeviceError {
 }
 
 /// What another domain, or a script, wrote: on one line, and not too much of it.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -3,13 +3,14 @@
 use super::{Address, DeviceError, Kind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a script may take (`LIBXL_HOTPLUG_TIMEOUT`).
-const LIMIT: Duration = Duration::from_secs(40);
+pub(super) const LIMIT: Duration = Duration::from_secs(40);
 
 /// What a script is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,18 +63,34 @@ impl Script {
         self.run_within(action, LIMIT)
     }
 
+    /// The same by a shell that lives as long as the script, has `record` open all that time, and writes there how it ended,
+    /// whatever became of this process meanwhile.
+    pub(super) fn run_recorded(&self, action: Action, record: File) -> Result<(), DeviceError> {
+        let mut shell = Command::new("/bin/sh");
+        let waits = r#""$@" < /dev/null; status=$?; echo "ended $status" >&0; exit $status"#;
+        shell.args(["-c", waits, "sh", &self.path]).stdin(Stdio::from(record));
+        self.run_as(shell, action, LIMIT)
+    }
+
     fn run_within(&self, action: Action, limit: Duration) -> Result<(), DeviceError> {
+        let mut command = Command::new(&self.path);
+        command.stdin(Stdio::null());
+        self.run_as(command, action, limit)
+    }
+
+    fn run_as(&self, mut command: Command, action: Action, limit: Duration) -> Result<(), DeviceError> {
         let failed =
             |reason| DeviceError::Script { address: self.address, script: self.path.clone(), reason };
         let run = || {
-            let mut child = Command::new(&self.path)
+            let mut child = command
                 .args(self.arguments(action))
                 .envs(self.variables())
-                .stdin(Stdio::null())
                 .stdout(io::stderr())
                 // What it leaves behind is ended with it when it takes too long.
                 .process_group(0)
                 .spawn()?;
+            // What it was given is open in it alone.
+            drop(command);
             wait(&mut child, limit)
         };
         match run() {
