@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[command(
     name = "block-nix",
     version,
-    after_help = "In a configuration of xl, libvirt or nxl:
+    after_help = "In a configuration of xl or nxl:
   disk = [ 'script=block-nix,vdev=xvdb,access=r,target=/nix/store/…-nixos-system-work-25.05' ]"
 )]
 pub(crate) struct Arguments {

@@ -36,7 +36,7 @@ enum OutputFormat {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "In a configuration of xl or libvirt, for a PVH or PV guest:
+#[command(after_help = "In a configuration of xl, for a PVH or PV guest:
   bootloader = \"nxl-bootloader\"
   bootloader_args = [ \"--generation=42\", \"--specialisation=rescue\" ]   # of what is on the first disk
   bootloader_args = [ \"--system=/nix/var/nix/profiles/work\" ]          # of dom0's store
