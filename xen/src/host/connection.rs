@@ -62,7 +62,7 @@ const ERRORS: [(&str, i32); 16] = [
 pub(super) struct Connection {
     wire: OwnedFd,
     /// The kernel's device takes one message in each call, was seen to refuse the next before it had answered some, and
-    /// answers watches with request id 0 (drivers/xen/xenbus/xenbus_dev_frontend.c).
+    /// answers watches with request id 0 in some versions (drivers/xen/xenbus/xenbus_dev_frontend.c).
     is_device: bool,
     line: Mutex<Line>,
     /// From the first watch on.
@@ -226,7 +226,7 @@ impl Connection {
             } else if let Err(error) = &sent {
                 Err(io::Error::new(error.kind(), error.to_string()))
             } else {
-                let answer = self.answer(line, self.id_of(request, id));
+                let answer = self.answer(line, self.ids_of(request, id));
                 line.broken = answer.is_err();
                 id = id.wrapping_add(1);
                 answer.and_then(|message| checked(request, message))
@@ -236,10 +236,10 @@ impl Connection {
         line.broken |= sent.is_err();
     }
 
-    /// The request id under which the answer comes.
-    fn id_of(&self, request: &Request, id: u32) -> u32 {
+    /// The request ids under which the answer may come: kernels of today give a watch's its own, those before gave it 0.
+    fn ids_of(&self, request: &Request, id: u32) -> [u32; 2] {
         let by_kernel = [sys::xsd_sockmsg_type_XS_WATCH, sys::xsd_sockmsg_type_XS_UNWATCH];
-        if self.is_device && by_kernel.contains(&request.kind) { 0 } else { id }
+        if self.is_device && by_kernel.contains(&request.kind) { [id, 0] } else { [id, id] }
     }
 
     fn send<'a>(&self, line: &mut Line, requests: impl Iterator<Item = &'a Request>) -> io::Result<()> {
@@ -271,12 +271,16 @@ impl Connection {
         Ok(())
     }
 
-    fn answer(&self, line: &mut Line, id: u32) -> io::Result<Message> {
+    fn answer(&self, line: &mut Line, ids: [u32; 2]) -> io::Result<Message> {
         loop {
             while let Some(message) = line.next()? {
                 if let Some(message) = line.sort(message)? {
-                    if message.id != id {
-                        return Err(unexpected(format!("xenstored answered {} instead of {id}", message.id)));
+                    if !ids.contains(&message.id) {
+                        let [wanted, _] = ids;
+                        return Err(unexpected(format!(
+                            "xenstored answered {} instead of {wanted}",
+                            message.id
+                        )));
                     }
                     return Ok(message);
                 }

@@ -325,6 +325,19 @@ fn what_xenstored_may_not_send_ends_the_connection() {
 }
 
 #[test]
+fn the_kernels_device_answers_a_watch_by_its_id_or_by_0() {
+    const WATCH: u32 = sys::xsd_sockmsg_type_XS_WATCH;
+    for (id, is_device, good) in
+        [(1, true, true), (0, true, true), (2, true, false), (1, false, true), (0, false, false)]
+    {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&message(WATCH, id, 3, b"OK\0")).unwrap();
+        let wire = Connection::over(ours.into(), is_device);
+        assert_eq!(wire.watch("/a", "t").is_ok(), good, "{id} {is_device}");
+    }
+}
+
+#[test]
 fn an_error_of_a_name_that_is_not_known_is_one() {
     let (wire, _theirs) = told(&message(sys::xsd_sockmsg_type_XS_ERROR, 1, 7, b"EOTHER\0"));
     assert_eq!(wire.read(Transaction::NONE, "/a").unwrap_err().kind(), ErrorKind::Invalid);
