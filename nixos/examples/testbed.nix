@@ -26,6 +26,19 @@ let
   };
   # Declared, and not started.
   spare = { system = systems.office; store = null; autostart = false; };
+  # What is no NixOS: a kernel, an initrd and a disk that no closure knows of.
+  gateway = {
+    class = "whonix";
+    boot = { kernel = "/run/img/gateway/vmlinuz"; initrd = "/run/img/gateway/initrd"; cmdline = "console=hvc0 quiet panic=-1 init=/gateway"; };
+    disks = [ { target = "/run/img/gateway/root"; vdev = "xvda"; access = "w"; } ];
+    ready = null;
+    type = "pv";
+    memory = 160;
+  };
+  moved = {
+    inherit desk spare;
+    safe = safe // { system = systems.office; };
+  };
 in
 {
   first = nexus.spec { qubes = { inherit desk safe spare; }; };
@@ -44,12 +57,10 @@ in
   };
 
   # What cannot be changed in place: another system.
-  moved = nexus.spec {
-    qubes = {
-      inherit desk spare;
-      safe = safe // { system = systems.office; };
-    };
-  };
+  moved = nexus.spec { qubes = moved; };
+
+  # And one more, of the class that is no NixOS.
+  foreign = nexus.spec { qubes = moved // { inherit gateway; }; };
 
   # One is no longer declared.
   fewer = nexus.spec {

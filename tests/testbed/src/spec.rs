@@ -7,7 +7,7 @@ use crate::closure::Closure;
 use crate::{Result, process};
 
 /// The attributes of that file.
-const DECLARATIONS: [&str; 5] = ["first", "grown", "moved", "fewer", "none"];
+const DECLARATIONS: [&str; 6] = ["first", "grown", "moved", "foreign", "fewer", "none"];
 
 /// Each declaration's name, and its `qubes.json`.
 pub fn evaluate(closures: &[Closure]) -> Result<Vec<(&'static str, String)>> {
