@@ -94,10 +94,18 @@ rec {
   # The example of a netvm, whose way out is an address in dom0's network, and a qube that has no netvm: a light one.
   network = declared (
     let
+      inherit (builtins) mapAttrs;
       example = import ../examples/network.nix;
+      ofContainers = {
+        browser.resources = { cpuWeight = 50; tasks = 48; };
+        notes.autostart = false;
+      };
       served = serving (example // {
         qubes = example.qubes // {
-          web = example.qubes.web // { containers = { inherit (example.qubes.web.containers) browser; }; };
+          # What they may use, and that one does not start by itself, is for the check alone.
+          web = example.qubes.web // {
+            containers = mapAttrs (name: container: container // ofContainers.${name}) example.qubes.web.containers;
+          };
           net = example.qubes.net // {
             config = { pkgs, ... }: {
               environment.systemPackages = [ pkgs.nftables ];
