@@ -55,7 +55,7 @@ pub(crate) fn restore(qubes: &Qubes, options: &RestoreOptions) -> Result<(), Err
         console::attach(qubes, &qube.info.domid.to_string())?;
     }
     if options.foreground {
-        let foreign = Dom0.foreign_memory().map_err(Error::NotDom0)?;
+        let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
         watch::attend(qubes, &*foreign, qube, &config)?;
     }
     Ok(())
