@@ -1153,27 +1153,11 @@ pub(crate) enum PolicyCommand {
   nxl create /boot/EFI/Linux/nixos-generation-42.efi name=work
   nxl create -n /nix/store/…-nixos-system-work/boot.json name=work")]
 pub(crate) struct CreateOptions {
-    /// Leave it paused.
-    #[arg(short, long)]
-    pub(crate) paused: bool,
-    /// Attach to its console.
-    #[arg(short = 'c')]
-    pub(crate) console: bool,
-    /// Print its configuration, as JSON.
-    #[arg(short)]
-    pub(crate) debug: bool,
-    /// Stay until it is gone, and carry out on_poweroff, on_reboot and on_crash meanwhile.
-    #[arg(short = 'F', conflicts_with_all = ["console", "paused", "unattended"])]
-    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) start: StartOptions,
     /// The configuration's file, instead of the argument.
     #[arg(short = 'f', long, value_name = "FILE")]
     defconfig: Option<PathBuf>,
-    /// Refused: nxl has no VNC viewer.
-    #[arg(short = 'V', long, hide = true)]
-    pub(crate) vncviewer: bool,
-    /// Refused: nxl has no VNC viewer.
-    #[arg(short = 'A', long, hide = true)]
-    pub(crate) vncviewer_autopass: bool,
     /// Leave vm.cpumask and its like in xl.conf out of account.
     #[arg(long)]
     pub(crate) ignore_global_affinity_masks: bool,
@@ -1183,9 +1167,6 @@ pub(crate) struct CreateOptions {
     /// Say nothing but errors.
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Let nobody carry out on_poweroff, on_reboot and on_crash.
-    #[arg(short = 'e')]
-    pub(crate) unattended: bool,
     /// Boot this generation of the profile.
     #[arg(long, value_name = "N")]
     pub(crate) generation: Option<u64>,
@@ -1212,24 +1193,9 @@ impl CreateOptions {
     }
 }
 
+/// What `create` and `restore` do with the qube that they have made.
 #[derive(Debug, Args)]
-pub(crate) struct SaveOptions {
-    /// Let it go on when it is saved.
-    #[arg(short = 'c')]
-    pub(crate) checkpoint: bool,
-    /// Let it go on when it is saved, paused.
-    #[arg(short)]
-    pub(crate) paused: bool,
-    /// Which.
-    pub(crate) qube: String,
-    /// Where to. It is root's alone: it has the qube's memory in it. A file of that name is replaced when the new one is whole.
-    pub(crate) file: PathBuf,
-    /// What it is to be restored with: an xl.cfg, instead of what it was made with and what was changed since.
-    pub(crate) config: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RestoreOptions {
+pub(crate) struct StartOptions {
     /// Leave it paused.
     #[arg(short, long)]
     pub(crate) paused: bool,
@@ -1251,6 +1217,40 @@ pub(crate) struct RestoreOptions {
     /// Refused: nxl has no VNC viewer.
     #[arg(short = 'A', long, hide = true)]
     pub(crate) vncviewer_autopass: bool,
+}
+
+impl StartOptions {
+    /// Whether the watcher is to attend it.
+    pub(crate) fn attended(&self) -> bool {
+        !self.unattended && !self.foreground
+    }
+
+    /// Whether somebody is to look at a screen that it has not got.
+    pub(crate) fn wants_viewer(&self) -> bool {
+        self.vncviewer || self.vncviewer_autopass
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SaveOptions {
+    /// Let it go on when it is saved.
+    #[arg(short = 'c')]
+    pub(crate) checkpoint: bool,
+    /// Let it go on when it is saved, paused.
+    #[arg(short)]
+    pub(crate) paused: bool,
+    /// Which.
+    pub(crate) qube: String,
+    /// Where to. It is root's alone: it has the qube's memory in it. A file of that name is replaced when the new one is whole.
+    pub(crate) file: PathBuf,
+    /// What it is to be restored with: an xl.cfg, instead of what it was made with and what was changed since.
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreOptions {
+    #[command(flatten)]
+    pub(crate) start: StartOptions,
     /// An xl.cfg, instead of the configuration that is in the file; then the file.
     #[arg(value_names = ["CONFIG", "FILE"], num_args = 1..=2, required = true)]
     files: Vec<PathBuf>,

@@ -1,6 +1,6 @@
 //! `nxl create`.
 
-use crate::command::{CreateOptions, UpdateOptions};
+use crate::command::{CreateOptions, StartOptions, UpdateOptions};
 use crate::console;
 use crate::error::Error;
 use crate::spec::APPLIED;
@@ -17,9 +17,9 @@ use toolstack::config::{
     self, CLOSURE_MEMORY_MIB, Closure, ConfigWarning, GuestType, HostCpus, QubeConfig, Settings,
 };
 use toolstack::create::CreateError;
-use toolstack::qubes::Qubes;
+use toolstack::qubes::{Qube, Qubes};
 use xen::host::Dom0;
-use xen::{DomId, Platform};
+use xen::{DomId, ForeignMemory, Platform};
 
 /// What the settings of the command line are called in messages.
 const COMMAND_LINE: &str = "command line";
@@ -27,7 +27,8 @@ const COMMAND_LINE: &str = "command line";
 const ROOM_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error> {
-    if options.vncviewer || options.vncviewer_autopass {
+    let start = &options.start;
+    if start.wants_viewer() {
         return Err(Error::NoViewer);
     }
     if options.dryrun || dryrun {
@@ -50,12 +51,12 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
         writeln!(io::stdout(), "Parsing config from {}", options.source().0.display())
             .map_err(Error::Output)?;
     }
-    if options.debug {
+    if start.debug {
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
-    let attended = !options.unattended && !options.foreground;
+    let attended = start.attended();
     let create = || {
-        if options.paused {
+        if start.paused {
             qubes.create(&config, attended, &*foreign)
         } else {
             qubes.start(&config, attended, &*foreign)
@@ -91,11 +92,22 @@ pub(crate) fn create(options: &CreateOptions, dryrun: bool) -> Result<(), Error>
             begun.elapsed().as_secs_f64() * 1e3
         );
     }
-    if options.console {
-        console::attach(&qubes, &qube.info.domid.to_string())?;
+    stay(&qubes, &*foreign, qube, &config, start)
+}
+
+/// Stays with a qube as long as that is asked for.
+pub(crate) fn stay(
+    qubes: &Qubes,
+    foreign: &dyn ForeignMemory,
+    qube: Qube,
+    config: &QubeConfig,
+    start: &StartOptions,
+) -> Result<(), Error> {
+    if start.console {
+        console::attach(qubes, &qube.info.domid.to_string())?;
     }
-    if options.foreground {
-        watch::attend(&qubes, &*foreign, qube, &config)?;
+    if start.foreground {
+        watch::attend(qubes, foreign, qube, config)?;
     }
     Ok(())
 }

@@ -2,7 +2,6 @@
 
 use crate::bar;
 use crate::command::{RestoreOptions, SaveOptions};
-use crate::console;
 use crate::create;
 use crate::error::Error;
 use crate::watch;
@@ -27,12 +26,14 @@ pub(crate) fn save(qubes: &Qubes, options: &SaveOptions) -> Result<(), Error> {
 }
 
 pub(crate) fn restore(qubes: &Qubes, options: &RestoreOptions) -> Result<(), Error> {
-    if options.vncviewer || options.vncviewer_autopass {
+    let start = &options.start;
+    if start.wants_viewer() {
         return Err(Error::NoViewer);
     }
     let (config, file) = options.files();
     let config = config.map(|path| create::read_xl_cfg(path, &[])).transpose()?;
-    let attended = !options.unattended && !options.foreground;
+    let attended = start.attended();
+    let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
     let progress = bar::of_bytes(format!("restoring {}", file.display()));
     let restore = || qubes.restore(SavedQube::open(file)?, config.clone(), attended, &progress);
     let (qube, config) = match restore() {
@@ -42,23 +43,16 @@ pub(crate) fn restore(qubes: &Qubes, options: &RestoreOptions) -> Result<(), Err
         }
         restored => restored?,
     };
-    if options.debug {
+    if start.debug {
         write!(io::stdout(), "{}", config.to_libxl_json()).map_err(Error::Output)?;
     }
-    if !options.paused {
+    if !start.paused {
         qubes.unpause(&qube)?;
     }
     if attended {
         watch::ensure(qubes)?;
     }
-    if options.console {
-        console::attach(qubes, &qube.info.domid.to_string())?;
-    }
-    if options.foreground {
-        let foreign = Dom0.foreign_memory().map_err(Error::of_opening)?;
-        watch::attend(qubes, &*foreign, qube, &config)?;
-    }
-    Ok(())
+    create::stay(qubes, &*foreign, qube, &config, start)
 }
 
 pub(crate) fn suspend(qubes: &Qubes, which: &str) -> Result<(), Error> {

@@ -34,6 +34,13 @@ fn save(host: &Host, qube: &Qube, path: &Path, afterwards: Afterwards) -> Result
     host.qubes.save(qube, None, path, afterwards, &Progress::default())
 }
 
+/// Saves a qube whose guest obeys.
+fn save_and_end(host: &Host, qube: &Qube, path: &Path) {
+    let guest = listening(host, qube, 1);
+    save(host, qube, path, Afterwards::Destroy).unwrap();
+    guest.join().unwrap();
+}
+
 fn restore(host: &Host, path: &Path) -> Result<Qube, SaveError> {
     let saved = SavedQube::open(path)?;
     host.qubes.restore(saved, None, true, &Progress::default()).map(|(qube, _)| qube)
@@ -160,9 +167,7 @@ fn whichever_call_of_a_restore_fails_nothing_is_left_but_the_file() {
     let host = host();
     let path = host.folder.path().join("work.saved");
     let qube = running(&host, "");
-    let guest = listening(&host, &qube, 1);
-    save(&host, &qube, &path, Afterwards::Destroy).unwrap();
-    guest.join().unwrap();
+    save_and_end(&host, &qube, &path);
     let before = host.inventory();
     for nth in 0.. {
         host.machine.fail(None, nth, ErrorKind::Other);
@@ -186,9 +191,7 @@ fn a_file_that_was_cut_off_anywhere_leaves_no_domain() {
     let path = host.folder.path().join("work.saved");
     let qube = running(&host, "");
     remember(&host, &qube);
-    let guest = listening(&host, &qube, 1);
-    save(&host, &qube, &path, Afterwards::Destroy).unwrap();
-    guest.join().unwrap();
+    save_and_end(&host, &qube, &path);
     let before = host.inventory();
     let whole = fs::read(&path).unwrap();
     // Within the magic, the configuration, the guest's state and the end.
@@ -211,9 +214,7 @@ fn what_xl_saved_is_restored_and_what_it_cannot_have_known_of_is_not_missed() {
     let path = host.folder.path().join("work.saved");
     let qube = running(&host, "vcpus=1\nmaxvcpus=2");
     remember(&host, &qube);
-    let guest = listening(&host, &qube, 1);
-    save(&host, &qube, &path, Afterwards::Destroy).unwrap();
-    guest.join().unwrap();
+    save_and_end(&host, &qube, &path);
     // As xl writes it: without our part.
     let text = fs::read(&path).unwrap();
     let head = file::read_head(&mut &*text).unwrap();
@@ -238,9 +239,7 @@ fn another_configuration_may_be_given() {
     let host = host();
     let path = host.folder.path().join("work.saved");
     let qube = running(&host, "");
-    let guest = listening(&host, &qube, 1);
-    save(&host, &qube, &path, Afterwards::Destroy).unwrap();
-    guest.join().unwrap();
+    save_and_end(&host, &qube, &path);
     let config = host.config_with("elsewhere", "memory=64\non_crash='preserve'");
     let saved = SavedQube::open(&path).unwrap();
     let (again, used) = host.qubes.restore(saved, Some(config), false, &Progress::default()).unwrap();
@@ -297,9 +296,7 @@ fn a_pv_qube_is_saved_and_restored_as_well() {
     let config = QubeConfig::from_settings("pv.cfg", &settings, None).unwrap().0;
     let qube = host.qubes.start(&config, false, &*host.foreign).unwrap();
     let path = host.folder.path().join("old.saved");
-    let guest = listening(&host, &qube, 1);
-    save(&host, &qube, &path, Afterwards::Destroy).unwrap();
-    guest.join().unwrap();
+    save_and_end(&host, &qube, &path);
     let again = restore(&host, &path).unwrap();
     let ring = format!("{}/store/ring-ref", home(again.info.domid));
     let ring: u64 = host.qubes.read(&ring).unwrap().unwrap().parse().unwrap();
