@@ -416,6 +416,69 @@ fn a_qubes_own_policy_is_for_calls_within_it() {
     assert_eq!(verdict("work:web", "work", "q.Ask"), "ask targets=work");
 }
 
+/// dom0 with containers, as `nxl apply` writes it down.
+fn with_dom0s_containers() -> System {
+    let mut system = system();
+    let containers = ["update", "backup"].map(|name| nexus::name::Name::new(name).unwrap()).into();
+    let info = nexus::policy::QubeInfo { containers, ..nexus::policy::QubeInfo::app_vm() };
+    system.qubes.insert(nexus::name::Name::new("dom0").unwrap(), info);
+    system
+}
+
+#[test]
+fn dom0s_containers_are_principals_and_nothing_of_what_dom0_may_do_is_theirs() {
+    let policy = policy(
+        "q.Get * dom0:update vault allow\n\
+         q.Put * work:mail dom0:* allow autostart=no\n\
+         q.Ask * work dom0:backup ask default_target=dom0:backup\n\
+         q.Near * dom0:update dom0:backup allow\n\
+         q.Near * dom0:update dom0 allow\n\
+         q.Near * dom0 dom0:* allow\n\
+         * * dom0 * allow\n\
+         * * @anyvm * allow\n",
+    );
+    let system = with_dom0s_containers();
+    let verdict =
+        |source, target, service| policy.decide(&call(source, target, service), &system).verdict.to_string();
+    assert_eq!(verdict("dom0:update", "vault", "q.Get"), "allow target=vault");
+    for (source, target) in [("dom0:backup", "vault"), ("dom0:update", "work"), ("dom0:update", "@dispvm")] {
+        assert_eq!(verdict(source, target, "q.Get"), NO_RULE, "{source} {target}");
+    }
+    // dom0 always runs, whatever is said of what does.
+    assert_eq!(verdict("work:mail", "dom0:update", "q.Put"), "allow target=dom0:update autostart=no");
+    assert_eq!(verdict("work", "dom0:update", "q.Put"), NO_RULE);
+    assert_eq!(verdict("work", "dom0:backup", "q.Ask"), "ask targets=dom0:backup default_target=dom0:backup");
+    // One that there is not is no target, and no caller.
+    assert_eq!(verdict("work:mail", "dom0:other", "q.Put"), NO_RULE);
+    assert_eq!(verdict("dom0:other", "vault", "q.Get"), "deny: the caller dom0:other is not known");
+    // What stays within dom0, its agent decides.
+    let own = |target| {
+        format!("deny: {target} is in the caller's own qube: such calls are its agent's, not dom0's")
+    };
+    assert_eq!(verdict("dom0:update", "dom0:backup", "q.Near"), own("dom0:backup"));
+    assert_eq!(verdict("dom0:update", "dom0", "q.Near"), own("@adminvm"));
+    assert_eq!(verdict("dom0", "dom0:backup", "q.Near"), own("dom0:backup"));
+    let within = System { within: Some(nexus::name::Name::new("dom0").unwrap()), ..system.clone() };
+    let verdict =
+        |source, target, service| policy.decide(&call(source, target, service), &within).verdict.to_string();
+    assert_eq!(verdict("dom0:update", "dom0:backup", "q.Near"), "allow target=dom0:backup");
+    assert_eq!(verdict("dom0:update", "dom0", "q.Near"), "allow target=@adminvm");
+    assert_eq!(verdict("dom0", "dom0:backup", "q.Near"), "allow target=dom0:backup");
+    assert_eq!(verdict("dom0:backup", "dom0:update", "q.Near"), NO_RULE);
+    assert_eq!(
+        verdict("dom0:update", "vault", "q.Get"),
+        "deny: vault is not in this qube: such calls are dom0's"
+    );
+    // They are among those whom a graph shows; dom0 itself is not among the callers.
+    let edges: Vec<String> =
+        policy.edges(&system).iter().map(|edge| format!("{} {}", edge.source, edge.target)).collect();
+    assert!(
+        edges.contains(&"dom0:update vault".to_owned())
+            && edges.contains(&"work:mail dom0:update".to_owned())
+    );
+    assert!(!edges.iter().any(|edge| edge.starts_with("dom0 ")), "{edges:?}");
+}
+
 #[test]
 fn who_is_not_known_calls_nobody() {
     let policy = policy("* * * * allow\nq.A * nobody vault allow\nq.A * work:* vault allow\n");

@@ -58,7 +58,15 @@ let
     ++ concatMap (service: ofService "${child "${here}.services" service}" false qube.services.${service}) (attrNames qube.services)
     ++ concatMap (number: ofCall "${here}.calls[${toString number}]" name name (builtins.elemAt qube.calls number)) (at (length qube.calls))
     ++ concatMap (number: ofRule "${here}.policy[${toString number}]" (builtins.elemAt qube.policy number)) (at (length qube.policy))
-    ++ concatMap (ofContainer name qube) (attrNames qube.containers);
+    ++ concatMap
+      (ofContainer {
+        inherit name;
+        inherit (qube) containers;
+        path = here;
+        memory = maxmem;
+        keeps = qube.private != null;
+      })
+      (attrNames qube.containers);
 
   netvm = here: name: qube:
     if qube.netvm == null then [ ]
@@ -109,18 +117,30 @@ let
     else if !isQube name then [ "${here}: there is no qube ${toJSON name}; ${there}" ]
     else when (!qubes.${name}.disposableTemplate) "${here}: ${name} is no template of disposables: ${path name}.disposableTemplate is false";
 
-  ofContainer = qubeName: qube: name:
+  # A container of a qube, or of dom0 (whose memory nobody has declared: null).
+  ofContainer = owner: name:
     let
-      container = qube.containers.${name};
-      here = child "${path qubeName}.containers" name;
+      container = owner.containers.${name};
+      here = child "${owner.path}.containers" name;
     in
-    when (container.persist != [ ] && qube.private == null)
-      "${here}.persist: there is nowhere to keep it: ${path qubeName}.private is null"
-    ++ when (container.resources.memory != null && container.resources.memory > (if qube.maxmem == null then qube.memory else qube.maxmem))
-      "${here}.resources.memory: ${toString container.resources.memory} MiB cannot be met: its qube has at most ${toString (if qube.maxmem == null then qube.memory else qube.maxmem)} MiB"
+    when (container.persist != [ ] && !owner.keeps)
+      "${here}.persist: there is nowhere to keep it: ${owner.path}.private is null"
+    ++ when (container.resources.memory != null && owner.memory != null && container.resources.memory > owner.memory)
+      "${here}.resources.memory: ${toString container.resources.memory} MiB cannot be met: its qube has at most ${toString owner.memory} MiB"
     ++ concatMap (service: ofService (child "${here}.services" service) true container.services.${service}) (attrNames container.services)
-    ++ concatMap (number: ofCall "${here}.calls[${toString number}]" qubeName "${qubeName}:${name}" (builtins.elemAt container.calls number))
+    ++ concatMap (number: ofCall "${here}.calls[${toString number}]" owner.name "${owner.name}:${name}" (builtins.elemAt container.calls number))
       (at (length container.calls));
+
+  # --- dom0
+
+  ofDom0 =
+    concatMap (ofContainer { name = "dom0"; path = "nexus.dom0"; memory = null; keeps = true; inherit (nexus.dom0) containers; })
+      (attrNames nexus.dom0.containers)
+    ++ concatMap (number: ofRule "nexus.dom0.policy[${toString number}]" (builtins.elemAt nexus.dom0.policy number))
+      (at (length nexus.dom0.policy));
+
+  # The containers of a qube that is there, or of dom0.
+  containersOf = owner: if owner == "dom0" then nexus.dom0.containers else qubes.${owner}.containers;
 
   ofService = here: inContainer: service:
     when (service.kind == "exec" && service.program == null) "${here}.program: is missing: an exec service is a program"
@@ -137,9 +157,9 @@ let
     let
       qube = policy.qubeOf target;
       container = policy.containerOf target;
-      offered = if container == null then qubes.${qube}.services else qubes.${qube}.containers.${container}.services;
+      offered = if container == null then qubes.${qube}.services else (containersOf qube).${container}.services;
     in
-    when (qubes.${qube}.class == "nixos" && !hasAttr service offered)
+    when ((qube == "dom0" || qubes.${qube}.class == "nixos") && !hasAttr service offered)
       "${here}.service: ${target} has no service ${toJSON service}; it has ${if offered == { } then "none" else concatStringsSep ", " (attrNames offered)}";
 
   # Whether there is such a qube or container: problems.
@@ -147,12 +167,12 @@ let
     let
       qube = policy.qubeOf target;
       container = policy.containerOf target;
-      containers = attrNames qubes.${qube}.containers;
+      containers = attrNames (containersOf qube);
     in
     if qube == null then [ ]
     else if isRemote qube then
       when (container != null || match ".*:.*" target != null) "${here}: ${qube} is a qube of another host, and calls to it name no container"
-    else if !isQube qube then [ "${here}: there is no qube ${toJSON qube}; ${there}" ]
+    else if qube != "dom0" && !isQube qube then [ "${here}: there is no qube ${toJSON qube}; ${there}" ]
     else when (container != null && !elem container containers)
       "${here}: ${qube} has no container ${toJSON container}; it has ${if containers == [ ] then "none" else concatStringsSep ", " containers}";
 
@@ -161,12 +181,13 @@ let
       target = policy.callee qubeName call.target;
       wrong = exists "${here}.target" target;
       template = match "@dispvm:(.*)" target;
-      default = qubes.${qubeName}.defaultDisposable;
+      default = if qubeName == "dom0" then null else qubes.${qubeName}.defaultDisposable;
     in
     if target == source then [ "${here}.target: ${source} cannot call itself" ]
     else if wrong != [ ] then wrong
     else if target == "@dispvm" then
-      if default == null then [ "${here}.target: ${path qubeName}.defaultDisposable is null: @dispvm is nothing" ]
+      if qubeName == "dom0" then [ "${here}.target: dom0 has no kind of disposable of its own: @dispvm:QUBE says which" ]
+      else if default == null then [ "${here}.target: ${path qubeName}.defaultDisposable is null: @dispvm is nothing" ]
       else if isQube default then offers here default call.service
       else [ ]
     else if template != null then
@@ -220,6 +241,7 @@ let
       "${child "nexus.policy.files" policy.fileName}: is the file that the rules are written to";
 in
 concatMap ofQube names
+++ ofDom0
 ++ concatMap ofRemote (attrNames remotes)
 ++ ofNetwork
 ++ when (nexus.host.memory != null && wanted > nexus.host.memory)

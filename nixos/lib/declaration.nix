@@ -112,6 +112,13 @@ rec {
     containers = optional { } (attrsOf words.name container) "Its containers.";
   };
 
+  dom0 = record {
+    openCalls = optional 256 (int 1 65536) "How many calls dom0 itself, and each of its containers, may have open.";
+    policy = optional [ ] (listOf rule) "Rules about dom0's containers, which stand before those that come from `calls`.";
+    containers = optional { } (attrsOf words.name container)
+      "Containers in dom0 itself. They have dom0's kernel: what breaks out of one is in dom0.";
+  };
+
   remote = record {
     relay = required words.name "The qube of this host that carries its calls, both ways.";
     service = required words.service "The relay's service that takes on calls to it (qrexec's transport_rpc).";
@@ -129,6 +136,7 @@ rec {
         disposables = optional "10.138.0.0/16" words.prefix "Those of disposable qubes, each of which gets one that is free.";
         dns = optional [ ] (listOf words.ipv4) "The name servers of qubes that have a netvm, and of their containers that share its network.";
       }) "Addresses of qubes behind netvms.";
+    dom0 = optional { openCalls = 256; policy = [ ]; containers = { }; } dom0 "dom0 itself.";
     qubes = optional { } (attrsOf words.name qube) "The qubes, by name.";
     remotes = optional { } (attrsOf words.name remote)
       "Qubes of other hosts (RemoteVMs), by the names that they have here: who calls here and whom calls go to by a relay.";

@@ -16,6 +16,8 @@ let
       problems = if result.problems != [ ] then result.problems else check result.value;
     };
 
+  ofContainers = builtins.mapAttrs (_: container: { rpcConfig = import ./services.nix true container.services; });
+
   checked = nexus:
     let result = evaluated nexus; in
     if result.problems == [ ] then result.value
@@ -39,8 +41,13 @@ rec {
       agent = document.agentOf name qube;
       policy = policy.ofQube name qube;
       rpcConfig = import ./services.nix false qube.services;
-      containers = builtins.mapAttrs (_: container: { rpcConfig = import ./services.nix true container.services; }) qube.containers;
+      containers = ofContainers qube.containers;
     };
+
+  # The same for dom0.
+  ofDom0 = nexus:
+    let inherit (checked nexus) dom0; in
+    { inherit (document.dom0Of dom0) agent policy; containers = ofContainers dom0.containers; };
 
   # JSON Schema of qubes.json.
   schema = {

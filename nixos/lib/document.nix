@@ -9,7 +9,7 @@ let
   inherit (shape) int bool oneOf nullOr listOf attrsOf record required;
 
   # Raised by a change that a reader of the version before would misunderstand.
-  version = 4;
+  version = 5;
 
   mebibytes = int 1 16777216;
 
@@ -20,8 +20,8 @@ let
     ask = required bool "Whether the user of the machine is asked.";
   };
 
-  agent = record {
-    qube = required words.name "The qube's name.";
+  agentWith = control: record {
+    qube = required words.name "The qube's name, or dom0.";
     user = required words.user "Whom the agent runs as.";
     users = required (listOf words.userOrAny) "Whom its services may run as besides.";
     socket = required words.path "The socket that the qube itself calls on.";
@@ -29,7 +29,7 @@ let
     rpc_config = required words.path "The folder of the settings of its services.";
     policy = required (listOf words.path) "The folders of its own policy.";
     calls = required (int 1 65536) "How many calls each may have open.";
-    control = required (record { vchan = required bool "Whether it is heard by dom0's nexusd."; }) "Where dom0 is.";
+    control = required (record control) "Where dom0 is.";
     containers = required
       (attrsOf words.name (record {
         socket = required words.path "The socket that it calls on.";
@@ -37,6 +37,8 @@ let
         rpc_config = required words.path "The folder of the settings of its services.";
       })) "Its containers.";
   };
+  agent = agentWith { vchan = required bool "Whether it is heard by dom0's nexusd."; };
+  agentOfDom0 = agentWith { socket = required words.path "nexusd's socket."; };
 
   container = record {
     system = required (nullOr words.storePath) "The toplevel of its system; null where the qube's own closure knows it.";
@@ -49,6 +51,12 @@ let
     persist = required (listOf words.path) "Folders that are kept.";
     capabilities = required (listOf words.capability) "Its capabilities.";
     autostart = required bool "Whether it starts with its qube.";
+  };
+
+  dom0 = record {
+    containers = required (attrsOf words.name container) "Containers in dom0.";
+    agent = required agentOfDom0 "What its agent reads as /etc/nexus/dom0.json.";
+    policy = required (attrsOf words.file words.text) "Its agent's policy's files, for calls between dom0 and its containers.";
   };
 
   qube = record {
@@ -121,6 +129,7 @@ let
         prefix = required words.prefix "The addresses of qubes that have a netvm.";
         disposables = required words.prefix "Those of disposable qubes.";
       }) "Addresses of qubes behind netvms.";
+    dom0 = required dom0 "dom0 itself.";
     qubes = required (attrsOf words.name qube) "The qubes, by name.";
     remotes = required (attrsOf words.name remote) "Qubes of other hosts, by the names that they have here.";
     policy = required (attrsOf words.file words.text) "dom0's policy files.";
@@ -148,6 +157,16 @@ let
     cpu_weight = container.resources.cpuWeight;
   };
 
+  # Where the containers of a qube, and those of dom0, have what is theirs: the socket of each, and the sockets of its services. In dom0
+  # that is outside of /run/nexus, which nexusd and dom0's agent share.
+  folders = { qube = "/run/nexus/containers"; dom0 = "/run/nexus-containers"; };
+
+  callersIn = folder: mapAttrs (container: _: {
+    socket = "${folder}/${container}/call.sock";
+    services = "${folder}/${container}/services";
+    rpc_config = "/etc/nexus/containers/${container}/rpc-config";
+  });
+
   agentOf = name: qube: {
     qube = name;
     inherit (qube) user users;
@@ -157,13 +176,24 @@ let
     policy = [ "/run/nexus/policy.d" "/etc/nexus/policy.d" ];
     calls = qube.openCalls;
     control.vchan = true;
-    containers = mapAttrs
-      (container: _: {
-        socket = "/run/nexus/containers/${container}/call.sock";
-        services = "/run/nexus/containers/${container}/services";
-        rpc_config = "/etc/nexus/containers/${container}/rpc-config";
-      })
-      qube.containers;
+    containers = callersIn folders.qube qube.containers;
+  };
+
+  dom0Of = dom0: {
+    containers = mapAttrs (containerOf "dom0") dom0.containers;
+    policy = policy.withinDom0 dom0;
+    agent = {
+      qube = "dom0";
+      user = "nexus";
+      users = [ ];
+      socket = "/run/nexus/call.sock";
+      services = [ "/etc/nexus/dom0-rpc" ];
+      rpc_config = "/etc/nexus/dom0-rpc-config";
+      policy = [ "/etc/nexus/dom0-policy.d" ];
+      calls = dom0.openCalls;
+      control.socket = "/run/nexus/control.sock";
+      containers = callersIn folders.dom0 dom0.containers;
+    };
   };
 
   netvms = nexus: listToAttrs
@@ -198,13 +228,14 @@ let
   };
 in
 {
-  inherit version agentOf;
+  inherit version agentOf dom0Of folders;
   shape = document;
 
   of = nexus: {
     inherit version;
     inherit (nexus) host remotes;
     network = { inherit (nexus.network) prefix disposables; };
+    dom0 = dom0Of nexus.dom0;
     qubes = mapAttrs (qubeOf nexus) nexus.qubes;
     policy = policy.ofDom0 nexus;
   };

@@ -21,10 +21,13 @@ let
       ++ flag "notify" rule.notify
       ++ flag "autostart" rule.autostart);
 
-  # The qube of QUBE, QUBE:CONTAINER and QUBE:*; null of any other token.
+  # The qube of QUBE, QUBE:CONTAINER and QUBE:*, and dom0 of dom0:CONTAINER and dom0:*; null of any other token.
   qubeOf = token:
     let parts = match "([A-Za-z][A-Za-z0-9_-]*)(:.*)?" token; in
     if parts == null || token == "dom0" then null else head parts;
+
+  # The same, and dom0 of what names dom0 itself.
+  ownerOf = token: if token == "dom0" || token == "@adminvm" then "dom0" else qubeOf token;
 
   # The container of QUBE:CONTAINER; null of any other token.
   containerOf = token:
@@ -46,12 +49,12 @@ let
     autostart = null;
   };
 
-  isWithin = qube: rule: qubeOf rule.source == qube && qubeOf rule.target == qube;
+  isWithin = qube: rule: ownerOf rule.source == qube && ownerOf rule.target == qube;
 
-  # All rules of a qube: its own, those of its calls, and those of its containers' calls.
+  # All rules of a qube: its own, those of its calls, and those of its containers' calls. dom0 itself declares no calls.
   rulesOf = name: qube:
     qube.policy
-    ++ map (callRule name name) qube.calls
+    ++ map (callRule name name) (qube.calls or [ ])
     ++ concatMap (container: map (callRule name "${name}:${container}") qube.containers.${container}.calls)
       (attrNames qube.containers);
 
@@ -60,14 +63,13 @@ let
 
   # What dom0 does in qubes and containers by `nxl exec', `logs', `container' and `tree': behind all that is declared, so that whoever denies
   # some of it can. Containers are nobody whom @anyvm means. (The lines for qubes are nexus/policy.d/90-nexus.policy's.)
+  administrationFile = "90-nexus.policy";
+  allowed = target: map (service: "${service} * @adminvm ${target} allow");
+  ofContainers = name: allowed "${name}:*" inContainers;
   administration = qubes:
-    let
-      allow = target: service: "${service} * @adminvm ${target} allow";
-      containers = map (name: "${name}:*") (filter (name: qubes.${name}.containers != { }) (attrNames qubes));
-    in
     if qubes == { } then [ ]
-    else map (allow "@anyvm") (inContainers ++ [ "nexus.Container" ])
-      ++ concatMap (target: map (allow target) inContainers) containers;
+    else allowed "@anyvm" (inContainers ++ [ "nexus.Container" ])
+      ++ concatMap ofContainers (filter (name: qubes.${name}.containers != { }) (attrNames qubes));
 
   # The services of administration that a container has, too.
   inContainers = [ "qubes.VMExec" "nexus.ExecAs" "nexus.Logs" ];
@@ -78,16 +80,23 @@ in
   # What the agent of a qube decides by: { FILE = TEXT; }.
   ofQube = name: qube: file (map line (filter (isWithin name) (rulesOf name qube)));
 
-  # What dom0 decides by.
+  # What dom0's own agent decides by: calls between dom0 and its containers.
+  withinDom0 = dom0:
+    file (map line (filter (isWithin "dom0") (rulesOf "dom0" dom0)))
+    // (if dom0.containers == { } then { }
+    else fileOf administrationFile (ofContainers "dom0" ++ allowed "@adminvm" [ "nexus.Container" ]));
+
+  # What dom0 decides by: calls from one qube to another, or to dom0 and from there.
   ofDom0 = nexus:
     let
-      between = name: filter (rule: !isWithin name rule) (rulesOf name nexus.qubes.${name});
+      between = name: qube: filter (rule: !isWithin name rule) (rulesOf name qube);
       text = nexus.policy.text;
       last = builtins.stringLength text - 1;
       withoutEnd = if builtins.substring last 1 text == "\n" then builtins.substring 0 last text else text;
       lines = (if text == "" then [ ] else [ withoutEnd ])
         ++ map line nexus.policy.rules
-        ++ concatMap (name: map line (between name)) (attrNames nexus.qubes);
+        ++ map line (between "dom0" nexus.dom0)
+        ++ concatMap (name: map line (between name nexus.qubes.${name})) (attrNames nexus.qubes);
     in
-    file lines // fileOf "90-nexus.policy" (administration nexus.qubes) // nexus.policy.files;
+    file lines // fileOf administrationFile (administration nexus.qubes) // nexus.policy.files;
 }

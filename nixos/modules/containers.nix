@@ -1,16 +1,20 @@
 # What a container is on NixOS, from what is declared of it: pure functions, whose results the modules put into `containers` and
-# `systemd` of the qube, and into the container's own configuration. Here is what keeps it apart from everybody else.
+# `systemd` of the qube or dom0 (./nspawn.nix), and into the container's own configuration. Here is what keeps it apart from everybody
+# else.
 let
   inherit (builtins) attrNames concatMap concatStringsSep elem filter listToAttrs map;
   inherit (import ../lib/policy.nix) inContainers;
 
-  # Where the agent has the socket that a container calls on, and the folder of its services (../lib/document.nix): that and
-  # nothing else, as the container sees all of it.
-  folder = name: "/run/nexus/containers/${name}";
+  inherit (import ../lib/document.nix) folders;
+
+  # Whose containers they are: where the agent has the socket that each calls on, and the folder of its services (that and nothing else, as
+  # the container sees all of it); and the agent's unit.
+  ofQube = { folder = name: "${folders.qube}/${name}"; agent = "nexus-agent.service"; };
+  ofDom0 = { folder = name: "${folders.dom0}/${name}"; agent = "nexus-agent-dom0.service"; };
   # Its root, which has mount points and nothing else. It is outside of what the agent's user owns: systemd-tmpfiles would make nothing
   # of root's there.
   root = name: "/run/nexus-roots/${name}";
-  # Where what it keeps lies, on the qube's private volume.
+  # Where what it keeps lies: on the qube's private volume, or in dom0.
   kept = name: path: "/var/lib/nexus/containers/${name}${path}";
 
   socketUnit = service: "nexus-service-${builtins.replaceStrings [ "." ] [ "-" ] service}";
@@ -46,7 +50,7 @@ let
     fleeting ++ attrNames (removeAttrs (listToAttrs (map (name: { inherit name; value = null; }) (concatMap above container.persist))) fleeting);
 
   # systemd-nspawn's arguments, without the paths of the closure.
-  arguments = name: container:
+  arguments = owner: name: container:
     [
       "--keep-unit"
       "--machine=${name}"
@@ -68,17 +72,17 @@ let
     # one. It cannot put another in its place. Whoever owns a folder outside (the agent's user of the services, root of what is kept) is the
     # container's root inside: so it can write there, and the agent can connect to what it finds there.
     ++ [
-      "--bind-ro=${folder name}:/run/nexus"
-      "--bind=${folder name}/services:/run/nexus/services:rootidmap"
+      "--bind-ro=${owner.folder name}:/run/nexus"
+      "--bind=${owner.folder name}/services:/run/nexus/services:rootidmap"
     ]
     ++ map (path: "--bind=${kept name path}:${path}:rootidmap") container.persist;
 
   # What stands in place of NixOS' own start script, which shows a container the whole store.
   #   closure  a file with the store paths of the container's closure, a line each
   #   system   its toplevel
-  script = { nspawn, closure, system }: name: container: ''
+  script = owner: { nspawn, closure, system }: name: container: ''
     # The agent makes it when it is up.
-    until [ -S ${folder name}/call.sock ]; do sleep 0.1; done
+    until [ -S ${owner.folder name}/call.sock ]; do sleep 0.1; done
     flags=()
     while read -r path; do
       # A mount point, as systemd-nspawn makes none in a root that is read-only.
@@ -87,7 +91,7 @@ let
     done < ${closure}
     # What is in the root does not tell it that systemd in there knows no other.
     export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-    exec ${nspawn} ${concatStringsSep " " (map (argument: "'${argument}'") (arguments name container))} "''${flags[@]}" ${system}/init
+    exec ${nspawn} ${concatStringsSep " " (map (argument: "'${argument}'") (arguments owner name container))} "''${flags[@]}" ${system}/init
   '';
 
   # { SERVICE = command line; }, and where each one's stdout goes.
@@ -113,7 +117,7 @@ let
     };
 in
 {
-  inherit folder root kept socketUnit dropped arguments script;
+  inherit ofQube ofDom0 dropped script;
 
   # For `containers.NAME` of NixOS: what builds its configuration.
   nixos = container: {
@@ -124,9 +128,9 @@ in
   };
 
   # For `systemd.services."container@NAME"`.
-  unit = container: {
-    after = [ "nexus-agent.service" ];
-    requires = [ "nexus-agent.service" ];
+  unit = owner: container: {
+    after = [ owner.agent ];
+    requires = [ owner.agent ];
     serviceConfig =
       (if container.resources.memory == null then { } else { MemoryMax = "${toString container.resources.memory}M"; })
       // (if container.resources.cpuWeight == null then { } else { CPUWeight = container.resources.cpuWeight; })
@@ -135,8 +139,8 @@ in
 
   # What must be there before it starts, for systemd-tmpfiles. The agent, which runs as `user`, makes the socket, and reads the
   # services. rootidmap maps the owner's number as that of the group, too, and nobody may write where one of the two is not mapped.
-  folders = { user, uid }: name: container:
-    map (path: "d ${folder name}${path} 0755 ${user} ${toString uid} -") [ "" "/services" ]
+  tmpfiles = owner: { user, uid }: name: container:
+    map (path: "d ${owner.folder name}${path} 0755 ${user} ${toString uid} -") [ "" "/services" ]
     ++ map (path: "d ${root name}${path} 0755 root root -")
       ([ "" "/nix" "/nix/store" "/dev" "/proc" "/run" "/sys" ] ++ fleetingOf container ++ container.persist)
     ++ map (path: "d ${kept name path} 0700 root root -") container.persist;

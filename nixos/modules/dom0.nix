@@ -1,4 +1,4 @@
-# dom0 on NixOS: what is declared of its qubes, and what brings it to life. It builds on nixpkgs' virtualisation.xen.
+# dom0 on NixOS: what is declared of it and of its qubes, and what brings that to life. It builds on nixpkgs' virtualisation.xen.
 { config, lib, pkgs, ... }:
 
 let
@@ -7,17 +7,17 @@ let
   make = import ./options.nix { inherit lib; };
   cfg = config.nexus;
 
-  # A qube as it is declared, without what is the module system's.
-  plainContainer = container: removeAttrs container [ "config" ];
-  plainQube = qube: removeAttrs qube [ "config" ] // {
-    containers = lib.mapAttrs (_: plainContainer) qube.containers;
+  # A qube, or dom0, as it is declared, without what is the module system's.
+  plain = owner: removeAttrs owner [ "config" ] // {
+    containers = lib.mapAttrs (_: container: removeAttrs container [ "config" ]) owner.containers;
   };
 
   # For the systems, which do not depend on what they are called in the store.
   withSystems = system: {
     inherit (cfg) host network remotes policy;
+    dom0 = plain cfg.dom0;
     qubes = lib.mapAttrs
-      (name: qube: plainQube qube // { system = system name qube; }
+      (name: qube: plain qube // { system = system name qube; }
         # Without the agent nobody says that it is up: what is built here would be taken back each time.
         // (if cfg.package == null && qube.system == null then { ready = null; } else { }))
       cfg.qubes;
@@ -47,16 +47,25 @@ let
   };
 
   fields = shapes.nexus.fields;
-  containerFields = shapes.container.fields;
-  qubeType = lib.types.submodule {
-    options = make.options (removeAttrs shapes.qube.fields [ "containers" ]) // {
-      config = configOption "qube";
-      containers = lib.mkOption {
-        type = lib.types.attrsOf (lib.types.submodule { options = make.options containerFields // { config = configOption "container"; }; });
-        default = { };
-        inherit (shapes.qube.fields.containers) description;
-      };
+  # The options of who has containers.
+  withContainers = fields: make.options (removeAttrs fields [ "containers" ]) // {
+    containers = lib.mkOption {
+      type = lib.types.attrsOf (lib.types.submodule { options = make.options shapes.container.fields // { config = configOption "container"; }; });
+      default = { };
+      inherit (fields.containers) description;
     };
+  };
+  qubeType = lib.types.submodule { options = withContainers shapes.qube.fields // { config = configOption "qube"; }; };
+
+  # What is made for dom0 itself.
+  made = nexus.ofDom0 declaration;
+  hasContainers = cfg.dom0.containers != { };
+  runFolder = (import ../lib/document.nix).folders.dom0;
+  nspawn = import ./nspawn.nix {
+    inherit config lib pkgs;
+    agent = cfg.package;
+    user = "nexus";
+    owner = (import ./containers.nix).ofDom0;
   };
 in
 {
@@ -90,6 +99,11 @@ in
       type = lib.types.attrsOf qubeType;
       default = { };
       inherit (fields.qubes) description;
+    };
+    dom0 = lib.mkOption {
+      type = lib.types.submodule { options = withContainers shapes.dom0.fields; };
+      default = { };
+      inherit (fields.dom0) description;
     };
     host = make.option fields.host;
     network = make.option fields.network;
@@ -131,15 +145,7 @@ in
     environment.etc."nexus/nexusd.json".source = pkgs.writeText "nexusd.json" (builtins.toJSON ({
       user = "nexus";
     } // cfg.nexusd));
-    environment.etc."nexus/dom0.json".source = pkgs.writeText "dom0.json" (builtins.toJSON {
-      qube = "dom0";
-      user = "nexus";
-      socket = "/run/nexus/call.sock";
-      services = [ "/etc/nexus/dom0-rpc" ];
-      rpc_config = "/etc/nexus/dom0-rpc-config";
-      policy = [ "/etc/nexus/dom0-policy.d" ];
-      control.socket = "/run/nexus/control.sock";
-    });
+    environment.etc."nexus/dom0.json".source = pkgs.writeText "dom0.json" (builtins.toJSON made.agent);
     systemd.sockets.nexusd = {
       wantedBy = [ "sockets.target" ];
       socketConfig = {
@@ -189,7 +195,35 @@ in
         ProtectHome = true;
         PrivateTmp = true;
         RestrictAddressFamilies = "AF_UNIX";
-      };
+      } // (if hasContainers then { ReadWritePaths = runFolder; } else { });
     };
-  }) ]);
+  })
+
+  # --- dom0's own containers, which there are none of unless they are declared: calls between them and dom0 are its agent's to decide
+  (lib.mkIf hasContainers (nspawn.run {
+    declared = (nexus.complete declaration).dom0.containers;
+    configs = lib.mapAttrs (_: container: container.config) cfg.dom0.containers;
+  }))
+  (lib.mkIf (hasContainers && cfg.package != null) (nspawn.control {
+    services = "nexus/dom0-rpc";
+    rpcConfig = "nexus/dom0-rpc-config";
+    settings = "/etc/nexus/dom0.json";
+  }))
+  (lib.mkIf hasContainers {
+    assertions = [ {
+      assertion = cfg.package != null;
+      message = "nexus.dom0.containers: a container is called, and calls, by dom0's agent, which nexus.package has";
+    } ];
+    # What is mounted into a container as its agent's is numbered as the agent's user is, as whom and as which group alike.
+    users.users.nexus.uid = lib.mkDefault 395;
+    users.groups.nexus.gid = lib.mkDefault config.users.users.nexus.uid;
+    # Who could connect to a container's socket would be that container: no other user of dom0's comes as far.
+    systemd.tmpfiles.rules = [ "d ${runFolder} 0700 nexus root -" ];
+    environment.etc = lib.mkMerge [
+      (nspawn.settings made.containers)
+      (lib.mapAttrs' (name: text: lib.nameValuePair "nexus/dom0-policy.d/${name}" { inherit text; }) made.policy)
+    ];
+  })
+
+  ]);
 }

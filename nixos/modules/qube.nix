@@ -4,7 +4,6 @@
 
 let
   nexus = import ../lib;
-  containers = import ./containers.nix;
   network = import ./network.nix;
   cfg = config.nexus.qube;
 
@@ -19,12 +18,15 @@ let
   files = folder: set: lib.mapAttrs' (name: contents: lib.nameValuePair "${folder}/${name}" { text = contents; }) set;
   execs = lib.filterAttrs (_: service: service.kind == "exec") qube.services;
   sockets = lib.filterAttrs (_: service: service.kind == "socket") qube.services;
-  # The services of administration that are programs of the qube, and sockets of a container.
+  # The services of administration that are programs of the qube.
   administration = (import ../lib/policy.nix).inContainers;
-  controlSocket = "/run/nexus-container.sock";
   starterSocket = "/run/nexus-as-user.sock";
-  inMessages = "service-messages=true\n";
-  settings = name: files "nexus/containers/${name}/rpc-config" made.containers.${name}.rpcConfig;
+  nspawn = import ./nspawn.nix {
+    inherit config lib pkgs;
+    inherit (cfg) agent;
+    inherit (qube) user;
+    owner = (import ./containers.nix).ofQube;
+  };
 in
 {
   options.nexus.qube = {
@@ -74,7 +76,8 @@ in
       systemd.services."getty@tty1".enable = lib.mkDefault false;
 
       # --- calls
-      systemd.tmpfiles.rules = [ "d /run/nexus 0755 ${qube.user} root -" ];
+      systemd.tmpfiles.rules = [ "d /run/nexus 0755 ${qube.user} root -" ]
+        ++ lib.optional (qube.containers != { }) "d /run/nexus/containers 0755 ${qube.user} root -";
       users.users.${qube.user} = { isNormalUser = lib.mkDefault true; uid = lib.mkDefault 1000; };
       environment.etc = lib.mkMerge ([
         { "nexus/agent.json".source = text "agent.json" (builtins.toJSON made.agent); }
@@ -82,7 +85,8 @@ in
         (files "nexus/rpc-config" made.rpcConfig)
         (lib.mapAttrs' (name: service: lib.nameValuePair "nexus-rpc/${name}" { source = service.program; }) execs)
         (lib.mapAttrs' (name: service: lib.nameValuePair "nexus-rpc/${name}" { source = service.socket; }) sockets)
-      ] ++ map settings (lib.attrNames qube.containers));
+        (nspawn.settings made.containers)
+      ]);
     }
 
     (lib.mkIf (qube.store != null) {
@@ -113,36 +117,12 @@ in
       systemd.services.nexus-netvm = network.netvm { inherit pkgs; rules = text "nexus-netvm.nft" network.rules; };
     })
 
+    (lib.mkIf (cfg.agent != null) (nspawn.control { services = "nexus-rpc"; rpcConfig = "nexus/rpc-config"; }))
     (lib.mkIf (cfg.agent != null) {
-      # What dom0 does here by `nxl exec', `logs' and `container'. Commands run as the agent's user. Containers are root's: its
-      # part is behind a socket that the agent's user may connect to, and does nothing but start and stop those that are declared.
-      environment.etc = lib.mkMerge ([
-        (builtins.listToAttrs (map
-          (name: lib.nameValuePair "nexus-rpc/${name}" { source = "${cfg.agent}/bin/nexus-service"; })
-          administration))
-        {
-          "nexus-rpc/nexus.Container".source = controlSocket;
-          "nexus/rpc-config/nexus.Container".text = inMessages;
-        }
-      ] ++ map
-        (container: builtins.listToAttrs (map
-          (name: lib.nameValuePair "nexus/containers/${container}/rpc-config/${name}" { text = inMessages; })
-          administration))
-        (lib.attrNames qube.containers));
-      systemd.sockets.nexus-container = {
-        description = "dom0's wishes for the containers of this qube";
-        wantedBy = [ "sockets.target" ];
-        socketConfig = { ListenStream = controlSocket; Accept = true; SocketUser = qube.user; SocketMode = "0600"; };
-      };
-      systemd.services."nexus-container@" = {
-        description = "One of dom0's wishes for the containers of this qube";
-        serviceConfig = {
-          ExecStart = "${cfg.agent}/bin/nexus-service answer nexus.Container";
-          StandardInput = "socket";
-          StandardOutput = "journal";
-          StandardError = "journal";
-        };
-      };
+      # What dom0 does here by `nxl exec' and `logs', as the agent's user.
+      environment.etc = builtins.listToAttrs (map
+        (name: lib.nameValuePair "nexus-rpc/${name}" { source = "${cfg.agent}/bin/nexus-service"; })
+        administration);
       # The agent is no root, and speaks to Xen: grants, event channels, xenstore.
       users.groups = { nexus = { }; systemd-journal = { }; };
       environment.systemPackages = [ cfg.agent ];
@@ -230,38 +210,10 @@ in
       };
     })
 
-    (lib.mkIf (qube.containers != { }) {
-      systemd.slices.nexus-containers.description = "The containers of this qube";
-      systemd.tmpfiles.rules = [ "d /run/nexus/containers 0755 ${qube.user} root -" "d /run/nexus-roots 0755 root root -" ]
-        ++ lib.concatLists (lib.mapAttrsToList (containers.folders { inherit (qube) user; inherit (config.users.users.${qube.user}) uid; }) qube.containers);
-      containers = lib.mapAttrs
-        (name: container: containers.nixos container // {
-          config = {
-            imports = [ ./container.nix ] ++ lib.optional (cfg.containers ? ${name}) cfg.containers.${name}
-              ++ lib.optional (!container.privateNetwork && nameServers != [ ]) { networking.nameservers = nameServers; };
-            nexus.services = container.services;
-            nexus.package = cfg.agent;
-            # Who may call finds what calls by its name.
-            environment.systemPackages = lib.optional (cfg.agent != null && container.calls != [ ]) cfg.agent;
-          };
-        })
-        qube.containers;
-      systemd.services = lib.mapAttrs'
-        (name: container:
-          let system = config.containers.${name}.config.system.build.toplevel; in
-          lib.nameValuePair "container@${name}" (lib.recursiveUpdate (containers.unit container) {
-            # NixOS puts it into machine.slice.
-            serviceConfig.Slice = lib.mkForce "nexus-containers.slice";
-            script = lib.mkForce (containers.script
-              {
-                nspawn = "${config.systemd.package}/bin/systemd-nspawn";
-                closure = "${pkgs.closureInfo { rootPaths = [ system ]; }}/store-paths";
-                inherit system;
-              }
-              name
-              container);
-          }))
-        qube.containers;
-    })
+    (lib.mkIf (qube.containers != { }) (nspawn.run {
+      declared = qube.containers;
+      configs = cfg.containers;
+      shared = if nameServers == [ ] then { } else { networking.nameservers = nameServers; };
+    }))
   ];
 }

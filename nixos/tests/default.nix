@@ -68,7 +68,7 @@ let
     (test "full.json is what full.nix yields" spec (fromJSON (readFile ./full.json)))
     (test "the output has the shape that is published" (lib.documentProblems spec) [ ])
     (test "qubes.schema.json is the schema" (fromJSON (readFile ../qubes.schema.json)) lib.schema)
-    (test "an empty declaration is one" (lib.spec { }) { version = 4; host.memory = null; network = { prefix = "10.137.0.0/16"; disposables = "10.138.0.0/16"; }; qubes = { }; remotes = { }; policy = { }; })
+    (test "an empty declaration is one" (lib.spec { }) { version = 5; host.memory = null; dom0 = { inherit ((lib.spec { }).dom0) agent; containers = { }; policy = { }; }; network = { prefix = "10.137.0.0/16"; disposables = "10.138.0.0/16"; }; qubes = { }; remotes = { }; policy = { }; })
     (test "problems are errors" (tryEval (deepSeq (lib.spec { qubes.work = { }; }) true)).success false)
     (test "text is the same as attributes" (fromJSON (lib.json full)) spec)
 
@@ -114,9 +114,13 @@ let
         * * whonix @anyvm deny
         nexus.Mail * whonix @default allow target=vault user=mail notify=yes autostart=no
         nexus.Clip +x @anyvm @anyvm ask default_target=vault
+        nexus.Fetch +list dom0:update @default ask target=net default_target=net
+        nexus.Relay * dom0:backup net allow user=guest autostart=yes
+        nexus.Relay +updates dom0:update net allow
         nexus.Pick +one shop @anyvm ask default_target=net
         nexus.View * shop @default allow target=@dispvm:viewer user=guest autostart=yes
         nexus.View * shop @dispvm ask
+        nexus.Status * shop dom0:update allow
         nexus.Resolve * shop:front net allow
         nexus.Sign +key shop:front vault:gpg ask
       '';
@@ -138,6 +142,18 @@ let
         nexus.Log * shop:* shop:orders deny notify=no
         nexus.Log + shop shop:orders allow
         nexus.Query +orders shop:front shop:orders allow
+      '';
+    })
+    (test "calls between dom0 and its containers are its agent's" spec.dom0.policy {
+      "50-nexus.policy" = ''
+        nexus.Fetch * dom0:* dom0 deny notify=no
+        nexus.Keep * dom0:update dom0:backup ask
+      '';
+      "90-nexus.policy" = ''
+        qubes.VMExec * @adminvm dom0:* allow
+        nexus.ExecAs * @adminvm dom0:* allow
+        nexus.Logs * @adminvm dom0:* allow
+        nexus.Container * @adminvm @adminvm allow
       '';
     })
     (test "text need not end in a line end" (lib.spec { policy.text = "q.A * * dom0 allow"; }).policy."50-nexus.policy" "q.A * * dom0 allow\n")

@@ -8,6 +8,30 @@ in
   host.memory = 4096;
   network = { prefix = "10.20.0.0/16"; disposables = "10.21.4.0/22"; dns = [ "9.9.9.9" "149.112.112.112" ]; };
 
+  dom0 = {
+    openCalls = 16;
+    policy = [
+      { service = "nexus.Fetch"; source = "dom0:*"; target = "dom0"; action = "deny"; notify = false; }
+      { service = "nexus.Fetch"; argument = "list"; source = "dom0:update"; target = "@default"; action = "ask"; redirect = "net"; proposed = "net"; }
+      { service = "nexus.Relay"; source = "dom0:backup"; target = "net"; action = "allow"; user = "guest"; autostart = true; }
+    ];
+    containers.update = {
+      system = toplevel "update";
+      services."nexus.Put" = { program = "/bin/put"; exitOnClientEof = true; };
+      services."nexus.Status" = { kind = "socket"; socket = "/run/nexus/services/nexus.Status"; descriptor = true; exitOnServiceEof = true; };
+      calls = [
+        { service = "nexus.Relay"; argument = "updates"; target = "net"; }
+        { service = "nexus.Keep"; target = ":backup"; ask = true; }
+      ];
+      privateNetwork = false;
+      resources = { memory = 256; cpuWeight = 20; tasks = 32; };
+      persist = [ "/var/cache/update" ];
+      capabilities = [ "CAP_NET_BIND_SERVICE" ];
+      autostart = false;
+    };
+    containers.backup.services."nexus.Keep".program = "/bin/keep";
+  };
+
   qubes.net = {
     system = toplevel "net";
     memory = 256;
@@ -44,6 +68,7 @@ in
     calls = [
       { service = "nexus.Log"; argument = ""; target = ":orders"; }
       { service = "nexus.View"; target = "@dispvm"; ask = true; }
+      { service = "nexus.Status"; target = "dom0:update"; }
     ];
     policy = [
       { service = "nexus.Log"; source = "shop:*"; target = "shop:orders"; action = "deny"; notify = false; }

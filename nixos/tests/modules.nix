@@ -60,6 +60,31 @@ let
     specialArgs = { inherit pkgs; };
   }).config;
 
+  # dom0 with containers of its own.
+  ofDom0 = (system.evalModules {
+    modules = [
+      ../modules/dom0.nix
+      (nixos "dom0")
+      withContainers
+      {
+        nexus = {
+          inherit evalConfig package;
+          enable = true;
+          dom0.containers.update = {
+            config.environment.systemPackages = [ "curl" ];
+            services."nexus.Put".program = "/bin/put";
+            calls = [ { service = "nexus.Query"; target = "work:db"; } { service = "nexus.Note"; target = "dom0"; } ];
+            persist = [ "/var/cache/update" ];
+            privateNetwork = false;
+          };
+          qubes.work = { inherit (demo.qubes.work) containers private; };
+        };
+      }
+    ];
+    specialArgs = { inherit pkgs; };
+  }).config;
+  updateScript = ofDom0.systemd.services."container@update".script;
+
   # A declaration as the module system has it: containers are sets.
   listless = declaration: declaration // {
     qubes = declaration.qubes // {
@@ -173,6 +198,52 @@ in
     (dom0 { qubes.work = { system = toplevel; netvm = "gone"; }; }).nexus.spec.text
   ]) [ true true true true true ])
   (test "defaults are those of the declaration" (dom0 { qubes.work = { }; }).nexus.qubes.work.memory 512)
+
+  # --- dom0's own containers
+  (test "dom0 has none by itself" [ (attrNames ofFull.containers) (ofDemo.containers or { }) (ofDemo.systemd.slices or { }) (ofDemo.systemd.sockets ? nexus-container) ]
+    [ [ "backup" "update" ] { } { } false ])
+  (test "its agent reads what was made for it" [ (fromJSON ofDom0.environment.etc."nexus/dom0.json".source.text) ]
+    [ (fromJSON ofDom0.nexus.spec.text).dom0.agent ])
+  (test "what is called between dom0 and them, its agent decides" (map (file: ofDom0.environment.etc."nexus/dom0-policy.d/${file}".text) [ "50-nexus.policy" "90-nexus.policy" ]) [
+    "nexus.Note * dom0:update dom0 allow\n"
+    ''
+      qubes.VMExec * @adminvm dom0:* allow
+      nexus.ExecAs * @adminvm dom0:* allow
+      nexus.Logs * @adminvm dom0:* allow
+      nexus.Container * @adminvm @adminvm allow
+    ''
+  ])
+  (test "and what leaves dom0, nexusd" (fromJSON ofDom0.nexus.spec.text).policy."50-nexus.policy"
+    "nexus.Query * dom0:update work:db allow\n")
+  (test "one has its own folder, where no other user of dom0's comes" [
+    (map (part: has part updateScript) [
+      "'--bind-ro=/run/nexus-containers/update:/run/nexus'" "'--bind=/run/nexus-containers/update/services:/run/nexus/services:rootidmap'"
+      "until [ -S /run/nexus-containers/update/call.sock ]" "'--private-users=pick'" "'--read-only'"
+    ])
+    (map (rule: elem rule ofDom0.systemd.tmpfiles.rules) [
+      "d /run/nexus-containers 0700 nexus root -" "d /run/nexus-containers/update 0755 nexus 395 -"
+      "d /var/lib/nexus/containers/update/var/cache/update 0700 root root -"
+    ])
+  ] [ [ true true true true true ] [ true true true ] ])
+  (test "it has what it declares, and what dom0 wants of it" [
+    ofDom0.containers.update.config.environment.systemPackages
+    (ofDom0.containers.update.config.systemd.sockets ? nexus-service-qubes-VMExec)
+    ofDom0.environment.etc."nexus/containers/update/rpc-config/nexus.Put".text
+    ofDom0.environment.etc."nexus/dom0-rpc/nexus.Container".source
+    ofDom0.systemd.services."nexus-container@".serviceConfig.ExecStart
+  ] [
+    [ "curl" package ] true "skip-service-descriptor=true\n" "/run/nexus-container.sock"
+    "${package.outPath}/bin/nexus-service --config /etc/nexus/dom0.json answer nexus.Container"
+  ])
+  (test "its unit wants dom0's agent, which may write that folder and no other" [
+    ofDom0.systemd.services."container@update".requires
+    ofDom0.systemd.services."container@update".serviceConfig.Slice
+    ofDom0.systemd.services.nexus-agent-dom0.serviceConfig.ReadWritePaths
+    (ofFull.systemd.services.nexus-agent-dom0.serviceConfig ? ReadWritePaths)
+    (ofDemo.systemd.services.nexus-agent-dom0.serviceConfig ? ReadWritePaths)
+  ] [ [ "nexus-agent-dom0.service" ] "nexus-containers.slice" "/run/nexus-containers" true false ])
+  (test "without the package it is said that there is nobody to call them"
+    (map (one: one.assertion) (dom0 { package = null; dom0.containers.a = { }; }).assertions) [ false ])
 
   # --- a qube
   (test "a qube says nothing to nobody unless asked" [ (work.services.openssh.enable) work.systemd.services."serial-getty@hvc0".enable ] [ true false ])

@@ -13,7 +13,7 @@ let
 in
 [
   # --- words
-  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are host, network, policy, qubes, remotes")
+  (refused { qube = { }; } "nexus.qube: there is no such attribute; there are dom0, host, network, policy, qubes, remotes")
   (refused { qubes = 3; } "nexus.qubes: 3 is no set of attributes")
   (refused { qubes."a b".system = toplevel; }
     "nexus.qubes.\"a b\": \"a b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
@@ -100,6 +100,30 @@ in
     "nexus.qubes.tor.containers: only NixOS has containers, this qube is of class \"whonix\"")
   (refused { qubes.tor = { class = "whonix"; boot = { kernel = "/k"; cmdline = "a\nb"; }; }; }
     "nexus.qubes.tor.boot.cmdline: \"a\\nb\" is not one line without quotes and backslashes")
+
+  # --- dom0's containers
+  (refused { dom0.containers."a b" = { }; }
+    "nexus.dom0.containers.\"a b\": \"a b\" is not a name: a letter, then at most 30 letters, digits, '_' and '-'")
+  (refused { dom0.services = { }; } "nexus.dom0.services: there is no such attribute; there are containers, openCalls, policy")
+  (refused { dom0.openCalls = 0; } "nexus.dom0.openCalls: 0 is not within 1 to 65536")
+  (refused { dom0.containers = [ { name = "a"; } { name = "a"; } ]; } "nexus.dom0.containers.a: 2 have this name")
+  (refused { dom0.containers.a.calls = [ { service = "q.A"; target = "work"; } ]; }
+    "nexus.dom0.containers.a.calls[0].target: there is no qube \"work\"; there are none")
+  (refused { dom0.containers.a.calls = [ { service = "q.A"; target = ":b"; } ]; }
+    "nexus.dom0.containers.a.calls[0].target: dom0 has no container \"b\"; it has a")
+  (refused { dom0.containers.a.calls = [ { service = "q.A"; target = ":a"; } ]; }
+    "nexus.dom0.containers.a.calls[0].target: dom0:a cannot call itself")
+  (refused { dom0.containers = { a.calls = [ { service = "q.A"; target = ":b"; } ]; b.services."q.B".program = "/b"; }; }
+    "nexus.dom0.containers.a.calls[0].service: dom0:b has no service \"q.A\"; it has q.B")
+  (refused { dom0.containers.a.calls = [ { service = "q.A"; target = "@dispvm"; } ]; }
+    "nexus.dom0.containers.a.calls[0].target: dom0 has no kind of disposable of its own: @dispvm:QUBE says which")
+  (refused { dom0.containers.a.services."q.A".kind = "exec"; }
+    "nexus.dom0.containers.a.services.\"q.A\".program: is missing: an exec service is a program")
+  (refused { dom0.policy = [ (rule // { source = "dom0:a"; target = "dom0"; }) ]; } "nexus.dom0.policy[0].source: dom0 has no container \"a\"; it has none")
+  (refused (qube { calls = [ { service = "q.A"; target = "dom0:a"; } ]; })
+    "nexus.qubes.work.calls[0].target: dom0 has no container \"a\"; it has none")
+  (refused (qube { calls = [ { service = "q.A"; target = "dom0:a"; } ]; } // { dom0.containers.a = { }; })
+    "nexus.qubes.work.calls[0].service: dom0:a has no service \"q.A\"; it has none")
 
   # --- memory and processors
   (refused (qube { memory = 512; maxmem = 256; })

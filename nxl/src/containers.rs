@@ -6,7 +6,7 @@ use crate::exec::{failed, target};
 use nexus::client::OutgoingCall;
 use nexus::client::containers::{Container, MAX_LIST, parse};
 use nexus::command::CONTAINER;
-use nexus::policy::Service;
+use nexus::policy::{DOM0, Service};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -79,9 +79,10 @@ pub(crate) fn list_all(qubes: impl IntoIterator<Item = String>) -> Vec<(String, 
     said
 }
 
-/// Has a qube do something with its containers; what it writes.
+/// Has a qube, or dom0, do something with its containers; what it writes.
 fn call(agent: &Path, qube: &str, argument: &str) -> Result<Vec<u8>, Error> {
-    let target = target(qube)?;
+    // dom0 has none but containers to be asked for, and is asked as others are.
+    let target = if qube == DOM0 { DOM0.to_owned() } else { target(qube)? };
     let service = Service::parse(&format!("{CONTAINER}+{argument}"))?;
     let (mut said, mut complaint) = (Vec::new(), Bounded::default());
     let call = OutgoingCall::start(agent, &target, &service.to_string());

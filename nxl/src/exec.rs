@@ -7,7 +7,7 @@ use nexus::broker::{DecisionRecord, Entry, Outcome, Record};
 use nexus::client::{CallError, OutgoingCall};
 use nexus::command;
 use nexus::name::NameError;
-use nexus::policy::{Place, Service};
+use nexus::policy::{DOM0, Place, Service};
 use nexus::wire::EXIT_PROBLEM;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -59,15 +59,25 @@ pub(crate) fn target(text: &str) -> Result<String, Error> {
     }
 }
 
+/// Whether it is dom0, or a container there.
+fn is_in_dom0(target: &str) -> bool {
+    target.split(':').next() == Some(DOM0)
+}
+
 /// Why a call failed; that it was refused is in the log of calls, with the reason.
 pub(crate) fn failed(target: &str, service: &Service, source: CallError) -> Error {
     let shown = service.name().to_string();
     match source {
         CallError::Refused => {
             let log = Path::new(crate::command::CALLS_LOG);
-            let reason = refusal(log, target, service).unwrap_or_else(|| {
-                format!("`nxl policy explain dom0 {target} {shown}' and `nxl calls --denied' say why")
-            });
+            let reason = if is_in_dom0(target) {
+                "dom0's agent decides it, by its own policy (/etc/nexus/dom0-policy.d): its journal says why"
+                    .to_owned()
+            } else {
+                refusal(log, target, service).unwrap_or_else(|| {
+                    format!("`nxl policy explain dom0 {target} {shown}' and `nxl calls --denied' say why")
+                })
+            };
             Error::Refused { target: target.to_owned(), service: shown, reason }
         }
         source => Error::Call { target: target.to_owned(), service: shown, source },
@@ -107,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_target_is_a_qube_or_a_container_or_a_disposable() {
-        for good in ["work", "work:mail", "@dispvm:office"] {
+        for good in ["work", "work:mail", "dom0:update", "@dispvm:office"] {
             assert_eq!(target(good).unwrap(), good);
         }
         assert!(matches!(target("dom0"), Err(Error::IsDom0)));

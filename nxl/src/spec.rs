@@ -7,7 +7,7 @@ use nexus::agent::Settings;
 use nexus::broker::SYSTEM_FILE;
 use nexus::name::Name;
 use nexus::policy::parser::{self, Language, Statement};
-use nexus::policy::{Policy, QubeInfo, System};
+use nexus::policy::{DOM0, Policy, QubeInfo, System};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -105,7 +105,9 @@ fn check(source_name: &str, document: &Document) -> Result<(), Error> {
     let within = document.qubes.iter().flat_map(|(name, qube)| {
         qube.policy.iter().map(move |(file, text)| (format!("qubes.{name}.policy.{file:?}"), text))
     });
-    for (attribute, text) in policies.chain(within) {
+    let of_dom0 = document.dom0.iter().flat_map(|dom0| &dom0.policy);
+    let of_dom0 = of_dom0.map(|(file, text)| (format!("dom0.policy.{file:?}"), text));
+    for (attribute, text) in policies.chain(within).chain(of_dom0) {
         statements(text, &attribute).map_err(|error| {
             wrong(
                 attribute.clone(),
@@ -113,14 +115,19 @@ fn check(source_name: &str, document: &Document) -> Result<(), Error> {
             )
         })?;
     }
-    for (name, qube) in &document.qubes {
-        let attribute = format!("qubes.{name}.agent");
-        let settings: Settings = serde_json::from_value(qube.agent.clone().into())
+    let agents = document
+        .qubes
+        .iter()
+        .map(|(name, qube)| (format!("qubes.{name}.agent"), &**name, &qube.agent, &qube.containers));
+    let dom0s = document.dom0.iter();
+    let dom0s = dom0s.map(|dom0| ("dom0.agent".to_owned(), DOM0, &dom0.agent, &dom0.containers));
+    for (attribute, name, agent, containers) in agents.chain(dom0s) {
+        let settings: Settings = serde_json::from_value(agent.clone().into())
             .map_err(|error| wrong(attribute.clone(), error.to_string()))?;
         if settings.qube.as_str() != name {
             return Err(wrong(attribute, format!("it is the agent of {}", settings.qube)));
         }
-        if !settings.containers.keys().map(Name::as_str).eq(qube.containers.keys().map(String::as_str)) {
+        if !settings.containers.keys().map(Name::as_str).eq(containers.keys().map(String::as_str)) {
             return Err(wrong(attribute, "its containers are not those of the qube".to_owned()));
         }
     }
@@ -134,9 +141,14 @@ fn statements(text: &str, file: &str) -> Result<Vec<Statement>, String> {
         .map_err(|errors| errors.first().map_or_else(String::new, ToString::to_string))
 }
 
-/// The rules of files, in the order in which they are read. What they include is the host's, and not declared.
-fn policy<'a>(files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Policy {
-    let statements = files.into_iter().filter_map(|(file, text)| statements(text, file).ok()).flatten();
+/// What dom0 may do everywhere (nixos/lib/policy.nix). It is read last.
+const ADMINISTRATION: &str = "90-nexus.policy";
+
+/// The rules of files, in the order in which they are read, without what dom0 may do everywhere. What they include is the host's,
+/// and not declared.
+fn policy(files: &BTreeMap<String, String>) -> Policy {
+    let files = files.iter().filter(|(file, _)| *file != ADMINISTRATION);
+    let statements = files.filter_map(|(file, text)| statements(text, file).ok()).flatten();
     Policy::new(
         statements
             .filter_map(|statement| match statement {
@@ -150,10 +162,15 @@ fn policy<'a>(files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Poli
 /// What the policy is to know of the qubes.
 fn system(document: &Document) -> Result<System, Error> {
     let mut system = System::default();
+    let names = |names: &mut dyn Iterator<Item = &String>| {
+        names.map(|name| Name::new(name)).collect::<Result<_, _>>()
+    };
+    let of_dom0 = document.dom0s_containers();
+    if !of_dom0.is_empty() {
+        let info = QubeInfo { containers: names(&mut of_dom0.keys())?, ..QubeInfo::app_vm() };
+        system.qubes.insert(Name::new(DOM0)?, info);
+    }
     for (name, qube) in &document.qubes {
-        let names = |names: &mut dyn Iterator<Item = &String>| {
-            names.map(|name| Name::new(name)).collect::<Result<_, _>>()
-        };
         let info = QubeInfo {
             tags: names(&mut qube.tags.iter())?,
             default_dispvm: qube.default_disposable.as_deref().map(Name::new).transpose()?,
@@ -199,17 +216,14 @@ pub(crate) struct CallEdge {
     pub(crate) ask: bool,
 }
 
-/// What dom0 may do everywhere (nixos/lib/policy.nix). It is read last.
-const ADMINISTRATION: &str = "90-nexus.policy";
-
-/// All calls that are allowed or asked about, those within qubes among them; without what dom0 may do everywhere.
+/// All calls that are allowed or asked about, those within qubes and within dom0 among them; without what dom0 may do everywhere.
 pub(crate) fn calls(document: &Document) -> Result<Vec<CallEdge>, Error> {
     let mut system = system(document)?;
-    let files = document.policy.iter().filter(|(file, _)| *file != ADMINISTRATION);
-    let mut edges = policy(files).edges(&system);
-    for (name, qube) in &document.qubes {
+    let mut edges = policy(&document.policy).edges(&system);
+    let within = document.qubes.iter().map(|(name, qube)| (&**name, &qube.policy));
+    for (name, files) in within.chain(document.dom0.iter().map(|dom0| (DOM0, &dom0.policy))) {
         system.within = Some(Name::new(name)?);
-        edges.extend(policy(&qube.policy).edges(&system));
+        edges.extend(policy(files).edges(&system));
     }
     let edges = edges.into_iter().map(|edge| CallEdge {
         source: edge.source.to_string(),
@@ -252,6 +266,19 @@ pub(crate) mod tests {
         assert!(found("shop:front", "vault:gpg", "nexus.Sign+key").unwrap().ask);
         assert!(!found("shop:front", "net", "nexus.Resolve").unwrap().ask);
         assert!(found("whonix", "vault", "nexus.Query").is_none());
+        // dom0's containers, and nothing of what dom0 does in them.
+        assert!(!found("shop", "dom0:update", "nexus.Status").unwrap().ask);
+        assert!(found("dom0:update", "dom0:backup", "nexus.Keep").unwrap().ask);
+        assert!(!found("dom0:update", "net", "nexus.Relay+updates").unwrap().ask);
+        assert!(found("dom0:update", "@adminvm", "nexus.Fetch").is_none());
+        assert!(calls.iter().all(|call| call.source != "dom0"), "{calls:?}");
+    }
+
+    #[test]
+    fn nexusd_knows_dom0s_containers() {
+        let system = system(full().document()).unwrap();
+        let names: Vec<_> = system.qubes[DOM0].containers.iter().map(Name::as_str).collect();
+        assert_eq!(names, ["backup", "update"]);
     }
 
     #[test]
@@ -267,6 +294,8 @@ pub(crate) mod tests {
     fn a_wrong_policy_and_a_wrong_agent_are_refused() {
         for (pointer, value, says) in [
             ("/policy/50-nexus.policy", "* * * * maybe\n".into(), "policy.\"50-nexus.policy\": "),
+            ("/dom0/policy/50-nexus.policy", "x".into(), "dom0.policy.\"50-nexus.policy\": "),
+            ("/dom0/agent/qube", "net".into(), "dom0.agent: it is the agent of net"),
             ("/qubes/shop/policy/50-nexus.policy", "x".into(), "qubes.shop.policy.\"50-nexus.policy\": "),
             ("/qubes/shop/agent/qube", "net".into(), "qubes.shop.agent: it is the agent of net"),
             ("/qubes/shop/agent/calls", "many".into(), "qubes.shop.agent: invalid type"),

@@ -7,6 +7,7 @@ use crate::containers;
 use crate::error::Error;
 use crate::spec::{self, APPLIED, CallEdge};
 use nexus::client::containers::{Container, State};
+use nexus::policy::DOM0;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use toolstack::generations::Generations;
 use toolstack::qubes::{Qube, Qubes};
-use toolstack::spec::{Class, Document, uuid_of};
+use toolstack::spec::{Class, Container as Declared, Document, uuid_of};
 use toolstack::store_path;
 use xen::{DomId, PAGE_SHIFT};
 
@@ -90,16 +91,10 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
     let generations = Generations::default();
     let mut nodes = Vec::new();
     let dom0 = running.iter().find(|qube| qube.info.domid == DomId::DOM0);
-    nodes.push(Node { name: "dom0".to_owned(), ..node(qubes, dom0)? });
+    let own = document.dom0s_containers();
+    nodes.push(Node { name: DOM0.to_owned(), containers: containers_of(own), ..node(qubes, dom0)? });
     for (name, qube) in &document.qubes {
         let found = running.iter().find(|running| running.uuid() == uuid_of(name) && !running.info.dying);
-        let containers = qube.containers.iter().map(|(name, container)| Inner {
-            name: name.clone(),
-            services: container.services.clone(),
-            memory_mib: container.memory,
-            state: None,
-            used_kib: None,
-        });
         nodes.push(Node {
             name: name.clone(),
             class: Some(match qube.class {
@@ -109,7 +104,7 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
             declared: true,
             system: qube.system.as_ref().map(|system| store_name(&system.display().to_string())),
             generation: generation(&generations, name, found.is_some())?,
-            containers: containers.collect(),
+            containers: containers_of(&qube.containers),
             ..node(qubes, found)?
         });
     }
@@ -118,6 +113,18 @@ fn nodes(qubes: &Qubes, document: &Document) -> Result<Vec<Node>, Error> {
         nodes.push(node(qubes, Some(qube))?);
     }
     Ok(nodes)
+}
+
+/// Containers as they are declared: nobody has said what they do.
+fn containers_of(declared: &BTreeMap<String, Declared>) -> Vec<Inner> {
+    let containers = declared.iter().map(|(name, container)| Inner {
+        name: name.clone(),
+        services: container.services.clone(),
+        memory_mib: container.memory,
+        state: None,
+        used_kib: None,
+    });
+    containers.collect()
 }
 
 /// Which generation a qube runs.
@@ -177,32 +184,49 @@ fn text(nodes: &[Node], calls: &[CallEdge]) -> String {
     let mut text = String::new();
     let Some((dom0, qubes)) = nodes.split_first() else { return text };
     let _ = writeln!(text, "{}", title(dom0));
+    let calls_of_container =
+        |owner: &Node, container: &Inner| calls_of(&format!("{}:{}", owner.name, container.name));
+    for (number, container) in dom0.containers.iter().enumerate() {
+        let last = qubes.is_empty() && number + 1 == dom0.containers.len();
+        // Its name is not to be taken for a qube's.
+        let title = format!("dom0:{}", container.title());
+        branch(&mut text, "", last, &title, calls_of_container(dom0, container));
+    }
     for (number, qube) in qubes.iter().enumerate() {
         let last = number + 1 == qubes.len();
-        let (branch, trunk) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        let _ = writeln!(text, "{branch}{}", title(qube));
+        let (twig, trunk) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        let _ = writeln!(text, "{twig}{}", title(qube));
         let bar = if qube.containers.is_empty() { "   " } else { "│  " };
         for call in calls_of(&qube.name) {
             let _ = writeln!(text, "{trunk}{bar}{}", arrow(call));
         }
         for (number, container) in qube.containers.iter().enumerate() {
             let last = number + 1 == qube.containers.len();
-            let (branch, bar) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-            let mut parts = vec![container.name.clone()];
-            parts.extend(container.status());
-            if !container.services.is_empty() {
-                parts.push(format!("offers {}", container.services.join(", ")));
-            }
-            let _ = writeln!(text, "{trunk}{branch}{}", parts.join("  "));
-            for call in calls_of(&format!("{}:{}", qube.name, container.name)) {
-                let _ = writeln!(text, "{trunk}{bar}   {}", arrow(call));
-            }
+            branch(&mut text, trunk, last, &container.title(), calls_of_container(qube, container));
         }
     }
     text
 }
 
+/// A container, and below it whom it may call.
+fn branch(text: &mut String, trunk: &str, last: bool, title: &str, calls: &[&CallEdge]) {
+    let (twig, bar) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+    let _ = writeln!(text, "{trunk}{twig}{title}");
+    for call in calls {
+        let _ = writeln!(text, "{trunk}{bar}   {}", arrow(call));
+    }
+}
+
 impl Inner {
+    fn title(&self) -> String {
+        let mut parts = vec![self.name.clone()];
+        parts.extend(self.status());
+        if !self.services.is_empty() {
+            parts.push(format!("offers {}", self.services.join(", ")));
+        }
+        parts.join("  ")
+    }
+
     /// What it does, and its memory.
     fn status(&self) -> Vec<String> {
         let used = self.used_kib.map(|kib| kib.div_ceil(1024));
@@ -380,6 +404,39 @@ mod tests {
         );
         assert_eq!(json["qubes"][2]["containers"][0]["memory_mib"], 64);
         assert_eq!(json["calls"][1]["ask"], true);
+    }
+
+    #[test]
+    fn dom0s_containers_stand_before_the_qubes() {
+        let (mut nodes, mut calls) = example();
+        nodes[0].containers = nodes[2].containers.clone();
+        let call = |source: &str, target: &str| CallEdge {
+            source: source.to_owned(),
+            target: target.to_owned(),
+            service: "q.A".to_owned(),
+            ask: false,
+        };
+        calls.extend([call("dom0:web", "vault"), call("vault", "dom0:db")]);
+        hear(
+            &mut nodes,
+            "dom0",
+            &[Container { name: Name::new("db").unwrap(), state: State::Running, memory_kib: None }],
+        );
+        let text = text(&nodes, &calls);
+        assert!(
+            text.starts_with(
+                "dom0  running  768 MiB\n\
+                 ├─ dom0:db  running  at most 64 MiB  offers q.Query\n\
+                 ├─ dom0:web\n\
+                 │     -> vault  q.A\n\
+                 ├─ vault  halted"
+            ),
+            "{text}"
+        );
+        let svg = drawing::svg(&nodes, &calls);
+        // Two boxes more, and a line from one and one to the other.
+        assert_eq!((svg.matches("<rect").count(), svg.matches("<path").count()), (8, 6), "{svg}");
+        assert_eq!(json(&nodes, &calls)["qubes"][0]["containers"][0]["state"], "running");
     }
 
     #[test]

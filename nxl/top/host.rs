@@ -3,7 +3,7 @@
 use crate::containers::{Asker, Said};
 use crate::figures::{self, figures};
 use crate::snapshot::{Asked, Row, Snapshot, Source, State};
-use nexus::policy::System;
+use nexus::policy::{DOM0, System};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,13 +70,13 @@ impl HostSource {
     fn said(&self, all: &[Qube], system: Option<&System>) -> Said {
         let (Some(asker), Some(system)) = (&self.asker, system) else { return Said::new() };
         let runs = |qube: &&Qube| qube.info.shutdown.is_none() && !qube.info.paused && !qube.info.dying;
-        let names = all.iter().filter(runs).filter_map(|qube| qube.name.clone());
-        let has =
-            |name: &String| system.qubes.get(name.as_str()).is_some_and(|known| !known.containers.is_empty());
+        let names = all.iter().filter(runs).filter_map(known_as);
+        let has = |name: &&str| system.qubes.get(*name).is_some_and(|known| !known.containers.is_empty());
+        let asked = names.filter(has).map(str::to_owned).collect();
         match self.asked {
             Asked::No => Said::new(),
-            Asked::Last => asker.last(names.filter(has).collect()),
-            Asked::Now => asker.now(names.filter(has).collect()),
+            Asked::Last => asker.last(asked),
+            Asked::Now => asker.now(asked),
         }
     }
 
@@ -122,7 +122,7 @@ impl HostSource {
                 // Another domain has the id, or no time went by.
                 (old.cpu <= new.cpu && !time.is_zero()).then_some((time.as_secs_f64(), *old))
             });
-            let name = qube.name.as_deref();
+            let name = known_as(qube);
             let given = name.and_then(|name| Some(&system.as_ref()?.qubes.get(name)?.containers));
             let mut inner = name.and_then(|name| said.remove(name)).unwrap_or_default();
             // Of what it was not given a qube may say what it wants.
@@ -155,6 +155,11 @@ impl Source for HostSource {
     fn ask(&mut self, asked: Asked) {
         self.asked = asked;
     }
+}
+
+/// What calls and containers know a domain as.
+fn known_as(qube: &Qube) -> Option<&str> {
+    if qube.info.domid == DomId::DOM0 { Some(DOM0) } else { qube.name.as_deref() }
 }
 
 /// A domain with its counters, and those of so many seconds ago.

@@ -13,7 +13,7 @@ use super::metrics::Metrics;
 use super::ports::Ports;
 use super::record::Record;
 use crate::name::Name;
-use crate::policy::{Current, Principal, System};
+use crate::policy::{Current, DOM0, Principal, System};
 use crate::wire::control::{CallId, Role};
 use crate::wire::{Channel, Decoder, Message, Version, WireError};
 use disposables::Disposable;
@@ -258,7 +258,7 @@ impl Broker {
         for (name, info) in &mut system.qubes {
             // A qube of another host is there as far as the way to it is.
             let way = if info.is_remote() { info.relayvm.as_ref() } else { Some(name) };
-            info.running = way.is_some_and(|name| self.running.contains_key(name));
+            info.running = name == DOM0 || way.is_some_and(|name| self.running.contains_key(name));
         }
         self.system = system;
     }

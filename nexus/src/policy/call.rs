@@ -14,9 +14,9 @@ pub enum Principal {
     AdminVm,
     /// A qube itself.
     Qube(Name),
-    /// A container in a qube.
+    /// A container in a qube, or in dom0.
     Container {
-        /// The qube.
+        /// The qube, or dom0.
         qube: Name,
         /// Its container.
         container: Name,
@@ -24,7 +24,7 @@ pub enum Principal {
 }
 
 impl Principal {
-    /// Reads `dom0`, `QUBE` or `QUBE:CONTAINER`.
+    /// Reads `dom0`, `QUBE`, `QUBE:CONTAINER` or `dom0:CONTAINER`.
     ///
     /// # Errors
     /// [`TokenError`] for everything else.
@@ -39,11 +39,11 @@ impl Principal {
         }
     }
 
-    /// Its qube; none for dom0.
-    pub fn qube_name(&self) -> Option<&Name> {
+    /// Its qube, or dom0.
+    pub fn qube_name(&self) -> &str {
         match self {
-            Self::AdminVm => None,
-            Self::Qube(qube) | Self::Container { qube, .. } => Some(qube),
+            Self::AdminVm => DOM0,
+            Self::Qube(qube) | Self::Container { qube, .. } => qube.as_str(),
         }
     }
 }

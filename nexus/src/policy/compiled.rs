@@ -199,7 +199,7 @@ fn of_target(target: Option<&Place>, source: &Principal, system: &System) -> Vec
         // The kind that the caller has is matched by its name, whether it can be made or not: a denial of it holds.
         Some(Place::DispVm) => {
             let mut tokens = vec![Token::Any, Token::AnyVm, Token::Place(Place::DispVm)];
-            let info = source.qube_name().and_then(|qube| system.qubes.get(qube));
+            let info = system.qubes.get(source.qube_name());
             if let Some(base) = info.and_then(|info| info.default_dispvm.as_ref()) {
                 tokens.extend(of_disposable(base, system.qubes.get(base)));
             }

@@ -4,7 +4,7 @@ use super::call::{Call, Principal};
 use super::compiled::Policy;
 use super::error::PolicyError;
 use super::rule::{Action, Origin};
-use super::system::System;
+use super::system::{DOM0, System};
 use super::token::{Place, Qube};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -232,16 +232,14 @@ fn usable(
     let place = place.ok_or(Denial::NoTarget)?;
     let target = system.resolve(place, source).ok_or_else(|| Denial::NoSuchTarget(place.clone()))?;
     let qube = match &target {
-        Place::Qube(Qube::Name(name)) => Some(name),
-        Place::Container { qube, .. } => Some(qube),
-        _ => None,
+        Place::AdminVm => Some(DOM0),
+        Place::Qube(Qube::Name(name)) | Place::Container { qube: name, .. } => Some(name.as_str()),
+        // A new one, or none.
+        Place::Qube(Qube::Uuid(_)) | Place::DispVm | Place::DispVmOf(_) => None,
     };
     match &system.within {
-        Some(within) if qube != Some(within) => return Err(Denial::OtherQube(target)),
-        None if qube.is_some() && qube == source.qube_name() => return Err(Denial::SameQube(target)),
-        None if target == Place::AdminVm && *source == Principal::AdminVm => {
-            return Err(Denial::SameQube(target));
-        }
+        Some(within) if qube != Some(within.as_str()) => return Err(Denial::OtherQube(target)),
+        None if qube == Some(source.qube_name()) => return Err(Denial::SameQube(target)),
         _ => {}
     }
     if !autostart && !system.runs(&target) {

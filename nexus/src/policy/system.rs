@@ -20,7 +20,8 @@
 //! }
 //! ```
 //!
-//! Every key but `type` may be left out. dom0 need not be listed; tags and a type that are given for it match nothing.
+//! Every key but `type` may be left out. dom0 need not be listed unless it has containers; tags and a type that are given for
+//! it match nothing.
 
 use super::call::Principal;
 use super::token::{Place, Qube};
@@ -137,7 +138,7 @@ impl System {
             Place::Container { qube, container } => {
                 self.qubes.get(qube)?.containers.contains(container).then(|| place.clone())
             }
-            Place::DispVm => base(self.qubes.get(source.qube_name()?)?.default_dispvm.as_ref()?),
+            Place::DispVm => base(self.qubes.get(source.qube_name())?.default_dispvm.as_ref()?),
             Place::DispVmOf(qube) => base(self.qube(qube)?.0),
         }
     }
@@ -147,7 +148,9 @@ impl System {
         match place {
             Place::AdminVm => true,
             Place::Qube(qube) => self.qube(qube).is_some_and(|(_, info)| info.running),
-            Place::Container { qube, .. } => self.qubes.get(qube).is_some_and(|info| info.running),
+            Place::Container { qube, .. } => {
+                qube == DOM0 || self.qubes.get(qube).is_some_and(|info| info.running)
+            }
             Place::DispVm | Place::DispVmOf(_) => false,
         }
     }
@@ -155,10 +158,12 @@ impl System {
     /// Every place that a call could go to, `@dispvm` among them.
     pub fn places(&self) -> Vec<Place> {
         let mut places = vec![Place::AdminVm, Place::DispVm];
-        for (name, info) in self.qubes.iter().filter(|(name, _)| *name != DOM0) {
-            places.push(Place::Qube(Qube::Name(name.clone())));
-            if info.template_for_dispvms {
-                places.push(Place::DispVmOf(Qube::Name(name.clone())));
+        for (name, info) in &self.qubes {
+            if name != DOM0 {
+                places.push(Place::Qube(Qube::Name(name.clone())));
+                if info.template_for_dispvms {
+                    places.push(Place::DispVmOf(Qube::Name(name.clone())));
+                }
             }
             places.extend(
                 info.containers
@@ -169,11 +174,13 @@ impl System {
         places
     }
 
-    /// Everybody who could call, without dom0.
+    /// Everybody who could call, without dom0 itself.
     pub fn principals(&self) -> Vec<Principal> {
         let mut principals = Vec::new();
-        for (name, info) in self.qubes.iter().filter(|(name, _)| *name != DOM0) {
-            principals.push(Principal::Qube(name.clone()));
+        for (name, info) in &self.qubes {
+            if name != DOM0 {
+                principals.push(Principal::Qube(name.clone()));
+            }
             principals.extend(
                 info.containers.iter().map(|container| Principal::Container {
                     qube: name.clone(),

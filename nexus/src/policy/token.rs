@@ -22,7 +22,7 @@ pub enum Place {
     Qube(Qube),
     /// `QUBE:CONTAINER`.
     Container {
-        /// The qube that it is in.
+        /// The qube that it is in, or dom0.
         qube: Name,
         /// Its name there.
         container: Name,
@@ -48,7 +48,7 @@ pub enum Token {
     Type(Name),
     /// `@dispvm:@tag:TAG`: disposable qubes that are made from one with the tag.
     DispVmTag(Name),
-    /// `QUBE:*`: every container of a qube.
+    /// `QUBE:*`: every container of a qube, or of dom0.
     Containers(Name),
     /// One place.
     Place(Place),
@@ -98,8 +98,8 @@ pub enum TokenError {
     /// The UUID in it is none.
     #[error("{0:?} is no UUID: 8, 4, 4, 4 and 12 hexadecimal digits, with a hyphen between")]
     Uuid(String),
-    /// A container in something else than a qube that is named.
-    #[error("{0:?}: only a qube that is named has containers here, as in work:mail")]
+    /// A container in something else than dom0 or a qube that is named.
+    #[error("{0:?}: only dom0 and a qube that is named have containers here, as in work:mail")]
     ContainerOf(String),
 }
 
@@ -207,8 +207,8 @@ impl Token {
     }
 
     fn container(text: &str, qube: &str, container: &str) -> Result<Self, TokenError> {
-        // dom0 has no containers; and `*:mail` would be a grant to qubes that are not there yet.
-        if matches!(qube, "dom0" | "*") {
+        // `*:mail` would be a grant to qubes that are not there yet.
+        if qube == "*" {
             return Err(TokenError::ContainerOf(shown(text)));
         }
         let qube = Name::new(qube)?;
@@ -281,6 +281,8 @@ mod tests {
             ("@type:AppVM", true, true, false, false),
             ("work:mail", true, true, true, true),
             ("work:*", true, true, false, false),
+            ("dom0:update", true, true, true, true),
+            ("dom0:*", true, true, false, false),
         ];
         for (text, source, target, redirect, intended) in table {
             for (column, allowed) in [
@@ -338,10 +340,10 @@ mod tests {
             "work:*x",
             "*:mail",
             "*:*",
-            "dom0:x",
             "@anyvm:*",
             "@tag:a:*",
             "@adminvm:x",
+            "uuid:00000000-0000-0000-0000-000000000000:x",
             "@dispvm:work:mail",
         ] {
             assert!(Token::parse(text, Column::Target).is_err(), "{text}");

@@ -2,7 +2,8 @@
 
 use super::world::{Got, NEXUS, UNTRUSTED, VAULT, WORK, World, terminated};
 use nexus::broker::Outcome;
-use nexus::policy::Place;
+use nexus::name::Name;
+use nexus::policy::{Place, QubeInfo};
 use nexus::wire::Message;
 use nexus::wire::control::{Ended, Role};
 use std::time::Duration;
@@ -200,6 +201,41 @@ fn dom0_calls_and_is_called() {
     world.request(0, 4, "b", "dom0", "vault", "test.FromDom0");
     assert!(matches!(&world.heard(VAULT)[..], [Got::Run { domain: 0, port: None, .. }]));
     assert!(matches!(&world.heard(0)[..], [Got::Join { domain: VAULT, .. }]));
+}
+
+#[test]
+fn dom0s_containers_call_and_are_called() {
+    let mut world = World::with_policy(
+        super::world::limits(),
+        7,
+        "test.Get * dom0:update vault allow\ntest.Put * work:mail dom0:update allow\n",
+    );
+    let mut system = world.broker.system().clone();
+    let containers = [Name::new("update").unwrap()].into();
+    system.qubes.insert(Name::new("dom0").unwrap(), QubeInfo { containers, ..QubeInfo::app_vm() });
+    world.broker.set_system(system);
+    world.agent(0, NEXUS);
+    world.agent(WORK, NEXUS);
+    world.agent(VAULT, NEXUS);
+    world.request(0, 4, "a", "dom0:update", "vault", "test.Get");
+    let run = world.heard(VAULT);
+    let [Got::Run { domain: 0, port: None, words, .. }] = &run[..] else { panic!("{run:?}") };
+    assert_eq!(words.each_ref().map(String::as_str), ["", "", "test.Get+", "dom0:update", "vault"]);
+    assert!(matches!(&world.heard(0)[..], [Got::Join { domain: VAULT, .. }]));
+    assert_eq!(world.last().source, "dom0:update");
+    world.request(WORK, 4, "b", "work:mail", "dom0:update", "test.Put");
+    let run = world.heard(0);
+    let [Got::Run { domain: WORK, port: None, words, .. }] = &run[..] else { panic!("{run:?}") };
+    assert_eq!(words.each_ref().map(String::as_str), ["update", "", "test.Put+", "work:mail", "dom0:update"]);
+    assert!(matches!(&world.heard(WORK)[..], [Got::Join { domain: 0, .. }]));
+    assert_eq!(world.last().to.as_deref(), Some("dom0:update"));
+    // Nobody but dom0's agent speaks for them, and it for no qube's.
+    world.request(WORK, 4, "c", "dom0:update", "vault", "test.Get");
+    world.refused(WORK, "c", Outcome::Deny, "work calls in the name of dom0:update");
+    world.request(0, 4, "d", "work:mail", "vault", "test.Get");
+    world.refused(0, "d", Outcome::Deny, "dom0 calls in the name of work:mail");
+    world.request(0, 4, "e", "dom0:other", "vault", "test.Get");
+    world.refused(0, "e", Outcome::Deny, "is not known");
 }
 
 #[test]

@@ -53,6 +53,9 @@ pub(super) fn svg(nodes: &[Node], calls: &[CallEdge]) -> String {
     let inner = MARGIN * 2;
     drawing.places.insert(dom0.name.clone(), (inner + WIDTH, drawing.y));
     drawing.text(inner, NAME, 16, &title(dom0));
+    for container in &dom0.containers {
+        drawing.container(inner + INSET, &dom0.name, container, calls);
+    }
     drawing.y += GAP;
     for qube in qubes {
         drawing.qube(inner, qube, calls);

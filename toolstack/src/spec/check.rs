@@ -2,7 +2,7 @@
 //! refuses is refused here again, and so is what no evaluation yields.
 
 use super::addresses::Prefix;
-use super::document::{Access, Call, Class, Document, Qube, Remote};
+use super::document::{Access, Call, Class, Container, Document, Dom0, Qube, Remote};
 use super::places::member;
 use super::volume;
 use crate::config::is_generation;
@@ -219,9 +219,40 @@ impl<'a> Check<'a> {
             self.remote(name, remote);
         }
         self.ranges();
-        for file in document.policy.keys() {
-            let attribute = member("policy", file);
-            self.word(is_policy_file(file), attribute, file, "the name of a policy file");
+        self.policy_files("policy", &document.policy);
+        if let Some(dom0) = &document.dom0 {
+            self.dom0(dom0);
+        }
+    }
+
+    fn dom0(&mut self, dom0: &'a Dom0) {
+        if self.document.version < 5 {
+            self.fault("dom0", Fault::Later(5));
+        }
+        self.containers("dom0", "dom0", &dom0.containers);
+        self.policy_files("dom0.policy", &dom0.policy);
+    }
+
+    /// Files of a policy, by name.
+    fn policy_files(&mut self, here: &str, files: &BTreeMap<String, String>) {
+        for file in files.keys() {
+            self.word(is_policy_file(file), member(here, file), file, "the name of a policy file");
+        }
+    }
+
+    /// The containers of a qube, or of dom0.
+    fn containers(&mut self, owner: &str, here: &str, containers: &BTreeMap<String, Container>) {
+        for (container, what) in containers {
+            let here = member(&member(here, "containers"), container);
+            self.word(is_name(container), here.clone(), container, "the name of a container");
+            if let Some(system) = &what.system {
+                let given = system.to_string_lossy();
+                let is_one = store_path::is_one(system);
+                self.word(is_one, member(&here, "system"), &given, "a path in /nix/store");
+            }
+            for (number, call) in what.calls.iter().enumerate() {
+                self.call(&format!("{here}.calls[{number}]"), owner, call);
+            }
         }
     }
 
@@ -278,26 +309,8 @@ impl<'a> Check<'a> {
         for (number, call) in qube.calls.iter().enumerate() {
             self.call(&format!("{}[{number}]", of("calls")), name, call);
         }
-        for (container, what) in &qube.containers {
-            let here = member(&of("containers"), container);
-            self.word(is_name(container), here.clone(), container, "the name of a container");
-            if let Some(system) = &what.system {
-                let given = system.to_string_lossy();
-                self.word(
-                    store_path::is_one(system),
-                    member(&here, "system"),
-                    &given,
-                    "a path in /nix/store",
-                );
-            }
-            for (number, call) in what.calls.iter().enumerate() {
-                self.call(&format!("{here}.calls[{number}]"), name, call);
-            }
-        }
-        for file in qube.policy.keys() {
-            let attribute = member(&of("policy"), file);
-            self.word(is_policy_file(file), attribute, file, "the name of a policy file");
-        }
+        self.containers(name, &here, &qube.containers);
+        self.policy_files(&of("policy"), &qube.policy);
     }
 
     fn remote(&mut self, name: &'a str, remote: &'a Remote) {
@@ -539,6 +552,15 @@ impl<'a> Check<'a> {
                 }
             }
             _ if call.target == "dom0" => return,
+            Some(("dom0", container)) => {
+                match document.dom0s_containers().get(container) {
+                    Some(container) => self.offers(service, call, &container.services),
+                    None => {
+                        self.fault(target, Fault::NotThere { kind: "container", name: call.target.clone() });
+                    }
+                }
+                return;
+            }
             // What a qube of another host offers, that host knows.
             _ if document.remotes.contains_key(&call.target) => return,
             parts => {
@@ -564,9 +586,13 @@ impl<'a> Check<'a> {
             Some(container) => &container.services,
             None => &qube.services,
         };
+        self.offers(service, call, offered);
+    }
+
+    fn offers(&mut self, attribute: String, call: &Call, offered: &[String]) {
         if !offered.contains(&call.service) {
             let fault = Fault::NotOffered { target: call.target.clone(), service: call.service.clone() };
-            self.fault(service, fault);
+            self.fault(attribute, fault);
         }
     }
 }

@@ -9,9 +9,9 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// The version of the format.
-pub const VERSION: u64 = 4;
+pub const VERSION: u64 = 5;
 /// The oldest version that is read: 2 added how a qube says that it is ready, and a file system for its volume; 3 qubes of other
-/// hosts; 4 addresses behind netvms.
+/// hosts; 4 addresses behind netvms; 5 dom0 and its containers.
 pub const OLDEST_VERSION: u64 = 1;
 
 /// All qubes of a host, and who may call what.
@@ -25,6 +25,9 @@ pub struct Document {
     /// Addresses of qubes behind netvms; `None` before version 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Addresses>,
+    /// dom0 itself; `None` before version 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dom0: Option<Dom0>,
     /// By name.
     pub qubes: BTreeMap<String, Qube>,
     /// Qubes of other hosts, by the names that they have here; none before version 3.
@@ -50,6 +53,18 @@ pub struct Addresses {
     pub prefix: Prefix,
     /// Of disposable ones, each of which gets one that is free.
     pub disposables: Prefix,
+}
+
+/// dom0 itself, as to calls: its containers, which dom0's NixOS runs, and what its agent is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dom0 {
+    /// Its containers.
+    pub containers: BTreeMap<String, Container>,
+    /// What its agent reads (nexus::agent::Settings).
+    pub agent: serde_json::Map<String, serde_json::Value>,
+    /// Its agent's policy's files.
+    pub policy: BTreeMap<String, String>,
 }
 
 /// A qube of another host: a RemoteVM.
@@ -216,7 +231,7 @@ pub struct Call {
     pub ask: bool,
 }
 
-/// A container of a qube.
+/// A container of a qube, or of dom0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
@@ -240,4 +255,12 @@ pub struct Container {
     pub capabilities: Vec<String>,
     /// Whether it starts with its qube.
     pub autostart: bool,
+}
+
+impl Document {
+    /// The containers of dom0.
+    pub fn dom0s_containers(&self) -> &BTreeMap<String, Container> {
+        static NONE: BTreeMap<String, Container> = BTreeMap::new();
+        self.dom0.as_ref().map_or(&NONE, |dom0| &dom0.containers)
+    }
 }

@@ -31,7 +31,7 @@ pub use apply::{ApplyLock, Event, Failure, Hooks, Host, MakeRoom, Open, Outcome,
 pub use check::Fault;
 pub use disposable::{Disposable, DisposableError, is_disposable};
 pub use document::{
-    Access, Addresses, Boot, Call, Class, Container, Disk, Document, Host as HostMemory, Network,
+    Access, Addresses, Boot, Call, Class, Container, Disk, Document, Dom0, Host as HostMemory, Network,
     OLDEST_VERSION, Private, Qube, Ready, Remote, VERSION,
 };
 pub use places::Place;

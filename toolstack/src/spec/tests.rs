@@ -102,7 +102,7 @@ fn each_fault_names_its_attribute() {
         qube
     };
     for (pointer, value, says) in [
-        ("/version", json!(5), "version 5 of qubes.json; this nxl reads 1 to 4"),
+        ("/version", json!(6), "version 6 of qubes.json; this nxl reads 1 to 5"),
         ("/version", json!("1"), "version \"1\" of qubes.json"),
         ("/more", json!(1), "more: unknown field `more`"),
         ("/qubes/shop/memory", json!("384"), "qubes.shop.memory: invalid type: string \"384\", expected u64"),
@@ -156,10 +156,29 @@ fn each_fault_names_its_attribute() {
             "qubes.work-1-link: ends like the link of a generation: -NUMBER-link",
         ),
         ("/version", json!(1), "qubes.net.ready: came with version 2 of the document"),
-        ("/version", json!(1), "and 12 more"),
+        ("/version", json!(1), "and 13 more"),
         ("/version", json!(2), "qubes.shop.networks[0].ip: came with version 4 of the document"),
-        ("/version", json!(2), "and 3 more"),
-        ("/version", json!(3), "and 2 more"),
+        ("/version", json!(2), "and 4 more"),
+        ("/version", json!(3), "and 3 more"),
+        ("/version", json!(4), "dom0: came with version 5 of the document"),
+        (
+            "/dom0/containers/update/calls/1/target",
+            json!("dom0:gone"),
+            "dom0.containers.update.calls[1].target: there is no container \"dom0:gone\"",
+        ),
+        (
+            "/dom0/containers/update/calls/1/service",
+            json!("q.A"),
+            "dom0.containers.update.calls[1].service: dom0:backup has no service \"q.A\"",
+        ),
+        (
+            "/dom0/containers/a b",
+            full()["dom0"]["containers"]["backup"].clone(),
+            "dom0.containers.\"a b\": \"a b\" is not",
+        ),
+        ("/dom0/containers/backup/system", json!("/etc"), "dom0.containers.backup.system: \"/etc\" is not"),
+        ("/dom0/policy/x", json!(""), "dom0.policy.x: \"x\" is not the name of a policy file"),
+        ("/dom0/more", json!(1), "dom0.more: unknown field"),
         ("/remotes/shop", full()["remotes"]["bank"].clone(), "remotes.shop: shop is taken already"),
         (
             "/remotes/a b",

@@ -165,7 +165,7 @@ impl Broker {
         id
     }
 
-    /// Who an agent says it asks for, if it may ask for that one: its qube, a container in it, or a qube that it relays for.
+    /// Who an agent says it asks for, if it may ask for that one: its qube or dom0, a container in it, or a qube that it relays for.
     fn caller(&self, agent: &Agent, claim: &[u8]) -> Result<Principal, String> {
         let own = agent.itself();
         if claim.is_empty() {
@@ -179,8 +179,8 @@ impl Broker {
         }
         let good = match &source {
             Principal::AdminVm => false,
-            Principal::Container { qube, .. } => {
-                Some(qube) == agent.name.as_ref() && agent.version == Some(Version::Nexus)
+            Principal::Container { .. } => {
+                source.qube_name() == own.qube_name() && agent.version == Some(Version::Nexus)
             }
             Principal::Qube(name) => {
                 let relay = self.system.qubes.get(name).and_then(|info| info.relayvm.as_ref());
@@ -268,6 +268,9 @@ impl Broker {
         match place {
             Place::AdminVm => Ok(Where::Domain { domain: 0, container: None }),
             Place::Qube(Qube::Name(name)) => Ok(in_qube(name, None)),
+            Place::Container { qube, container } if qube == DOM0 => {
+                Ok(Where::Domain { domain: 0, container: Some(container.clone()) })
+            }
             Place::Container { qube, container } => Ok(in_qube(qube, Some(container.clone()))),
             Place::DispVmOf(Qube::Name(base)) => Ok(Where::Disposable(base.clone())),
             // Decisions name qubes by their names.
