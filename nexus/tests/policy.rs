@@ -419,9 +419,9 @@ fn a_qubes_own_policy_is_for_calls_within_it() {
 /// dom0 with containers, as `nxl apply` writes it down.
 fn with_dom0s_containers() -> System {
     let mut system = system();
-    let containers = ["update", "backup"].map(|name| nexus::name::Name::new(name).unwrap()).into();
+    let containers = ["update", "backup"].map(|name| nexus::name::Name::new(name).expect("a name")).into();
     let info = nexus::policy::QubeInfo { containers, ..nexus::policy::QubeInfo::app_vm() };
-    system.qubes.insert(nexus::name::Name::new("dom0").unwrap(), info);
+    system.qubes.insert(nexus::name::Name::new("dom0").expect("a name"), info);
     system
 }
 

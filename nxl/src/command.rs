@@ -1239,6 +1239,9 @@ pub(crate) struct SaveOptions {
     /// Let it go on when it is saved, paused.
     #[arg(short)]
     pub(crate) paused: bool,
+    /// Have it restored with the id that it has now. If a domain has that one then, it is not restored.
+    #[arg(short = 'D')]
+    pub(crate) domid: bool,
     /// Which.
     pub(crate) qube: String,
     /// Where to. It is root's alone: it has the qube's memory in it. A file of that name is replaced when the new one is whole.

@@ -22,7 +22,7 @@ pub(crate) fn save(qubes: &Qubes, options: &SaveOptions) -> Result<(), Error> {
         (false, false) => Afterwards::Destroy,
     };
     let progress = bar::of_bytes(format!("saving {}", qube.display_name()));
-    Ok(qubes.save(&qube, config.as_ref(), &options.file, afterwards, &progress)?)
+    Ok(qubes.save(&qube, config.as_ref(), &options.file, options.domid, afterwards, &progress)?)
 }
 
 pub(crate) fn restore(qubes: &Qubes, options: &RestoreOptions) -> Result<(), Error> {

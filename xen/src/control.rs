@@ -33,11 +33,13 @@ pub struct CreateDomain {
     pub cpupool: u32,
     /// Whether the IOMMU translates for it, which it must for a domain that is to be given devices: with tables of its own.
     pub iommu: bool,
+    /// The id that it is to have, if no domain has it; `None` for the next that is free.
+    pub domid: Option<DomId>,
 }
 
 impl CreateDomain {
     /// With libxl's defaults for all else: event-channel ports up to 1,023, the hypervisor's own sizes of the grant table, whose
-    /// versions 1 and 2 it may use, pool 0, and no translation by the IOMMU.
+    /// versions 1 and 2 it may use, pool 0, no translation by the IOMMU, and an id that Xen chooses.
     #[must_use]
     pub const fn new(kind: GuestKind, uuid: [u8; 16], max_vcpus: u32) -> Self {
         Self {
@@ -50,6 +52,7 @@ impl CreateDomain {
             max_grant_version: 2,
             cpupool: 0,
             iommu: false,
+            domid: None,
         }
     }
 }

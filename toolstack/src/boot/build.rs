@@ -151,6 +151,8 @@ pub(super) struct Empty<'a> {
     pub(super) max_mem_kib: u64,
     pub(super) placement: &'a Placement,
     pub(super) limits: Limits,
+    /// The id that it is to have; `None` for one that Xen chooses.
+    pub(super) domid: Option<DomId>,
 }
 
 impl Empty<'_> {
@@ -166,6 +168,7 @@ impl Empty<'_> {
             max_grant_version: self.limits.max_grant_version,
             cpupool: self.placement.pool,
             iommu: self.limits.iommu,
+            domid: self.domid,
         })?;
         let unfinished = Unfinished { control, domid };
         control.set_max_vcpus(domid, self.max_vcpus)?;
@@ -291,6 +294,7 @@ pub fn build(
     let needed_kib = plan.needed_kib();
     let free_kib = free_kib(control, plan.kind(), needed_kib)?;
     let empty = Empty {
+        domid: None,
         kind: plan.kind(),
         uuid,
         max_vcpus: plan.sizes().max_vcpus,

@@ -22,6 +22,8 @@ pub struct Saved {
     pub paging_memory_mib: Option<u64>,
     /// What becomes of a PVH guest's missed timer ticks.
     pub timer_mode: u64,
+    /// The id that it is to have; `None` for one that Xen chooses.
+    pub domid: Option<DomId>,
 }
 
 /// Makes a domain out of the stream, which is read to its end and no further. On failure nothing is left of it.
@@ -53,6 +55,7 @@ pub fn restore(
         max_mem_kib: max_mem_kib.max(pages_kib(saved.pages)),
         placement: &saved.placement,
         limits,
+        domid: saved.domid,
     };
     let unfinished = empty.make(control)?;
     let domid = unfinished.domid;

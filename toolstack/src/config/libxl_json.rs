@@ -87,13 +87,18 @@ impl QubeConfig {
     /// although it is the default.
     #[must_use]
     pub fn to_libxl_record(&self) -> String {
+        laid_out(&self.libxl_record())
+    }
+
+    /// The same as a value.
+    pub(crate) fn libxl_record(&self) -> Value {
         let mut value = self.libxl_value();
         value["b_info"]["video_memkb"] = json!(0);
         value["b_info"]["arch_x86"]["msr_relaxed"] = json!("False");
         if let Some(disks) = value.get_mut("disks") {
             *disks = self.disks.iter().map(disk_record).collect();
         }
-        laid_out(&value)
+        value
     }
 
     fn libxl_value(&self) -> Value {

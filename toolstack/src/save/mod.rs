@@ -19,6 +19,7 @@ use crate::qubes::{Qube, QubeError, Qubes};
 use crate::store::{self, home};
 use crate::watch::WatchError;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -125,6 +126,14 @@ pub enum SaveError {
         /// Why it makes no qube.
         reason: String,
     },
+    /// It was saved with its id, and another domain has that now.
+    #[error("{path} is to be restored with the id {domid} (it was saved with -D), and a domain has it")]
+    Taken {
+        /// Which file.
+        path: PathBuf,
+        /// The id.
+        domid: DomId,
+    },
     /// It was saved, and is suspended, and neither gone nor going on.
     #[error("it is saved, and suspended, but not {what}: {source}")]
     Afterwards {
@@ -220,7 +229,8 @@ impl Qubes {
 
     /// Saves a qube to a file, which others than root cannot read: it has the guest's memory in it. A file of that name is
     /// replaced when the new one is whole; anything else of that name, such as a pipe, is written to. The configuration that it
-    /// is restored with is `config`, or the one that it was made with and what was changed since.
+    /// is restored with is `config`, or the one that it was made with and what was changed since. With `keeps_domid` it is
+    /// restored with its id, or not at all.
     ///
     /// # Errors
     /// See [`SaveError`]. The guest goes on then, unless it says otherwise, and the file is as it was.
@@ -229,6 +239,7 @@ impl Qubes {
         qube: &Qube,
         config: Option<&QubeConfig>,
         path: &Path,
+        keeps_domid: bool,
         afterwards: Afterwards,
         progress: &Progress,
     ) -> Result<(), SaveError> {
@@ -242,7 +253,11 @@ impl Qubes {
             return Err(SaveError::Device { domid, what: "PCI devices" });
         }
         let known = self.known(qube)?;
-        let (json, ours) = self.described(qube, config, known)?;
+        let (mut json, ours) = self.described(qube, config, known)?;
+        if keeps_domid {
+            json["c_info"]["domid"] = domid.0.into();
+        }
+        let json = crate::config::laid_out(&json);
         let at = |source: FileError| SaveError::File { path: path.to_owned(), source };
         let target = Target::open(path).map_err(|error| at(error.into()))?;
 
@@ -280,11 +295,11 @@ impl Qubes {
         qube: &Qube,
         config: Option<&QubeConfig>,
         known: Option<Ours>,
-    ) -> Result<(String, Vec<u8>), SaveError> {
+    ) -> Result<(Value, Vec<u8>), SaveError> {
         let domid = qube.info.domid;
         if let Some(config) = config {
             let config = QubeConfig { uuid: qube.uuid(), ..config.clone() };
-            let json = config.to_libxl_record();
+            let json = config.libxl_record();
             let ours = Ours { config, pages: qube.info.pages, attended: known.is_some() };
             return Ok((json, encoded(&ours)));
         }
@@ -292,7 +307,6 @@ impl Qubes {
         if json["b_info"]["disable_migrate"] == "True" {
             return Err(SaveError::Forbidden { domid });
         }
-        let json = crate::config::laid_out(&json);
         // Of one that another toolstack made there is libxl's alone.
         Ok((json, known.as_ref().map(encoded).unwrap_or_default()))
     }

@@ -9,10 +9,11 @@ use crate::events::Step;
 use crate::progress::Progress;
 use crate::qubes::{Qube, Qubes};
 use crate::userdata::Kind;
+use serde_json::Value;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use xen::{GuestKind, PAGE_SHIFT};
+use xen::{DomId, GuestKind, PAGE_SHIFT};
 
 /// A file of a saved qube, read up to the guest's state.
 #[derive(Debug)]
@@ -53,6 +54,15 @@ impl SavedQube {
             }
         };
         Ok((config, None))
+    }
+
+    /// The id that it is to be restored with, if it was saved so.
+    fn domid(&self) -> Option<DomId> {
+        let Some(Config::Json(json)) = &self.head.config else { return None };
+        let json: Value = serde_json::from_slice(json).ok()?;
+        let domid = u16::try_from(json.pointer("/c_info/domid")?.as_u64()?).ok()?;
+        // What is no guest's id stands for none.
+        (1..DomId::FIRST_RESERVED).contains(&domid).then_some(DomId(domid))
     }
 }
 
@@ -99,7 +109,13 @@ impl Qubes {
             placement: self.placement(config).map_err(create::CreateError::from)?,
             paging_memory_mib: config.paging_memory_mib,
             timer_mode: config.timer_mode as u64,
+            domid: saved.domid(),
         };
+        if let Some(domid) = spec.domid
+            && self.control.domain_info(domid).is_ok()
+        {
+            return Err(SaveError::Taken { path: saved.path, domid });
+        }
         let domain = Domain {
             settled: &settled,
             kind,

@@ -31,7 +31,7 @@ fn running(host: &Host, more: &str) -> Qube {
 }
 
 fn save(host: &Host, qube: &Qube, path: &Path, afterwards: Afterwards) -> Result<(), SaveError> {
-    host.qubes.save(qube, None, path, afterwards, &Progress::default())
+    host.qubes.save(qube, None, path, false, afterwards, &Progress::default())
 }
 
 /// Saves a qube whose guest obeys.
@@ -277,7 +277,7 @@ fn how_far_it_has_come_is_told_to_the_end() {
     let (told, heard) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
     let progress = Progress::new(move |bytes| told.lock().unwrap().send(bytes).unwrap());
-    host.qubes.save(&qube, None, &path, Afterwards::Destroy, &progress).unwrap();
+    host.qubes.save(&qube, None, &path, false, Afterwards::Destroy, &progress).unwrap();
     guest.join().unwrap();
     drop(progress);
     let all: Vec<_> = heard.iter().collect();
@@ -302,4 +302,29 @@ fn a_pv_qube_is_saved_and_restored_as_well() {
     let ring: u64 = host.qubes.read(&ring).unwrap().unwrap().parse().unwrap();
     let guest = host.machine.guest(again.info.domid).unwrap();
     assert!(guest.frame(xen::Gfn(ring)).is_some(), "a frame of the machine, and its own");
+}
+
+#[test]
+fn one_that_was_saved_with_its_id_is_restored_with_it_or_not_at_all() {
+    let host = host();
+    let (with, without) = (host.folder.path().join("with"), host.folder.path().join("without"));
+    let make =
+        |name: &str| host.qubes.create(&host.config_with(name, "memory=64"), false, &*host.foreign).unwrap();
+    let other = make("other");
+    let qube = running(&host, "");
+    let guest = listening(&host, &qube, 2);
+    host.qubes.save(&qube, None, &without, false, Afterwards::Resume, &Progress::default()).unwrap();
+    host.qubes.save(&qube, None, &with, true, Afterwards::Destroy, &Progress::default()).unwrap();
+    guest.join().unwrap();
+    host.qubes.destroy(&other).unwrap();
+    // The mock gives the first that is free.
+    for (path, domid) in [(&without, other.info.domid), (&with, qube.info.domid)] {
+        let again = restore(&host, path).unwrap();
+        assert_eq!(again.info.domid, domid);
+        host.qubes.destroy(&again).unwrap();
+    }
+    make("first");
+    assert_eq!(make("second").info.domid, qube.info.domid);
+    let taken = restore(&host, &with).unwrap_err();
+    assert!(matches!(&taken, SaveError::Taken { domid, .. } if *domid == qube.info.domid), "{taken}");
 }

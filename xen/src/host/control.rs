@@ -192,7 +192,7 @@ impl DomainControl for Control {
             ..Default::default()
         };
         // 0 asks Xen to choose the id.
-        let mut domid = 0;
+        let mut domid = domain.domid.map_or(0, |domid| domid.0.into());
         // SAFETY: both pointers are to live values of the types that the function takes.
         let result = unsafe { xc.xc_domain_create(xc.handle(), &raw mut domid, &raw mut config) };
         done(result, "xc_domain_create", || format!("{} vCPUs", domain.max_vcpus))?;

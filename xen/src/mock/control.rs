@@ -387,8 +387,12 @@ impl DomainControl for Control {
         if state.pools.scheduler(domain.cpupool).is_none() {
             return Err(Error::errno("xc_domain_create", args(), libc::ESRCH));
         }
-        let domid = (1..DomId::FIRST_RESERVED).map(DomId).find(|domid| !state.domains.contains_key(domid));
-        let domid = domid.ok_or_else(|| Error::errno("xc_domain_create", args(), libc::ENOMEM))?;
+        let is_free = |domid: &DomId| !state.domains.contains_key(domid);
+        let domid = match domain.domid {
+            Some(domid) => Some(domid).filter(is_free).ok_or(libc::EEXIST),
+            None => (1..DomId::FIRST_RESERVED).map(DomId).find(is_free).ok_or(libc::ENOMEM),
+        };
+        let domid = domid.map_err(|errno| Error::errno("xc_domain_create", args(), errno))?;
         let (pv, shared_info) = match domain.kind {
             GuestKind::Pvh => (None, Gfn(state.host.frames.take(1))),
             GuestKind::Pv => {
