@@ -447,7 +447,8 @@ fn dom0s_containers_are_principals_and_nothing_of_what_dom0_may_do_is_theirs() {
     // dom0 always runs, whatever is said of what does.
     assert_eq!(verdict("work:mail", "dom0:update", "q.Put"), "allow target=dom0:update autostart=no");
     assert_eq!(verdict("work", "dom0:update", "q.Put"), NO_RULE);
-    assert_eq!(verdict("work", "dom0:backup", "q.Ask"), "ask targets=dom0:backup default_target=dom0:backup");
+    let asked = verdict("work", "dom0:backup", "q.Ask");
+    assert!(asked.contains(",dom0:backup,") && asked.ends_with(" default_target=dom0:backup"), "{asked}");
     // One that there is not is no target, and no caller.
     assert_eq!(verdict("work:mail", "dom0:other", "q.Put"), NO_RULE);
     assert_eq!(verdict("dom0:other", "vault", "q.Get"), "deny: the caller dom0:other is not known");
