@@ -34,6 +34,10 @@ pub struct ConnectOptions {
     /// but to be safe this is to be set to false for servers that use it. Then, in a guest, the end of the server's
     /// domain is not noticed at all.
     pub server_keeps_keys: bool,
+    /// To connect only to a server that no client has been at: else it is waited for another one, as for one that has gone. A
+    /// server that a client has just left may not have seen that yet, takes the next one for it, and has bytes in its rings that
+    /// were the other's. Default: false, as libxenvchan's client.
+    pub unused_only: bool,
     /// How often it is looked whether the server's domain still exists, while an operation waits without an event.
     pub probe_interval: Duration,
 }
@@ -41,7 +45,7 @@ pub struct ConnectOptions {
 /// Does not wait.
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { wait: None, server_keeps_keys: true, probe_interval: PROBE_INTERVAL }
+        Self { wait: None, server_keeps_keys: true, unused_only: false, probe_interval: PROBE_INTERVAL }
     }
 }
 
@@ -52,7 +56,8 @@ impl Channel {
     ///
     /// # Errors
     /// * [`NoServer`](Error::NoServer) when the keys are not there (and did not appear in time);
-    /// * [`Closed`](Error::Closed) when they belong to a server that has gone;
+    /// * [`Closed`](Error::Closed) when they belong to a server that has gone, or that another client was at
+    ///   ([`unused_only`](ConnectOptions::unused_only));
     /// * [`Violation`](Error::Violation), [`BadKey`](Error::BadKey) when what it wrote makes no sense;
     /// * [`Loopback`](Error::Loopback), [`ReservedDomain`](Error::ReservedDomain), or a failed call to Xen.
     pub fn connect(
@@ -195,7 +200,7 @@ impl Connector {
         // What we only read, nobody here can overwrite.
         let right = self.map_ring(orders, Ring::Right, &grefs, Access::ReadOnly)?;
         let pages = Arc::new(Pages::of_client(orders, page, (left, right)));
-        if pages.peer()? == State::Closed {
+        if pages.peer()? == State::Closed || (self.options.unused_only && !pages.is_awaited()) {
             return Err(Error::Closed);
         }
         let sender = Producer::attach(Arc::clone(&pages), Ring::Left, orders.size(Ring::Left))?;

@@ -204,6 +204,11 @@ impl Pages {
         }
     }
 
+    /// Whether nobody has been at this end yet, whom the server would have missed.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.own.live.load(Acquire) == LIVE_AWAITED
+    }
+
     /// Sets the own live byte; what this side did before is seen by whoever sees it.
     pub(crate) fn set_own_live(&self, value: u8) {
         self.own.live.store(value, Release);

@@ -155,7 +155,8 @@ impl Pairs {
 fn open(domain: u16, own: u16, role: Role) -> io::Result<Channel> {
     let peer = DomId(domain);
     if role == Role::Service {
-        let options = ConnectOptions { wait: Some(COMING), ..ConnectOptions::default() };
+        // A channel that this end has ended, the peer may not have seen end: it makes another when it has.
+        let options = ConnectOptions { wait: Some(COMING), unused_only: true, ..ConnectOptions::default() };
         return Ok(Channel::connect(&Host, peer, &format!("data/vchan/{own}/{PAIR_PORT}"), &options)?);
     }
     let path = format!("data/vchan/{domain}/{PAIR_PORT}");

@@ -1026,6 +1026,32 @@ fn a_client_in_a_guest_notices_the_loss_of_the_servers_keys() {
 }
 
 #[test]
+fn who_wants_an_unused_server_waits_for_the_next_one() {
+    let host = Host::new();
+    let options = ConnectOptions { unused_only: true, ..Default::default() };
+    let connect = |options: &ConnectOptions| Channel::connect(&host.client, SERVER, PATH, options);
+    let mut server = host.listen(&sizes(0, 0)).into_channel();
+    let client = connect(&options).unwrap();
+    assert_eq!(server.state().unwrap(), State::Open);
+    drop(client);
+    // The server has not looked meanwhile: to it the next one would be the same.
+    assert!(matches!(connect(&options), Err(Error::Closed)));
+    assert_eq!(server.recv(&mut [0]).unwrap(), 0, "it sees that the first has gone");
+    drop(server);
+    let waits = ConnectOptions { wait: Some(LONG), ..options.clone() };
+    let mut next = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| connect(&waits).unwrap());
+        let mut server = host.listen(&sizes(0, 0)).into_channel();
+        let client = waiting.join().unwrap();
+        server.send_all(b"next").unwrap();
+        (server, client)
+    });
+    let mut bytes = [0; 4];
+    next.1.recv_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"next");
+}
+
+#[test]
 fn who_holds_a_waker_keeps_no_channel_open() {
     let host = Host::new();
     let (mut server, client) = host.pair(&sizes(0, 0));
