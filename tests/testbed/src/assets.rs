@@ -26,7 +26,7 @@ const SYSTEM: &str = "vault";
 const STUB: (&str, &str) = ("systemd-boot-efi", "usr/lib/systemd/boot/efi/linuxx64.efi.stub");
 
 /// The assets, by name.
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
     "unified",
     "esp",
     "disk",
@@ -37,6 +37,7 @@ pub const NAMES: [&str; 10] = [
     DECLARED[3],
     TUTORIAL,
     PACKAGES,
+    LIBVIRT,
 ];
 
 /// Those that are a `qubes.json` with the systems that it names, which `nixos/testing` builds: dom0 has all of their store paths.
@@ -47,6 +48,22 @@ pub const TUTORIAL: &str = "tutorial";
 
 /// The one that is our Debian packages, with Debian's programs that install them.
 pub const PACKAGES: &str = "packages";
+
+/// The one that is libvirt's daemon with its driver for libxl, and virsh.
+pub const LIBVIRT: &str = "libvirt";
+
+/// Their packages, and where they lie there.
+const OF_LIBVIRT: [(&str, &str); 3] = [
+    ("libvirt-daemon", "usr/sbin/libvirtd"),
+    ("libvirt-clients", "usr/bin/virsh"),
+    (
+        "libvirt-daemon-driver-xen",
+        "usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_libxl.so",
+    ),
+];
+
+/// What libvirt knows of processors.
+const LIBVIRTS_PROCESSORS: &str = "usr/share/libvirt/cpu_map";
 
 /// What installs packages, and what theirs ask for then: where it lies in Debian 12.
 const INSTALLERS: [&str; 5] =
@@ -153,6 +170,21 @@ impl Assets {
         }
         let path = place.join("status");
         fs::write(&path, status).at(&path)
+    }
+
+    /// Makes [`LIBVIRT`], which takes a download: `bin` and, flat, `lib`, the driver in `bin`, too.
+    pub fn make_libvirt(&self, cache: &Cache, debian: &Debian) -> Result<()> {
+        let tree = Tree::of_packages(cache, LIBVIRT, &OF_LIBVIRT.map(|(package, _)| package))?;
+        let mut binaries = Vec::new();
+        for (_, path) in OF_LIBVIRT {
+            binaries.push(tree.file(path)?);
+        }
+        let folders: Vec<_> = [&debian.tree, &tree].into_iter().flat_map(Tree::library_folders).collect();
+        let libraries = elf::libraries(&binaries, &folders)?;
+        let place = self.path(LIBVIRT);
+        copy_flat(&place, binaries, libraries)?;
+        let (source, target) = (tree.file(LIBVIRTS_PROCESSORS)?, place.join("cpu_map"));
+        process::run(Command::new("cp").arg("-r").arg(source).arg(target))
     }
 
     /// The folder of an asset.

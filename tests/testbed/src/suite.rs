@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::assets::{Assets, DECLARED, PACKAGES, TUTORIAL};
+use crate::assets::{Assets, DECLARED, LIBVIRT, PACKAGES, TUTORIAL};
 use crate::cache::{Cache, Scratch};
 use crate::checks::{BOOTS, Boot, Check, DEMO};
 use crate::closure::{Builder, Closure, Store};
@@ -315,6 +315,9 @@ impl Testbed {
         if matches!(task, Task::Checks(_)) && is_wanted(PACKAGES) {
             let make = || self.assets.make_packages(&self.cache, &self.debian, self.scratch.path());
             step("our Debian packages", make)?;
+        }
+        if matches!(task, Task::Checks(_)) && is_wanted(LIBVIRT) {
+            step("libvirt", || self.assets.make_libvirt(&self.cache, &self.debian))?;
         }
         let systems = dom0::Systems { closures: &self.closures, declared: &declared, assets: &self.assets };
         let overlay = dom0::overlay((&self.debian, tree), products, &systems, task)?;
