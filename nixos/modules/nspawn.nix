@@ -28,6 +28,7 @@ in
     };
     systemd.services."nexus-container@" = {
       description = "One of dom0's wishes for the containers of this qube";
+      unitConfig.CollectMode = "inactive-or-failed";
       serviceConfig = {
         ExecStart = "${agent}/bin/nexus-service ${if settings == null then "" else "--config ${settings} "}answer nexus.Container";
         StandardInput = "socket";
