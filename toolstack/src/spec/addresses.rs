@@ -43,8 +43,10 @@ impl Prefix {
         (self.first ^ other.first) >> (32 - shared) == 0
     }
 
-    /// One that is not taken, the first to be looked at drawn by lot; `None` when all are taken.
-    fn free(self, drawn: u32, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    /// One for a qube of that UUID that is not taken; `None` when all are taken.
+    pub(super) fn free(self, uuid: Uuid, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+        let bytes = uuid.as_bytes();
+        let drawn = u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
         let there = self.size() - 2;
         (0..there)
             .map(|more| Ipv4Addr::from(self.first + 1 + (drawn % there + more) % there))
@@ -88,8 +90,8 @@ impl From<Prefix> for String {
 }
 
 impl Qubes {
-    /// An address for a qube of that UUID that no interface of the host has; `None` when all are taken.
-    pub(super) fn free_address(&self, prefix: Prefix, uuid: Uuid) -> Result<Option<Ipv4Addr>, QubeError> {
+    /// The addresses that interfaces of the host have.
+    pub(super) fn addresses_in_use(&self) -> Result<BTreeSet<Ipv4Addr>, QubeError> {
         let mut taken = BTreeSet::new();
         for qube in self.list()? {
             for nic in self.list_nics(&qube)? {
@@ -98,8 +100,7 @@ impl Qubes {
                 taken.extend(given.and_then(|given| given.parse::<Ipv4Addr>().ok()));
             }
         }
-        let bytes = uuid.as_bytes();
-        Ok(prefix.free(u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]), &taken))
+        Ok(taken)
     }
 }
 
@@ -154,7 +155,7 @@ mod tests {
     fn each_free_address_is_found_once_and_then_there_is_none() {
         let prefix: Prefix = "192.168.7.16/28".parse().unwrap();
         let mut taken = BTreeSet::new();
-        while let Some(address) = prefix.free(u32::MAX, &taken) {
+        while let Some(address) = prefix.free(Uuid::max(), &taken) {
             assert!(prefix.has(address) && taken.insert(address), "{address}");
         }
         assert_eq!(taken.len(), 14);

@@ -16,9 +16,10 @@ use crate::pool::PoolError;
 use crate::qubes::{Qube, QubeError, Qubes};
 use crate::userdata::Kind;
 use crate::volume::{Format, Name, VolumeError, Volumes};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 use xen::ForeignMemory;
@@ -29,6 +30,8 @@ const DISPOSABLE: [u8; 4] = *b"nxld";
 const IMAGES: &str = "/var/lib/nxl/disposables";
 /// The lock of who makes a qube with that UUID.
 const LOCK: &str = "disposable-";
+/// And of who makes one with that address.
+const ADDRESS: &str = "address-";
 /// A UUID as text.
 const UUID_LEN: usize = 36;
 
@@ -136,19 +139,37 @@ impl Spec {
     }
 }
 
-/// The file of a volume until a qube has it. Its lock says that somebody is at work.
+/// Something that a qube is to have, while it is being made: a lock says so.
+struct Claim {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // A file that is left is one that nobody holds.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The file of a volume until a qube has it.
 struct Image {
     path: PathBuf,
-    lock_path: PathBuf,
-    _lock: File,
+    _claim: Claim,
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
         // What is left after all is taken away by the next who makes one.
         let _ = fs::remove_file(&self.path);
-        let _ = fs::remove_file(&self.lock_path);
     }
+}
+
+/// What a disposable qube is to have for itself: held until it has it, and then let go.
+#[derive(Default)]
+struct Held {
+    _image: Option<Image>,
+    _address: Option<Claim>,
 }
 
 impl Disposable {
@@ -185,29 +206,49 @@ impl Disposable {
 }
 
 impl Qubes {
-    /// The configuration of one disposable qube, and its volume's file until the qube has that.
-    fn individual(
-        &self,
-        disposable: &Disposable,
-        name: &str,
-    ) -> Result<(QubeConfig, Option<Image>), DisposableError> {
+    /// Claims what has that name for a qube that is to be made; `None` where another has.
+    fn claim(&self, name: &str) -> Result<Option<Claim>, QubeError> {
+        let path = self.userdata.scratch().join(name);
+        Ok(self.userdata.lock(name, false)?.map(|lock| Claim { path, _lock: lock }))
+    }
+
+    /// An address that no interface of the host has, claimed until the qube has it. It is looked for what is taken when one is
+    /// claimed, and not before: who had it as a claim then, has it as an interface's now.
+    fn claimed_address(&self, prefix: Prefix, uuid: Uuid) -> Result<(Ipv4Addr, Claim), DisposableError> {
+        let mut taken = BTreeSet::new();
+        loop {
+            let address = prefix.free(uuid, &taken).ok_or(DisposableError::Addresses(prefix))?;
+            let claim = self.claim(&format!("{ADDRESS}{address}"))?;
+            if let Some(claim) = claim {
+                taken.extend(self.addresses_in_use()?);
+                if !taken.contains(&address) {
+                    return Ok((address, claim));
+                }
+            }
+            taken.insert(address);
+        }
+    }
+
+    /// The configuration of one disposable qube, and what it is to have, until it has that.
+    fn individual(&self, disposable: &Disposable, name: &str) -> Result<(QubeConfig, Held), DisposableError> {
         let uuid = new_uuid();
+        let mut held = Held::default();
         let mut config = QubeConfig { name: name.to_owned(), uuid, ..disposable.config.clone() };
         if let Some(prefix) = disposable.addresses
             && let Some(nic) = config.nics.iter_mut().find(|nic| nic.backend.is_some())
         {
-            let ip = self.free_address(prefix, uuid)?.ok_or(DisposableError::Addresses(prefix))?;
+            let (ip, claim) = self.claimed_address(prefix, uuid)?;
             nic.ip = Some(ip.to_string());
+            held._address = Some(claim);
         }
         let (Some(private), Some(kind)) = (&disposable.private, disposable.kind()) else {
-            return Ok((config, None));
+            return Ok((config, held));
         };
         let name: Name = format!("{uuid}{kind}").parse()?;
         let volumes = Volumes::new(&disposable.images).sharing(self.plumbing.clone());
-        let lock = format!("{LOCK}{uuid}");
-        let lock_path = self.userdata.scratch().join(&lock);
-        let held = self.userdata.lock(&lock, true)?;
-        let image = held.map(|lock| Image { path: volumes.path(&name), lock_path, _lock: lock });
+        // The UUID is nobody else's.
+        let claim = self.claim(&format!("{LOCK}{uuid}"))?;
+        held._image = claim.map(|claim| Image { path: volumes.path(&name), _claim: claim });
         let volume = volumes.create(&name, private.size << 20, private.format)?;
         let text = disk_text(&volume.image.path.to_string_lossy(), &private.vdev, Access::W);
         let disk = DiskConfig::parse(&text).map_err(|error| DisposableError::Image {
@@ -215,7 +256,7 @@ impl Qubes {
             source: io::Error::new(io::ErrorKind::InvalidInput, error.to_string()),
         })?;
         config.disks.push(disk);
-        Ok((config, image))
+        Ok((config, held))
     }
 
     /// Takes the files away that were left by those who were killed before a qube had them.
@@ -232,10 +273,8 @@ impl Qubes {
             let path = entry.map_err(error(&disposable.images))?.path();
             let name = path.file_name().and_then(|name| name.to_str()?.get(..UUID_LEN));
             let Some(uuid) = name.and_then(|uuid| Uuid::parse_str(uuid).ok()) else { continue };
-            let lock = format!("{LOCK}{uuid}");
-            if let Some(held) = self.userdata.lock(&lock, false)? {
-                let lock_path = self.userdata.scratch().join(&lock);
-                drop(Image { path, lock_path, _lock: held });
+            if let Some(claim) = self.claim(&format!("{LOCK}{uuid}"))? {
+                drop(Image { path, _claim: claim });
             }
         }
         Ok(())
@@ -253,7 +292,7 @@ impl Qubes {
     ) -> Result<Qube, DisposableError> {
         check_name(name)?;
         self.sweep(disposable)?;
-        let (config, _image) = self.individual(disposable, name)?;
+        let (config, _held) = self.individual(disposable, name)?;
         Ok(self.start(&config, true, foreign)?)
     }
 
@@ -278,7 +317,7 @@ impl Qubes {
             count,
             |shell| is_disposable(shell.uuid()),
             |name| {
-                let (config, _image) = self.individual(disposable, &name)?;
+                let (config, _held) = self.individual(disposable, &name)?;
                 Ok(self.make(&config, Some(Kind::Pool), Ending::Paused, foreign)?)
             },
         )

@@ -1285,18 +1285,41 @@ fn a_disposable_qube_is_what_its_template_is_with_a_name_and_a_volume_of_its_own
     assert_eq!((files_in(&images(&host)), host.kernel.loop_count()), (0, 0), "nothing is left of it");
 }
 
+/// A template of disposables behind a netvm that runs.
+fn template_behind_net(host: &Site) -> (Spec, Disposable) {
+    let mut template = behind_net(7);
+    template["disposable_template"] = json!(true);
+    template["autostart"] = json!(false);
+    let spec = spec(host, &[("net", json!({ "driver_domain": true })), ("office", template)]);
+    assert_eq!(apply(host, &spec), ["create net"]);
+    let made = disposable(host, &spec);
+    (spec, made)
+}
+
+#[test]
+fn disposable_qubes_that_are_made_at_the_same_moment_have_addresses_of_their_own() {
+    let host = site();
+    let (_, made) = template_behind_net(&host);
+    let (qubes, foreign) = (&host.qubes, &*host.foreign);
+    // As many as there are addresses but four: nobody is told that there are none.
+    let names: Vec<String> = (0..10).map(|number| format!("disp{number}")).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| qubes.start_disposable(&made, name, foreign).unwrap());
+        }
+    });
+    let given: BTreeSet<_> = names.iter().map(|name| addresses(&host, name).remove(0).unwrap()).collect();
+    assert_eq!(given.len(), names.len(), "{given:?}");
+    let claims = host.qubes.userdata.scratch().read_dir().unwrap();
+    let claims =
+        claims.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("address-"));
+    assert_eq!(claims.count(), 0);
+}
+
 #[test]
 fn disposable_qubes_behind_a_netvm_have_addresses_of_their_own() {
     let host = site();
-    let template = {
-        let mut template = behind_net(7);
-        template["disposable_template"] = json!(true);
-        template["autostart"] = json!(false);
-        template
-    };
-    let spec = spec(&host, &[("net", json!({ "driver_domain": true })), ("office", template)]);
-    assert_eq!(apply(&host, &spec), ["create net"]);
-    let made = disposable(&host, &spec);
+    let (spec, made) = template_behind_net(&host);
     let prefix = spec.document().network.as_ref().unwrap().disposables;
     let mut given = BTreeSet::new();
     for number in 0..14 {
