@@ -137,6 +137,7 @@ install-programs: toolchain
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nexus/systemd/nexus-ready.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-ready.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/udev/rules.d nexus/systemd/70-nexus-agent.rules
 	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nxl/systemd/nexus-apply.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nexus-apply.service
+	sed 's|=/usr/sbin/|=$(PREFIX)/sbin/|' nxl/systemd/nxl-devd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/nxl-devd.service
 	install -D -m 644 nxl/logrotate/nxl $(DESTDIR)/etc/logrotate.d/nxl
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/tmpfiles.d nexus/tmpfiles.d/nexus.conf
 	install -D -m 644 -t $(DESTDIR)/etc/logrotate.d nexus/logrotate.d/nexus

@@ -415,8 +415,9 @@ pub(crate) enum Command {
     Watch(WatchOptions),
     /// Connect the disks and network interfaces whose backends are in this domain, by their scripts, and take them away when
     /// they end: for a driver domain, whose devices the toolstack of dom0 only records. Nothing is twice or forgotten when it
-    /// is killed and started again. It says on stderr what it does, and in the background in /var/log/xen/nxl-devd.log. Disks that QEMU would have to
-    /// serve are left alone. (In dom0, xl and nxl connect devices themselves.)
+    /// is killed and started again. It says on stderr what it does, and in the background in /var/log/xen/nxl-devd.log. Disks
+    /// that QEMU would have to serve are left alone. nxl-devd.service runs it, where that is enabled. (In dom0, xl and nxl
+    /// connect devices themselves.)
     #[command(after_help = "Examples:
   nxl devd -p /run/nxl-devd.pid
   nxl devd -F")]
