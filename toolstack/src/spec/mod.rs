@@ -11,7 +11,7 @@
 //! let error = Spec::parse("qubes.json", br#"{ "version": 1, "qubes": {}, "polcy": {} }"#).unwrap_err();
 //! assert_eq!(
 //!     error.to_string(),
-//!     "qubes.json:1:30: polcy: unknown field `polcy`, expected one of `version`, `host`, `network`, `qubes`, `remotes`, `policy`"
+//!     "qubes.json:1:30: polcy: unknown field `polcy`, expected one of `version`, `host`, `network`, `dom0`, `qubes`, `remotes`, `policy`"
 //! );
 //! # Ok::<(), toolstack::spec::SpecError>(())
 //! ```
