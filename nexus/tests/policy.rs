@@ -395,6 +395,11 @@ fn containers_are_principals_of_their_own() {
     );
 }
 
+/// What becomes of calls by a policy, as it is shown.
+fn verdicts<'a>(policy: &'a Policy, system: &'a System) -> impl Fn(&str, &str, &str) -> String + 'a {
+    |source, target, service| policy.decide(&call(source, target, service), system).verdict.to_string()
+}
+
 #[test]
 fn a_qubes_own_policy_is_for_calls_within_it() {
     let policy = policy(
@@ -404,8 +409,7 @@ fn a_qubes_own_policy_is_for_calls_within_it() {
          q.Ask * work:web @anyvm ask\n",
     );
     let system = System { within: Some(nexus::name::Name::new("work").unwrap()), ..system() };
-    let verdict =
-        |source, target, service| policy.decide(&call(source, target, service), &system).verdict.to_string();
+    let verdict = verdicts(&policy, &system);
     assert_eq!(verdict("work:web", "work:db", "q.In"), "allow target=work:db");
     assert_eq!(verdict("work:mail", "work", "q.In"), "allow target=work");
     assert_eq!(verdict("work:mail", "work:db", "q.In"), NO_RULE);
@@ -438,8 +442,7 @@ fn dom0s_containers_are_principals_and_nothing_of_what_dom0_may_do_is_theirs() {
          * * @anyvm * allow\n",
     );
     let system = with_dom0s_containers();
-    let verdict =
-        |source, target, service| policy.decide(&call(source, target, service), &system).verdict.to_string();
+    let verdict = verdicts(&policy, &system);
     assert_eq!(verdict("dom0:update", "vault", "q.Get"), "allow target=vault");
     for (source, target) in [("dom0:backup", "vault"), ("dom0:update", "work"), ("dom0:update", "@dispvm")] {
         assert_eq!(verdict(source, target, "q.Get"), NO_RULE, "{source} {target}");
@@ -460,8 +463,7 @@ fn dom0s_containers_are_principals_and_nothing_of_what_dom0_may_do_is_theirs() {
     assert_eq!(verdict("dom0:update", "dom0", "q.Near"), own("@adminvm"));
     assert_eq!(verdict("dom0", "dom0:backup", "q.Near"), own("dom0:backup"));
     let within = System { within: Some(nexus::name::Name::new("dom0").unwrap()), ..system.clone() };
-    let verdict =
-        |source, target, service| policy.decide(&call(source, target, service), &within).verdict.to_string();
+    let verdict = verdicts(&policy, &within);
     assert_eq!(verdict("dom0:update", "dom0:backup", "q.Near"), "allow target=dom0:backup");
     assert_eq!(verdict("dom0:update", "dom0", "q.Near"), "allow target=@adminvm");
     assert_eq!(verdict("dom0", "dom0:backup", "q.Near"), "allow target=dom0:backup");

@@ -194,7 +194,7 @@ fn text(nodes: &[Node], calls: &[CallEdge]) -> String {
     }
     for (number, qube) in qubes.iter().enumerate() {
         let last = number + 1 == qubes.len();
-        let (twig, trunk) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        let (twig, trunk) = twig(last);
         let _ = writeln!(text, "{twig}{}", title(qube));
         let bar = if qube.containers.is_empty() { "   " } else { "│  " };
         for call in calls_of(&qube.name) {
@@ -208,9 +208,14 @@ fn text(nodes: &[Node], calls: &[CallEdge]) -> String {
     text
 }
 
+/// What leads to one, and what stands before all that is below it.
+fn twig(last: bool) -> (&'static str, &'static str) {
+    if last { ("└─ ", "   ") } else { ("├─ ", "│  ") }
+}
+
 /// A container, and below it whom it may call.
 fn branch(text: &mut String, trunk: &str, last: bool, title: &str, calls: &[&CallEdge]) {
-    let (twig, bar) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+    let (twig, bar) = twig(last);
     let _ = writeln!(text, "{trunk}{twig}{title}");
     for call in calls {
         let _ = writeln!(text, "{trunk}{bar}   {}", arrow(call));

@@ -6,7 +6,7 @@ use super::frames::{Bytes, Opening};
 use super::service::{self, Ended, GONE, Wanted};
 use super::{Shared, remote};
 use crate::conversation::ConversationError;
-use crate::policy::{Call, Denial, Place, Principal, Qube, Service, Verdict};
+use crate::policy::{Call, Denial, Place, Principal, Service, Verdict};
 use crate::wire::control::Failure;
 use crate::wire::{Channel, Ident, Message, WireError};
 use std::io;
@@ -231,11 +231,5 @@ fn decide(request: &Request, source: &Principal, shared: &Shared) -> Result<(Cal
 
 /// Whether a target is not in this qube.
 fn is_elsewhere(target: Option<&Place>, shared: &Shared) -> bool {
-    let own = &shared.settings.qube;
-    match target {
-        None => false,
-        Some(Place::AdminVm) => own != crate::policy::DOM0,
-        Some(Place::Qube(Qube::Name(name)) | Place::Container { qube: name, .. }) => name != own,
-        Some(Place::Qube(Qube::Uuid(_)) | Place::DispVm | Place::DispVmOf(_)) => true,
-    }
+    target.is_some_and(|target| target.qube_name() != Some(shared.settings.qube.as_str()))
 }

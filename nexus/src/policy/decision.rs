@@ -4,8 +4,8 @@ use super::call::{Call, Principal};
 use super::compiled::Policy;
 use super::error::PolicyError;
 use super::rule::{Action, Origin};
-use super::system::{DOM0, System};
-use super::token::{Place, Qube};
+use super::system::System;
+use super::token::Place;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -231,12 +231,7 @@ fn usable(
 ) -> Result<Place, Denial> {
     let place = place.ok_or(Denial::NoTarget)?;
     let target = system.resolve(place, source).ok_or_else(|| Denial::NoSuchTarget(place.clone()))?;
-    let qube = match &target {
-        Place::AdminVm => Some(DOM0),
-        Place::Qube(Qube::Name(name)) | Place::Container { qube: name, .. } => Some(name.as_str()),
-        // A new one, or none.
-        Place::Qube(Qube::Uuid(_)) | Place::DispVm | Place::DispVmOf(_) => None,
-    };
+    let qube = target.qube_name();
     match &system.within {
         Some(within) if qube != Some(within.as_str()) => return Err(Denial::OtherQube(target)),
         None if qube == Some(source.qube_name()) => return Err(Denial::SameQube(target)),

@@ -1,5 +1,6 @@
 //! What stands in the source and target columns of a rule, and in `target=`.
 
+use super::system::DOM0;
 use crate::name::{Name, NameError, shown};
 use std::fmt;
 use uuid::Uuid;
@@ -117,6 +118,15 @@ impl Qube {
 }
 
 impl Place {
+    /// Its qube, or dom0; `None` of what is still to be made, and of a qube of which there is no more than a UUID.
+    pub fn qube_name(&self) -> Option<&str> {
+        match self {
+            Self::AdminVm => Some(DOM0),
+            Self::Qube(Qube::Name(name)) | Self::Container { qube: name, .. } => Some(name.as_str()),
+            Self::Qube(Qube::Uuid(_)) | Self::DispVm | Self::DispVmOf(_) => None,
+        }
+    }
+
     /// Reads the value of `target=` or `default_target=`.
     ///
     /// # Errors
